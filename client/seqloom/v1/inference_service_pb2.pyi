@@ -1,0 +1,133 @@
+from google.rpc import status_pb2 as _status_pb2
+from seqloom.v1 import tensor_pb2 as _tensor_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class InferRequest(_message.Message):
+    __slots__ = ("model", "sequences", "output", "initial_state", "weights_version")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_STATE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    sequences: _tensor_pb2.SequenceBatch
+    output: _tensor_pb2.OutputSpec
+    initial_state: _tensor_pb2.State
+    weights_version: int
+    def __init__(self, model: _Optional[str] = ..., sequences: _Optional[_Union[_tensor_pb2.SequenceBatch, _Mapping]] = ..., output: _Optional[_Union[_tensor_pb2.OutputSpec, _Mapping]] = ..., initial_state: _Optional[_Union[_tensor_pb2.State, _Mapping]] = ..., weights_version: _Optional[int] = ...) -> None: ...
+
+class InferResponse(_message.Message):
+    __slots__ = ("outputs", "lengths", "final_state", "weights_version", "timing")
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    FINAL_STATE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    outputs: _tensor_pb2.Outputs
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    final_state: _tensor_pb2.State
+    weights_version: int
+    timing: _tensor_pb2.Timing
+    def __init__(self, outputs: _Optional[_Union[_tensor_pb2.Outputs, _Mapping]] = ..., lengths: _Optional[_Iterable[int]] = ..., final_state: _Optional[_Union[_tensor_pb2.State, _Mapping]] = ..., weights_version: _Optional[int] = ..., timing: _Optional[_Union[_tensor_pb2.Timing, _Mapping]] = ...) -> None: ...
+
+class StreamInferRequest(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[SessionRequest]
+    def __init__(self, entries: _Optional[_Iterable[_Union[SessionRequest, _Mapping]]] = ...) -> None: ...
+
+class SessionRequest(_message.Message):
+    __slots__ = ("session", "open", "reset", "frames", "end", "cancel", "acknowledged_steps")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    RESET_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_STEPS_FIELD_NUMBER: _ClassVar[int]
+    session: int
+    open: OpenSession
+    reset: bool
+    frames: _tensor_pb2.Tensor
+    end: bool
+    cancel: bool
+    acknowledged_steps: int
+    def __init__(self, session: _Optional[int] = ..., open: _Optional[_Union[OpenSession, _Mapping]] = ..., reset: bool = ..., frames: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., end: bool = ..., cancel: bool = ..., acknowledged_steps: _Optional[int] = ...) -> None: ...
+
+class OpenSession(_message.Message):
+    __slots__ = ("model", "output", "initial_state", "weights_version", "snapshot_interval_steps", "timeout_seconds")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_STATE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_INTERVAL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    output: _tensor_pb2.OutputSpec
+    initial_state: _tensor_pb2.State
+    weights_version: int
+    snapshot_interval_steps: int
+    timeout_seconds: float
+    def __init__(self, model: _Optional[str] = ..., output: _Optional[_Union[_tensor_pb2.OutputSpec, _Mapping]] = ..., initial_state: _Optional[_Union[_tensor_pb2.State, _Mapping]] = ..., weights_version: _Optional[int] = ..., snapshot_interval_steps: _Optional[int] = ..., timeout_seconds: _Optional[float] = ...) -> None: ...
+
+class StreamInferResponse(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[SessionResponse]
+    def __init__(self, entries: _Optional[_Iterable[_Union[SessionResponse, _Mapping]]] = ...) -> None: ...
+
+class SessionResponse(_message.Message):
+    __slots__ = ("session", "opened", "outputs", "snapshot", "ended", "error")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    session: int
+    opened: SessionOpened
+    outputs: SessionOutputs
+    snapshot: SessionSnapshot
+    ended: SessionEnded
+    error: _status_pb2.Status
+    def __init__(self, session: _Optional[int] = ..., opened: _Optional[_Union[SessionOpened, _Mapping]] = ..., outputs: _Optional[_Union[SessionOutputs, _Mapping]] = ..., snapshot: _Optional[_Union[SessionSnapshot, _Mapping]] = ..., ended: _Optional[_Union[SessionEnded, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+
+class SessionOpened(_message.Message):
+    __slots__ = ("weights_version", "window_steps")
+    WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_STEPS_FIELD_NUMBER: _ClassVar[int]
+    weights_version: int
+    window_steps: int
+    def __init__(self, weights_version: _Optional[int] = ..., window_steps: _Optional[int] = ...) -> None: ...
+
+class SessionOutputs(_message.Message):
+    __slots__ = ("first_step", "outputs")
+    FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    first_step: int
+    outputs: _tensor_pb2.Outputs
+    def __init__(self, first_step: _Optional[int] = ..., outputs: _Optional[_Union[_tensor_pb2.Outputs, _Mapping]] = ...) -> None: ...
+
+class SessionSnapshot(_message.Message):
+    __slots__ = ("steps", "state")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    state: _tensor_pb2.State
+    def __init__(self, steps: _Optional[int] = ..., state: _Optional[_Union[_tensor_pb2.State, _Mapping]] = ...) -> None: ...
+
+class SessionEnded(_message.Message):
+    __slots__ = ("steps", "final_state", "timing")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    FINAL_STATE_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    final_state: _tensor_pb2.State
+    timing: _tensor_pb2.Timing
+    def __init__(self, steps: _Optional[int] = ..., final_state: _Optional[_Union[_tensor_pb2.State, _Mapping]] = ..., timing: _Optional[_Union[_tensor_pb2.Timing, _Mapping]] = ...) -> None: ...
