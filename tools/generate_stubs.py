@@ -32,7 +32,9 @@ def generate(target: pathlib.Path) -> list[str]:
     ]
     if protoc.main(arguments):
         sys.exit("protoc failed")
-    return sorted(str(path.relative_to(target)) for path in target.rglob("*_pb2*.py*") if "__pycache__" not in path.parts)
+    return sorted(
+        str(path.relative_to(target)) for path in target.rglob("*_pb2*.py*") if "__pycache__" not in path.parts
+    )
 
 
 def main() -> None:

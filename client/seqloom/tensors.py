@@ -28,16 +28,25 @@ class MalformedTensor(ValueError):
     """A tensor message whose type, shape and bytes do not belong together; the text says which."""
 
 
-def encode(array: Array) -> tensor_pb2.Tensor:
-    """Returns the tensor message of an array of float32, float64 or int32, of any shape and layout.
+def encode_into(array: Array, tensor: tensor_pb2.Tensor) -> None:
+    """Fills an empty tensor message with an array of float32, float64 or int32, of any shape and layout.
 
+    Into a message that stands in its place already, since protobuf copies what is put together from parts.
     Raises TypeError for another dtype.
     """
     data_type = _TYPES.get(array.dtype.newbyteorder("<"))
     if data_type is None:
         raise TypeError(f"dtype {array.dtype} has no place on the wire: float32, float64 or int32")
-    array = array.astype(_DTYPES[data_type], copy=False)
-    return tensor_pb2.Tensor(data_type=data_type, shape=array.shape, data=array.tobytes())
+    tensor.data_type = data_type
+    tensor.shape.extend(array.shape)
+    tensor.data = array.astype(_DTYPES[data_type], copy=False).tobytes()
+
+
+def encode(array: Array) -> tensor_pb2.Tensor:
+    """Returns the tensor message of an array; see encode_into."""
+    tensor = tensor_pb2.Tensor()
+    encode_into(array, tensor)
+    return tensor
 
 
 def decode(tensor: tensor_pb2.Tensor) -> Array:

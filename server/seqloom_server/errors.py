@@ -26,7 +26,6 @@ class Reason(enum.StrEnum):
     CANCELLED = "CANCELLED"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     ENGINE_DEAD = "ENGINE_DEAD"  # the device thread died
-    NON_FINITE_OUTPUT = "NON_FINITE_OUTPUT"
     INTERNAL = "INTERNAL"  # a bug of ours
 
 

@@ -61,20 +61,22 @@ class SessionRequest(_message.Message):
     def __init__(self, session: _Optional[int] = ..., open: _Optional[_Union[OpenSession, _Mapping]] = ..., reset: bool = ..., frames: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., end: bool = ..., cancel: bool = ..., acknowledged_steps: _Optional[int] = ...) -> None: ...
 
 class OpenSession(_message.Message):
-    __slots__ = ("model", "output", "initial_state", "weights_version", "snapshot_interval_steps", "timeout_seconds")
+    __slots__ = ("model", "output", "initial_state", "weights_version", "snapshot_interval_steps", "timeout_seconds", "whole_sequence")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     INITIAL_STATE_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_INTERVAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     model: str
     output: _tensor_pb2.OutputSpec
     initial_state: _tensor_pb2.State
     weights_version: int
     snapshot_interval_steps: int
     timeout_seconds: float
-    def __init__(self, model: _Optional[str] = ..., output: _Optional[_Union[_tensor_pb2.OutputSpec, _Mapping]] = ..., initial_state: _Optional[_Union[_tensor_pb2.State, _Mapping]] = ..., weights_version: _Optional[int] = ..., snapshot_interval_steps: _Optional[int] = ..., timeout_seconds: _Optional[float] = ...) -> None: ...
+    whole_sequence: bool
+    def __init__(self, model: _Optional[str] = ..., output: _Optional[_Union[_tensor_pb2.OutputSpec, _Mapping]] = ..., initial_state: _Optional[_Union[_tensor_pb2.State, _Mapping]] = ..., weights_version: _Optional[int] = ..., snapshot_interval_steps: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., whole_sequence: bool = ...) -> None: ...
 
 class StreamInferResponse(_message.Message):
     __slots__ = ("entries",)

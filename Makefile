@@ -1,0 +1,72 @@
+# The project's commands. Each sets up .venv by itself; a machine needs only make and Python 3.11 to 3.13.
+#
+#   make demo [DATA=DIR]   many callers' speech through one batched network (DATA: a folder of WAV files)
+#   make test              lint and every test
+#   make compose-test      docker-compose.yml, built and run for real
+#
+# PYTHON       the interpreter that .venv is made with
+# TORCH_INDEX  the package index that torch comes from: by default PyTorch's CPU builds on a Linux machine without an
+#              NVIDIA driver, else pip's own index. A torch of the pinned version in pip's find-links comes first.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CPU_TORCH := https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo $(CPU_TORCH))
+DATA ?=
+ARGS ?=
+
+.PHONY: help demo test lint format protos bench bench-quick compose-test clean
+
+help:
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/demo.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/python tools/generate_stubs.py --check
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+protos: $(INSTALLED)
+	$(BIN)/buf lint
+	$(BIN)/python tools/generate_stubs.py
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/bench_server.py $(ARGS)
+
+bench-quick: $(INSTALLED)
+	$(BIN)/python benchmarks/bench_server.py --quick $(ARGS)
+
+compose-test: $(INSTALLED)
+	$(BIN)/python tools/compose_test.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# Torch goes first and alone: resolved with the rest, it would drag CUDA's packages to machines that have no use for them.
+$(INSTALLED): pyproject.toml constraints.txt
+	@[ -x $(BIN)/pip ] || { python="$(PYTHON)"; \
+	  for candidate in python3 python3.13 python3.12 python3.11; do \
+	    [ -n "$$python" ] && break; \
+	    $$candidate -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && python=$$candidate; \
+	  done; \
+	  [ -n "$$python" ] || { echo 'no Python 3.11 to 3.13 with venv (Debian: python3-venv) found; name one: make PYTHON=...' >&2; exit 1; }; \
+	  echo "setting up $(VENV) with $$($$python --version), which takes a minute or two"; \
+	  $$python -m venv --clear $(VENV); }
+	$(BIN)/pip install -q -c constraints.txt hatchling
+	$(BIN)/pip install -q --no-deps --no-index -c constraints.txt torch 2>/dev/null || \
+	  $(BIN)/pip install -q --no-deps -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/pip install -q --no-build-isolation -c constraints.txt -e ".[server,audio,dev]"
+	@touch $@

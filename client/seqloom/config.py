@@ -1,0 +1,129 @@
+"""How a client behaves: timeouts, retries, keepalive, and the channel options that follow from them."""
+
+import math
+import os
+import random
+import time
+from dataclasses import dataclass
+
+import grpc
+
+from seqloom._version import __version__
+from seqloom.errors import InvalidArgument, Overloaded, SeqloomError, Unavailable
+from seqloom.types import TLS
+
+MESSAGE_BYTES = 1 << 20  # the most that one message of the shared call takes, and one part of a model
+MAX_RECEIVE_BYTES = 16 << 20  # an entry has one row at least, and a row has up to a million classes
+MAX_SEND_BYTES = 4 << 20  # the server's limit, gRPC's default
+
+INITIAL_BACKOFF, MAX_BACKOFF = 0.1, 2.0  # seconds
+_KEEPALIVE_TIMEOUT = 10.0  # seconds that an answer to a ping may take
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A client's settings, checked.
+
+    address: "host:port". timeout: seconds for each call that names none, math.inf for no limit. retries: how often
+    a call that is safe to repeat is repeated without success. keepalive: seconds of silence before a ping.
+    """
+
+    address: str
+    token: str | None
+    tls: TLS | None
+    timeout: float
+    retries: int
+    keepalive: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.address, str) or not self.address:
+            raise InvalidArgument(f"address: is {self.address!r}: expected 'host:port'")
+        if self.token is not None and (not isinstance(self.token, str) or not self.token.isprintable()):
+            raise InvalidArgument("token: expected a string of printable characters")
+        if self.tls is not None and not isinstance(self.tls, TLS):
+            raise InvalidArgument(f"tls: is a {type(self.tls).__name__}: expected seqloom.TLS")
+        for name in ("timeout", "keepalive"):
+            checked_seconds(getattr(self, name), name)
+        if not isinstance(self.retries, int) or self.retries < 0:
+            raise InvalidArgument(f"retries: is {self.retries!r}: expected a count, 0 for none")
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with every call."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """Raises InvalidArgument where a file of `tls` cannot be read."""
+        if self.tls is None:
+            return None
+        parts = (self.tls.root_certificates, self.tls.private_key, self.tls.certificate_chain)
+        return grpc.ssl_channel_credentials(*(_pem(part) for part in parts))
+
+    def channel_options(self) -> list[tuple[str, str | int]]:
+        options: list[tuple[str, str | int]] = [
+            ("grpc.primary_user_agent", f"seqloom-python/{__version__}"),
+            ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
+            ("grpc.use_local_subchannel_pool", 1),  # a client has a connection of its own
+            ("grpc.initial_reconnect_backoff_ms", int(INITIAL_BACKOFF * 1e3)),
+            ("grpc.min_reconnect_backoff_ms", int(INITIAL_BACKOFF * 1e3)),
+            ("grpc.max_reconnect_backoff_ms", int(MAX_BACKOFF * 1e3)),
+        ]
+        if math.isfinite(self.keepalive):
+            options += [
+                ("grpc.keepalive_time_ms", int(self.keepalive * 1e3)),
+                ("grpc.keepalive_timeout_ms", int(_KEEPALIVE_TIMEOUT * 1e3)),
+                ("grpc.http2.max_pings_without_data", 0),
+            ]
+        if self.tls is not None and self.tls.server_name is not None:
+            options.append(("grpc.ssl_target_name_override", self.tls.server_name))
+        return options
+
+    def deadline(self, timeout: float | None) -> float:
+        """When a call that starts now must be over, on time.monotonic's clock; None takes the client's timeout."""
+        return time.monotonic() + (self.timeout if timeout is None else checked_seconds(timeout, "timeout"))
+
+
+class Backoff:
+    """When to repeat what failed: exponentially later, jittered so that callers do not come back together."""
+
+    def __init__(self, retries: int, deadline: float) -> None:
+        self._retries = retries
+        self._deadline = deadline
+        self._failed = 0
+
+    def progressed(self) -> None:
+        """Something succeeded: the count starts anew."""
+        self._failed = 0
+
+    def delay(self, error: SeqloomError) -> float:
+        """Returns seconds to wait before the next attempt; raises `error` where there should be none."""
+        if self._failed >= self._retries:
+            raise error
+        delay = min(MAX_BACKOFF, INITIAL_BACKOFF * 2**self._failed) * random.uniform(0.5, 1.0)
+        if isinstance(error, Overloaded):
+            delay = max(delay, error.retry_after * random.uniform(1.0, 1.25))
+        if time.monotonic() + delay >= self._deadline:
+            raise error
+        self._failed += 1
+        return delay
+
+
+def may_repeat(error: SeqloomError, *, pure: bool) -> bool:
+    """Whether a call may be repeated after this error; pure: whether it changes nothing on the server."""
+    return isinstance(error, Overloaded) or (pure and isinstance(error, Unavailable))
+
+
+def checked_seconds(value: object, name: str) -> float:
+    """Returns seconds above 0, math.inf included. Raises InvalidArgument naming them."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise InvalidArgument(f"{name}: is {value!r}: expected seconds above 0, or math.inf for no limit")
+    return float(value)
+
+
+def _pem(part: bytes | str | None) -> bytes | None:
+    if part is None or isinstance(part, bytes):
+        return part
+    try:
+        with open(os.fspath(part), "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise InvalidArgument(f"tls: {part}: {error.strerror}") from None

@@ -1,0 +1,179 @@
+"""What callers give and get: model specifications, output kinds, hidden state, results, what a server says of itself."""
+
+import operator
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy.typing as npt
+
+from seqloom.errors import InvalidArgument
+
+Array: TypeAlias = npt.NDArray[Any]
+OutputName = Literal["logits", "probs", "log_probs", "labels", "hidden"]
+
+_CHOICES = {"cell": ("elman", "gru", "lstm"), "activation": ("tanh", "relu"), "dtype": ("float32", "float64")}
+_SIZES = ("input_size", "hidden_size", "output_size", "num_layers")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A recurrent network: `num_layers` layers of one cell type, H units each, and a linear output layer.
+
+    input_size is D, hidden_size H, output_size O. activation is Elman's, "tanh" or "relu"; the other cells have their
+    own. Raises InvalidArgument. The server bounds the sizes.
+    """
+
+    cell: Literal["elman", "gru", "lstm"]
+    input_size: int
+    hidden_size: int
+    output_size: int
+    num_layers: int = 1
+    activation: Literal["tanh", "relu"] = "tanh"
+    dtype: Literal["float32", "float64"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise InvalidArgument(f"{name}: is {value!r}: expected one of {', '.join(choices)}")
+        for name in _SIZES:
+            object.__setattr__(self, name, positive(getattr(self, name), name))
+        if self.activation != "tanh" and self.cell != "elman":
+            raise InvalidArgument(f"activation: is {self.activation!r}: a {self.cell} has only 'tanh'")
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """Asks for the k best classes of each step, best first; the outputs are TopKOutput."""
+
+    k: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "k", positive(self.k, "k"))
+
+
+Outputs: TypeAlias = OutputName | TopK
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TopKOutput:
+    """The k best classes of T steps, best first.
+
+    labels: [T, k] int32. scores: their log-probabilities, [T, k].
+    """
+
+    labels: Array
+    scores: Array
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """The hidden state of N sequences.
+
+    hidden: [L, N, H]. cell: [L, N, H] of an LSTM, else None.
+    """
+
+    hidden: Array
+    cell: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where a request's time went on the server, in seconds; of several sequences, the longest."""
+
+    queue_seconds: float
+    compute_seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InferenceResult:
+    """What `infer` returns for N sequences, in their order.
+
+    outputs: one array a sequence, of the model's dtype: [T_i, O], or [T_i, H] for "hidden"; int32 [T_i] for "labels";
+    TopKOutput for TopK. final_state: State of [L, N, H]. All of it was made by the weights of `weights_version`.
+    """
+
+    outputs: list[Any]
+    final_state: State
+    weights_version: int
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """The outputs of one chunk of k frames that a stream was sent.
+
+    first_step: the stream's step of the first frame, counted from 0 over resets. outputs: [k, O], [k, H], [k] or
+    TopKOutput, as in InferenceResult.
+    """
+
+    first_step: int
+    outputs: Any
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model as the server serves it."""
+
+    name: str
+    spec: ModelSpec
+    weights_version: int
+    parameter_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a server takes. Steps are frames of one sequence; `max_batch_steps` counts padded cells of a batch."""
+
+    max_sequences_per_request: int
+    max_steps_per_sequence: int
+    max_message_bytes: int
+    max_stream_message_bytes: int
+    window_steps: int
+    max_sessions: int
+    max_batch_sequences: int
+    max_batch_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """A server's version, its device ("cpu" or "cuda") and limits."""
+
+    version: str
+    device: str
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class TLS:
+    """How to talk to a server over TLS; each is PEM bytes or the path of a PEM file.
+
+    root_certificates: whom to trust; by default the public authorities. private_key and certificate_chain: who we
+    are, for servers that ask. server_name: the name in the server's certificate where the address is another.
+    """
+
+    root_certificates: bytes | str | None = None
+    private_key: bytes | str | None = field(default=None, repr=False)
+    certificate_chain: bytes | str | None = None
+    server_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.private_key is None) != (self.certificate_chain is None):
+            raise InvalidArgument("tls: private_key and certificate_chain belong together: only one is given")
+
+
+def positive(value: object, name: str) -> int:
+    """Returns an integer of at least 1 as an int. Raises InvalidArgument naming it."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(value, bool):
+        raise InvalidArgument(f"{name}: is {value!r}: expected an integer of at least 1")
+    return number

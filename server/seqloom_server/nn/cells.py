@@ -1,0 +1,103 @@
+"""The slow plain twin: every cell in numpy, one sequence, one step, one layer at a time, as the formulas are written.
+
+Nothing here is fast and nothing is shared with the fast path: the tests hold the one against the other. Weights are
+given by torch.nn's names; U is weight_ih, W is weight_hh, and b the sum of the two biases where nothing comes between.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from seqloom_server.nn.spec import ModelSpec
+
+Array = npt.NDArray[Any]
+Step = Callable[[Array, Array, Array, Array, Array, Array, Array], tuple[Array, Array]]
+
+
+def elman_tanh(x: Array, s: Array, c: Array, u: Array, w: Array, b_u: Array, b_w: Array) -> tuple[Array, Array]:
+    """s_t = tanh(U x_t + W s_(t-1) + b). x: [D], s: [H], u: [H, D], w: [H, H]; `c`, [H], passes through."""
+    return np.tanh(u @ x + w @ s + b_u + b_w), c
+
+
+def elman_relu(x: Array, s: Array, c: Array, u: Array, w: Array, b_u: Array, b_w: Array) -> tuple[Array, Array]:
+    """s_t = max(0, U x_t + W s_(t-1) + b); else as elman_tanh."""
+    return np.maximum(u @ x + w @ s + b_u + b_w, 0), c
+
+
+def gru(x: Array, s: Array, c: Array, u: Array, w: Array, b_u: Array, b_w: Array) -> tuple[Array, Array]:
+    """The gated recurrent unit as torch.nn.GRU has it; u is [3H, D], w [3H, H], gates in the order r, z, n.
+
+    r = sigmoid(U_r x + W_r s + b_r), z = sigmoid(U_z x + W_z s + b_z), n = tanh(U_n x + b_un + r * (W_n s + b_wn)),
+    s_t = (1 - z) * n + z * s.
+    """
+    r_x, z_x, n_x = np.split(u @ x + b_u, 3)
+    r_s, z_s, n_s = np.split(w @ s + b_w, 3)
+    r, z = _sigmoid(r_x + r_s), _sigmoid(z_x + z_s)
+    n = np.tanh(n_x + r * n_s)
+    return (1 - z) * n + z * s, c
+
+
+def lstm(x: Array, s: Array, c: Array, u: Array, w: Array, b_u: Array, b_w: Array) -> tuple[Array, Array]:
+    """Long short-term memory as torch.nn.LSTM has it; u is [4H, D], w [4H, H], gates in the order i, f, g, o.
+
+    i, f, o = sigmoid(U x + W s + b), g = tanh(U x + W s + b), c_t = f * c + i * g, s_t = o * tanh(c_t).
+    """
+    i, f, g, o = np.split(u @ x + w @ s + b_u + b_w, 4)
+    c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
+    return _sigmoid(o) * np.tanh(c), c
+
+
+def _sigmoid(a: Array) -> Array:
+    return 0.5 * (1 + np.tanh(0.5 * a))
+
+
+_STEPS: dict[tuple[str, str], Step] = {
+    ("elman", "tanh"): elman_tanh,
+    ("elman", "relu"): elman_relu,
+    ("gru", "tanh"): gru,
+    ("lstm", "tanh"): lstm,
+}
+
+
+def forward(
+    spec: ModelSpec, parameters: Mapping[str, Array], xs: Array, state: tuple[Array, ...] | None = None
+) -> tuple[Array, tuple[Array, ...]]:
+    """Runs one sequence xs [T, D] from `state` (zeros by default); returns (hidden, final state).
+
+    state: [L, 1, H] per part of the cell's state. hidden: [T, H], s_t of the top layer, computed in the dtype given.
+    """
+    step = _STEPS[spec.cell, spec.activation]
+    if state is None:
+        zeros = np.zeros((spec.num_layers, 1, spec.hidden_size), xs.dtype)
+        state = tuple(zeros for _ in spec.state_parts)
+    s = [state[0][layer, 0] for layer in range(spec.num_layers)]
+    c = [state[-1][layer, 0] for layer in range(spec.num_layers)]
+    hidden = np.empty((len(xs), spec.hidden_size), xs.dtype)
+    for t, x in enumerate(xs):
+        for layer in range(spec.num_layers):
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            weights = [parameters[f"rnn.{name}_l{layer}"] for name in names]
+            s[layer], c[layer] = step(x, s[layer], c[layer], *weights)
+            x = s[layer]
+        hidden[t] = x
+    parts = (s, c)[: len(spec.state_parts)]
+    return hidden, tuple(np.stack(part)[:, None] for part in parts)
+
+
+def logits(parameters: Mapping[str, Array], hidden: Array) -> Array:
+    """o_t = V s_t + c, one step at a time. hidden: [T, H]; returns [T, O]."""
+    v, c = parameters["output.weight"], parameters["output.bias"]
+    return np.stack([v @ s + c for s in hidden]) if len(hidden) else np.empty((0, len(c)), hidden.dtype)
+
+
+def log_softmax(o: Array) -> Array:
+    """log p_t = o_t - log sum exp(o_t), each step's largest taken out first. o: [T, O]."""
+    shifted = o - o.max(1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
+
+
+def softmax(o: Array) -> Array:
+    """p_t = exp(o_t) / sum exp(o_t). o: [T, O]."""
+    return np.asarray(np.exp(log_softmax(o)))

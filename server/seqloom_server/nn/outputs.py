@@ -1,0 +1,68 @@
+"""From the top layer's hidden states to what a caller wants of each step, in row chunks of bounded memory.
+
+With o_t = V s_t + c: logits o, probs softmax(o), log_probs o - logsumexp(o), labels argmax(o).
+"""
+
+import torch
+
+from seqloom_server.nn.spec import OutputKind
+
+# The most that a [rows, O] buffer takes beside the result itself.
+MAX_BUFFER_BYTES = 64 * 2**20
+
+
+def outputs(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, kind: OutputKind, top_k: int = 0
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Returns (values, labels) of `hidden` [rows, H] under V = weight [O, H], c = bias [O].
+
+    values: [rows, O] of the weights' dtype ("hidden": [rows, H]; "top_k": log-probabilities [rows, k], best first;
+    "labels": None). labels: int32, [rows] for "labels", [rows, k] for "top_k", else None.
+    Raises ValueError for another kind, or a top_k outside 1..O.
+    """
+    if kind == "hidden":
+        return hidden, None
+    if kind == "logits":
+        return torch.addmm(bias, hidden, weight.t()), None
+    if kind == "top_k" and not 1 <= top_k <= len(weight):
+        raise ValueError(f"top_k is {top_k}: expected 1 to {len(weight)}")
+    rows, most = len(hidden), chunk_rows(len(weight), hidden.element_size())
+    if rows <= most:
+        return _of_logits(torch.addmm(bias, hidden, weight.t()), kind, top_k)
+    buffer = hidden.new_empty(most, len(weight))
+    values = labels = None
+    for start in range(0, rows, most):
+        part = hidden[start : start + most]
+        logits = torch.addmm(bias, part, weight.t(), out=buffer[: len(part)])
+        some_values, some_labels = _of_logits(logits, kind, top_k)
+        values = _put(values, some_values, start, rows)
+        labels = _put(labels, some_labels, start, rows)
+    return values, labels
+
+
+def chunk_rows(classes: int, itemsize: int) -> int:
+    """How many rows of `classes` numbers a buffer takes."""
+    return max(1, MAX_BUFFER_BYTES // (classes * itemsize))
+
+
+def _of_logits(logits: torch.Tensor, kind: OutputKind, top_k: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    if kind == "probs":
+        return torch.softmax(logits, 1), None
+    if kind == "log_probs":
+        return torch.log_softmax(logits, 1), None
+    if kind == "labels":
+        return None, logits.argmax(1).to(torch.int32)
+    if kind == "top_k":
+        best, indices = logits.topk(top_k, 1)
+        return best - logits.logsumexp(1, keepdim=True), indices.to(torch.int32)
+    raise ValueError(f"kind is {kind!r}: expected an OutputKind")
+
+
+def _put(whole: torch.Tensor | None, part: torch.Tensor | None, start: int, rows: int) -> torch.Tensor | None:
+    """Copies `part` to its rows of `whole`, which is made for the first of them."""
+    if part is None:
+        return None
+    if whole is None:
+        whole = part.new_empty(rows, *part.shape[1:])
+    whole[start : start + len(part)] = part
+    return whole

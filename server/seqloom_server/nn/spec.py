@@ -1,0 +1,125 @@
+"""What a network is made of: cell, sizes, data type; every field checked, and no torch needed to say it."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Cell = Literal["elman", "gru", "lstm"]
+Activation = Literal["tanh", "relu"]
+DType = Literal["float32", "float64"]
+OutputKind = Literal["logits", "probs", "log_probs", "labels", "hidden", "top_k"]
+
+MAX_INPUT_SIZE = MAX_HIDDEN_SIZE = 16_384
+MAX_OUTPUT_SIZE = 1_000_000
+MAX_LAYERS = 16
+MAX_PARAMETERS = 2**31
+
+# rows of weight_ih and weight_hh in units of H: gates that torch.nn keeps in one matrix
+GATES: dict[Cell, int] = {"elman": 1, "gru": 3, "lstm": 4}
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "cell": ("elman", "gru", "lstm"),
+    "activation": ("tanh", "relu"),
+    "dtype": ("float32", "float64"),
+}
+_BOUNDS = {
+    "input_size": MAX_INPUT_SIZE,
+    "hidden_size": MAX_HIDDEN_SIZE,
+    "output_size": MAX_OUTPUT_SIZE,
+    "num_layers": MAX_LAYERS,
+}
+
+
+class InvalidSpec(ValueError):
+    """A specification that no network can have; `field` is the one at fault, the text says what is expected."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A recurrent network: `num_layers` layers of one cell type, H units each, and a linear output layer.
+
+    input_size is D, hidden_size H, output_size O. activation is Elman's phi and stays "tanh" for the other cells, whose
+    functions are fixed. Raises InvalidSpec.
+    """
+
+    cell: Cell
+    input_size: int
+    hidden_size: int
+    output_size: int
+    num_layers: int = 1
+    activation: Activation = "tanh"
+    dtype: DType = "float32"
+
+    def __post_init__(self) -> None:
+        for field, choices in _CHOICES.items():
+            value = getattr(self, field)
+            if not (isinstance(value, str) and value in choices):
+                raise InvalidSpec(field, f"is {_shown(value)}: expected one of {', '.join(choices)}")
+        for field, most in _BOUNDS.items():
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise InvalidSpec(field, f"is {_shown(value)}: expected an integer from 1 to {most}")
+        if self.activation != "tanh" and self.cell != "elman":
+            raise InvalidSpec("activation", f"is {self.activation!r}: a {self.cell} has only 'tanh'")
+        if self.parameter_count > MAX_PARAMETERS:
+            # the field that could be made smaller with most effect
+            field = "output_size" if self.output_size > self.hidden_size else "hidden_size"
+            raise InvalidSpec(field, f"makes {self.parameter_count} parameters: at most {MAX_PARAMETERS} are taken")
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "ModelSpec":
+        """Returns the spec of an object as to_json() gives it; num_layers, activation and dtype may be left out.
+
+        Raises InvalidSpec, also for a key that is unknown or missing.
+        """
+        known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(cls)}
+        for key in fields:
+            if key not in known:
+                raise InvalidSpec(_shown(key), f"is no field of a model: expected {', '.join(known)}")
+        for name, required in known.items():
+            if required and name not in fields:
+                raise InvalidSpec(name, "is missing")
+        return cls(**fields)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns every field by name."""
+        return dataclasses.asdict(self)
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by torch.nn's names, in torch.nn's order: "rnn.weight_ih_l0" [gates H, D], ... "output.bias" [O]."""
+        rows, hidden = GATES[self.cell] * self.hidden_size, self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in range(self.num_layers):
+            shapes[f"rnn.weight_ih_l{layer}"] = (rows, hidden if layer else self.input_size)
+            shapes[f"rnn.weight_hh_l{layer}"] = (rows, hidden)
+            shapes[f"rnn.bias_ih_l{layer}"] = (rows,)
+            shapes[f"rnn.bias_hh_l{layer}"] = (rows,)
+        shapes["output.weight"] = (self.output_size, hidden)
+        shapes["output.bias"] = (self.output_size,)
+        return shapes
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers the network learns; the same for every length of sequence."""
+        return sum(math.prod(shape) for shape in self.parameter_shapes().values())
+
+    @property
+    def state_parts(self) -> tuple[str, ...]:
+        """The parts of the recurrent state, [L, N, H] each."""
+        return ("hidden", "cell") if self.cell == "lstm" else ("hidden",)
+
+
+def cell_of_gates(gates: int) -> Cell | None:
+    """The cell whose weight matrices have `gates` times H rows, or None."""
+    return {count: cell for cell, count in GATES.items()}.get(gates)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,186 @@
+"""Models as folders of config.json and model.safetensors: written whole or not at all, read with every doubt refused.
+
+config.json holds the fields of ModelSpec and "weights_version"; model.safetensors one tensor for each name of
+ModelSpec.parameter_shapes(). Nothing is ever unpickled.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from seqloom_server.nn.network import Network
+from seqloom_server.nn.spec import InvalidSpec, ModelSpec
+from seqloom_server.nn.torch_modules import from_torch as from_torch
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+
+_VERSION = "weights_version"
+_MAX_CONFIG_BYTES = 64 * 1024
+_SUFFIXES = (".being-written", ".being-replaced")
+
+
+class BrokenModel(ValueError):
+    """A model folder that cannot be loaded; the text names the file, and the field or tensor at fault."""
+
+
+def load(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> tuple[Network, int]:
+    """Returns the network of a model folder on `device`, and its weights version. Raises BrokenModel."""
+    path = pathlib.Path(folder)
+    if not path.exists():
+        recover(path)
+    try:
+        try:
+            with open(path / CONFIG, "rb") as file:
+                config = file.read(_MAX_CONFIG_BYTES + 1)
+            spec, version = _read_config(config)
+            with safetensors.safe_open(path / WEIGHTS, "pt") as archive:
+                headers = {name: archive.get_slice(name) for name in archive.keys()}  # noqa: SIM118 - no mapping
+                _check_names_and_shapes(spec, {name: tuple(header.get_shape()) for name, header in headers.items()})
+                tensors = {name: archive.get_tensor(name) for name in spec.parameter_shapes()}
+        except FileNotFoundError as error:
+            raise BrokenModel(f"{CONFIG if not (path / CONFIG).exists() else WEIGHTS} is missing") from error
+        except OSError as error:
+            raise BrokenModel(f"cannot be read: {error.strerror}") from error
+        except safetensors.SafetensorError as error:
+            raise BrokenModel(f"{WEIGHTS}: {error}") from error
+        _check_numbers(spec, tensors)
+    except BrokenModel as error:
+        raise BrokenModel(f"{path.name}: {error}") from error.__cause__
+    return Network(spec, tensors, device), version
+
+
+def load_bytes(config: bytes, weights: bytes, device: torch.device | str = "cpu") -> tuple[Network, int]:
+    """Returns the same from the contents of the two files. Raises BrokenModel."""
+    spec, version = _read_config(config)
+    try:
+        tensors = safetensors.torch.load(weights)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise BrokenModel(f"{WEIGHTS}: {error}") from error
+    _check_names_and_shapes(spec, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    _check_numbers(spec, tensors)
+    return Network(spec, {name: tensors[name] for name in spec.parameter_shapes()}, device), version
+
+
+def to_bytes(network: Network, weights_version: int = 1) -> tuple[bytes, bytes]:
+    """Returns the contents of config.json and model.safetensors."""
+    return _write_config(network.spec, weights_version), safetensors.torch.save(_on_cpu(network), {"format": "pt"})
+
+
+def save(folder: str | os.PathLike[str], network: Network, weights_version: int = 1) -> None:
+    """Writes a model folder, in place of one that stands there. A crash leaves the old one or the new one.
+
+    One writer to a folder at a time. Raises OSError.
+    """
+    path = pathlib.Path(folder)
+    recover(path)
+    new, old = _beside(path)
+    new.mkdir(parents=True)
+    try:
+        (new / CONFIG).write_bytes(_write_config(network.spec, weights_version))
+        try:
+            safetensors.torch.save_file(_on_cpu(network), new / WEIGHTS, {"format": "pt"})
+        except safetensors.SafetensorError as error:
+            raise OSError(f"{new / WEIGHTS} cannot be written: {error}") from error
+        for each in (new / CONFIG, new / WEIGHTS, new):
+            _sync(each)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    finally:
+        recover(path)
+    _sync(path.parent)
+
+
+def recover(folder: str | os.PathLike[str]) -> None:
+    """Clears up what an interrupted save() left beside a model folder, and puts the old one back if it was moved."""
+    path = pathlib.Path(folder)
+    new, old = _beside(path)
+    if old.exists() and not path.exists():
+        old.rename(path)
+    for leftover in (new, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+
+
+def recover_all(root: str | os.PathLike[str]) -> None:
+    """Does so for every model folder below `root`, also one of which only the old folder is left."""
+    for suffix in _SUFFIXES:
+        for leftover in pathlib.Path(root).glob(f".*{suffix}"):
+            recover(leftover.with_name(leftover.name.removeprefix(".").removesuffix(suffix)))
+
+
+def _beside(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Where the new folder is written and where the old one waits; no names of models, as they begin with a dot."""
+    new, old = (path.with_name(f".{path.name}{suffix}") for suffix in _SUFFIXES)
+    return new, old
+
+
+def _sync(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _on_cpu(network: Network) -> dict[str, torch.Tensor]:
+    return {name: tensor.cpu() for name, tensor in network.parameters().items()}
+
+
+def _write_config(spec: ModelSpec, weights_version: int) -> bytes:
+    return (json.dumps({**spec.to_json(), _VERSION: weights_version}, indent=2) + "\n").encode()
+
+
+def _read_config(config: bytes) -> tuple[ModelSpec, int]:
+    if len(config) > _MAX_CONFIG_BYTES:
+        raise BrokenModel(f"{CONFIG} has more than {_MAX_CONFIG_BYTES} bytes")
+    try:
+        fields = json.loads(config, object_pairs_hook=_without_repeats)
+        if not isinstance(fields, dict):
+            raise BrokenModel(f"{CONFIG} holds a {type(fields).__name__}: expected an object")
+        version = fields.pop(_VERSION, 1)
+        if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version < 2**63:
+            raise BrokenModel(f"{CONFIG}: {_VERSION}: is {version!r:.80}: expected an integer, at least 1")
+        return ModelSpec.from_json(fields), version
+    except InvalidSpec as error:
+        raise BrokenModel(f"{CONFIG}: {error}") from error
+    except BrokenModel:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise BrokenModel(f"{CONFIG} is no JSON: {error}") from error
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise BrokenModel(f"{CONFIG}: a key is given twice")
+    return fields
+
+
+def _check_names_and_shapes(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    expected = spec.parameter_shapes()
+    for name, shape in expected.items():
+        if name not in shapes:
+            raise BrokenModel(f"{WEIGHTS}: tensor {name} is missing")
+        if shapes[name] != shape:
+            raise BrokenModel(f"{WEIGHTS}: tensor {name} has shape {list(shapes[name])}: expected {list(shape)}")
+    for name in sorted(shapes):
+        if name not in expected:
+            raise BrokenModel(f"{WEIGHTS}: tensor {name[:80]!r} belongs to no {spec.num_layers}-layer {spec.cell}")
+
+
+def _check_numbers(spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> None:
+    for name in spec.parameter_shapes():
+        tensor = tensors[name]
+        if tensor.dtype != getattr(torch, spec.dtype):
+            raise BrokenModel(f"{WEIGHTS}: tensor {name} is {str(tensor.dtype)[6:]}: {CONFIG} says {spec.dtype}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise BrokenModel(f"{WEIGHTS}: tensor {name} holds a number that is not finite")

@@ -1,0 +1,151 @@
+"""Messages to what the engine takes, every field checked, and the engine's outcomes to messages.
+
+What is wrong is refused by the field's path, with what was sent and what is expected.
+"""
+
+import math
+
+import numpy as np
+from seqloom import tensors
+from seqloom.v1 import tensor_pb2
+
+from seqloom_server.engine.request import Array, OutputKind, OutputSpec, StateArrays
+from seqloom_server.errors import Reason, ServerError, invalid
+from seqloom_server.nn.spec import ModelSpec
+
+_KINDS: dict[int, OutputKind] = {
+    tensor_pb2.OUTPUT_KIND_UNSPECIFIED: "logits",
+    tensor_pb2.OUTPUT_KIND_LOGITS: "logits",
+    tensor_pb2.OUTPUT_KIND_PROBS: "probs",
+    tensor_pb2.OUTPUT_KIND_LOG_PROBS: "log_probs",
+    tensor_pb2.OUTPUT_KIND_LABELS: "labels",
+    tensor_pb2.OUTPUT_KIND_HIDDEN: "hidden",
+    tensor_pb2.OUTPUT_KIND_TOP_K: "top_k",
+}
+_NO_SPEC = {kind: OutputSpec(kind) for kind in _KINDS.values()}
+
+
+def output_spec(message: tensor_pb2.OutputSpec, spec: ModelSpec, field: str) -> OutputSpec:
+    """Raises ServerError for an unknown kind, or a top_k that the model has not."""
+    kind = _KINDS.get(message.kind)
+    if kind is None:
+        raise invalid(f"{field}.kind", f"is {message.kind}: expected an OutputKind")
+    if kind != "top_k":
+        return _NO_SPEC[kind]
+    if not 1 <= message.top_k <= spec.output_size:
+        raise invalid(f"{field}.top_k", f"is {message.top_k}: expected 1 to {spec.output_size}")
+    return OutputSpec(kind, message.top_k)
+
+
+def array(message: tensor_pb2.Tensor, dtype: str, field: str) -> Array:
+    """A finite array of the model's dtype, a view on the message. Raises ServerError."""
+    try:
+        decoded = tensors.decode(message)
+    except tensors.MalformedTensor as error:
+        raise invalid(field, str(error)) from None
+    if decoded.dtype != np.dtype(dtype):
+        raise invalid(field, f"is {decoded.dtype.name}: the model takes {dtype}")
+    if not np.isfinite(decoded).all():
+        index = np.argwhere(~np.isfinite(decoded))[0].tolist()
+        raise invalid(field, f"is {decoded[tuple(index)]} at {index}: expected finite numbers")
+    return decoded
+
+
+def frames(message: tensor_pb2.Tensor, spec: ModelSpec, field: str) -> Array:
+    """Frames [k, D], k may be 0."""
+    rows = array(message, spec.dtype, field)
+    if rows.ndim != 2 or rows.shape[1] != spec.input_size:
+        raise invalid(field, f"has shape {list(rows.shape)}: expected [steps, {spec.input_size}]")
+    return rows
+
+
+def sequences(message: tensor_pb2.SequenceBatch, spec: ModelSpec, max_sequences: int, max_steps: int) -> list[Array]:
+    """N sequences [T_i, D], views on the message's rows."""
+    rows = frames(message.rows, spec, "sequences.rows")
+    lengths = list(message.lengths)
+    if not lengths:
+        raise invalid("sequences.lengths", "is empty: expected at least one sequence")
+    if len(lengths) > max_sequences:
+        raise _over_limit("sequences.lengths", f"has {len(lengths)} sequences: at most {max_sequences} are taken")
+    if min(lengths) < 1:
+        raise invalid("sequences.lengths", f"has {min(lengths)} at {lengths.index(min(lengths))}: expected at least 1")
+    if max(lengths) > max_steps:
+        raise _over_limit("sequences.lengths", f"has {max(lengths)} steps: at most {max_steps} are taken")
+    if sum(lengths) != len(rows):
+        raise invalid("sequences.lengths", f"add up to {sum(lengths)}: rows has {len(rows)}")
+    ends = np.cumsum(lengths).tolist()
+    return [rows[end - length : end] for length, end in zip(lengths, ends, strict=True)]
+
+
+def state(message: tensor_pb2.State, spec: ModelSpec, count: int, field: str) -> StateArrays:
+    """The state of `count` sequences: [L, count, H] per part of the cell's state."""
+    shape = (spec.num_layers, count, spec.hidden_size)
+    parts = []
+    for part in ("hidden", "cell"):
+        if part not in spec.state_parts:
+            if message.HasField(part):  # type: ignore[arg-type]
+                raise invalid(f"{field}.{part}", f"is given: a {spec.cell} has none")
+            continue
+        values = array(getattr(message, part), spec.dtype, f"{field}.{part}")
+        if values.shape != shape:
+            raise invalid(f"{field}.{part}", f"has shape {list(values.shape)}: expected {list(shape)}")
+        parts.append(values)
+    return tuple(parts)
+
+
+def timeout(seconds: float, field: str) -> float | None:
+    """Seconds, or None for 0."""
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise invalid(field, f"is {seconds}: expected seconds, at least 0, or 0 for none")
+    return seconds or None
+
+
+def output_bytes(output: OutputSpec, spec: ModelSpec) -> int:
+    """Bytes of the output of one step."""
+    item = 8 if spec.dtype == "float64" else 4
+    match output.kind:
+        case "labels":
+            return 4
+        case "hidden":
+            return item * spec.hidden_size
+        case "top_k":
+            return (item + 4) * output.top_k
+        case _:
+            return item * spec.output_size
+
+
+def check_reply_size(output: OutputSpec, spec: ModelSpec, steps: int, count: int, limit: int) -> None:
+    """Refuses a call whose reply could not be sent in one message."""
+    item = 8 if spec.dtype == "float64" else 4
+    size = steps * output_bytes(output, spec) + item * count * spec.num_layers * spec.hidden_size * len(
+        spec.state_parts
+    )
+    if size + 1024 > limit:
+        raise _over_limit("output", f"would take {size} bytes: a reply has at most {limit}; cut the call, or stream")
+
+
+def _over_limit(field: str, message: str) -> ServerError:
+    return ServerError(Reason.OVER_LIMIT, f"{field}: {message}", field=field)
+
+
+def fill_outputs(message: tensor_pb2.Outputs, values: Array | None, labels: Array | None) -> None:
+    """Fills an output message in its place; protobuf would copy one that is put in later."""
+    if values is not None:
+        tensors.encode_into(values, message.values)
+    if labels is not None:
+        tensors.encode_into(labels, message.labels)
+
+
+def fill_state(message: tensor_pb2.State, arrays: StateArrays) -> None:
+    """Fills a state message in its place; arrays are [L, N, H] per part."""
+    tensors.encode_into(arrays[0], message.hidden)
+    if len(arrays) > 1:
+        tensors.encode_into(arrays[1], message.cell)
+
+
+def empty_outputs(output: OutputSpec, spec: ModelSpec) -> tuple[Array | None, Array | None]:
+    """The values and labels of a chunk of 0 steps."""
+    width = {"hidden": spec.hidden_size, "top_k": output.top_k}.get(output.kind, spec.output_size)
+    values = None if output.kind == "labels" else np.empty((0, width), spec.dtype)
+    labels = {"labels": np.empty(0, "i4"), "top_k": np.empty((0, output.top_k), "i4")}.get(output.kind)
+    return values, labels

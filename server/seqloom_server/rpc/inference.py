@@ -1,0 +1,124 @@
+"""InferenceService: whole sequences in one call, and calls that carry many sessions."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import numpy as np
+from seqloom.v1 import inference_service_pb2, inference_service_pb2_grpc
+
+from seqloom_server.config import ServerConfig
+from seqloom_server.engine.engine import Engine
+from seqloom_server.engine.request import Array, Chunk, Op, Piece, Sequence
+from seqloom_server.errors import ServerError
+from seqloom_server.rpc import convert
+from seqloom_server.rpc.interceptors import set_model
+from seqloom_server.rpc.session_call import SessionCall
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
+    """Decodes and checks, hands to the engine, encodes."""
+
+    def __init__(self, engine: Engine, config: ServerConfig) -> None:
+        self._engine = engine
+        self._config = config
+
+    async def Infer(
+        self, request: inference_service_pb2.InferRequest, context: Context
+    ) -> inference_service_pb2.InferResponse:
+        weights = self._engine.registry.current(request.model, request.weights_version)
+        set_model(weights.model)
+        spec, config = weights.network.spec, self._config
+        xs = convert.sequences(request.sequences, spec, config.max_sequences_per_request, config.max_steps_per_sequence)
+        output = convert.output_spec(request.output, spec, "output")
+        steps = sum(map(len, xs))
+        convert.check_reply_size(output, spec, steps, len(xs), config.max_message_bytes)
+        initial = None
+        if request.HasField("initial_state"):
+            initial = convert.state(request.initial_state, spec, len(xs), "initial_state")
+        remaining = context.time_remaining()
+        now = time.monotonic()
+        gathering = Gathering(len(xs))
+        opened: list[Sequence] = []
+        try:
+            for n in range(len(xs)):
+                sequence = self._engine.open(
+                    weights,
+                    Op.INFER,
+                    output,
+                    gathering,
+                    initial_state=None if initial is None else tuple(part[:, n : n + 1] for part in initial),
+                    deadline=None if remaining is None else now + remaining,
+                )
+                opened.append(sequence)
+            refused = self._engine.feed(
+                (sequence, [Chunk(x, now, last=True)]) for sequence, x in zip(opened, xs, strict=True)
+            )
+            if refused:
+                raise refused[0][1]
+            pieces = await gathering.done
+        finally:
+            self._engine.cancel(opened)
+        return _infer_response(weights.version, opened, pieces)
+
+    async def StreamInfer(
+        self, requests: AsyncIterator[inference_service_pb2.StreamInferRequest], context: Context
+    ) -> None:
+        call = SessionCall(self._engine, self._config)
+        writing = asyncio.create_task(call.write_to(context))
+        try:
+            async for request in requests:
+                call.receive(request)
+            call.half_close()
+            await writing
+        finally:
+            writing.cancel()
+            call.close()
+
+
+class Gathering:
+    """The sink of one call's sequences: done when the last has ended, or at the first failure.
+
+    done: the pieces of each sequence, in order.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.done: asyncio.Future[dict[Sequence, list[Piece]]] = asyncio.get_running_loop().create_future()
+        self._pieces: dict[Sequence, list[Piece]] = {}
+        self._missing = count
+
+    def deliver(self, sequence: Sequence, piece: Piece) -> None:
+        self._pieces.setdefault(sequence, []).append(piece)
+        self._missing -= piece.final_state is not None
+        if not self._missing and not self.done.done():
+            self.done.set_result(self._pieces)
+
+    def fail(self, sequence: Sequence, error: ServerError) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+def _infer_response(
+    version: int, opened: list[Sequence], pieces: dict[Sequence, list[Piece]]
+) -> inference_service_pb2.InferResponse:
+    def joined(arrays: list[Array | None]) -> Array | None:
+        present = [array for array in arrays if array is not None]
+        return (np.concatenate(present) if len(present) > 1 else present[0]) if present else None
+
+    ordered = [piece for sequence in opened for piece in pieces[sequence]]
+    finals = [pieces[sequence][-1].final_state for sequence in opened]
+    parts = zip(*(final for final in finals if final is not None), strict=True)
+    response = inference_service_pb2.InferResponse(
+        lengths=[sequence.steps_done for sequence in opened], weights_version=version
+    )
+    convert.fill_outputs(
+        response.outputs, joined([piece.values for piece in ordered]), joined([piece.labels for piece in ordered])
+    )
+    convert.fill_state(response.final_state, tuple(np.concatenate(part, axis=1) for part in parts))
+    response.timing.queue_seconds = max(sequence.queue_seconds for sequence in opened)
+    response.timing.compute_seconds = max(sequence.compute_seconds for sequence in opened)
+    return response

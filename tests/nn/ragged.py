@@ -1,0 +1,71 @@
+"""What the network tests share: the cells, ragged sequences packed by torch's own packer, and the torch.nn twin."""
+
+import numpy as np
+import torch
+from seqloom_server.nn.network import Network
+from seqloom_server.nn.spec import ModelSpec
+from torch.nn.utils.rnn import pack_sequence
+
+CELLS = [("elman", "tanh"), ("elman", "relu"), ("gru", "tanh"), ("lstm", "tanh")]
+
+
+def make_spec(cell, activation="tanh", *, layers=1, dtype="float64", sizes=(3, 5, 7)):
+    d, h, o = sizes
+    return ModelSpec(
+        cell=cell, activation=activation, input_size=d, hidden_size=h, output_size=o, num_layers=layers, dtype=dtype
+    )
+
+
+def make_sequences(spec, lengths, seed=0):
+    draw = np.random.default_rng(seed)
+    return [draw.standard_normal((length, spec.input_size)).astype(spec.dtype) for length in lengths]
+
+
+def make_state(spec, count, seed=1):
+    """[L, count, H] per part of the state."""
+    draw = np.random.default_rng(seed)
+    shape = (spec.num_layers, count, spec.hidden_size)
+    return tuple(0.5 * draw.standard_normal(shape).astype(spec.dtype) for _ in spec.state_parts)
+
+
+def zero_state(spec, count):
+    return tuple(np.zeros((spec.num_layers, count, spec.hidden_size), spec.dtype) for _ in spec.state_parts)
+
+
+def run(network, sequences, state=None):
+    """Advances all sequences in one packed call; returns ([T_i, H] each, final state parts [L, N, H])."""
+    state = zero_state(network.spec, len(sequences)) if state is None else state
+    packed = pack_sequence([torch.tensor(sequence) for sequence in sequences], enforce_sorted=False)
+    ordered = tuple(torch.tensor(part).index_select(1, packed.sorted_indices) for part in state)
+    hidden, after = network.advance(packed.data, packed.batch_sizes, ordered)
+    padded, lengths = torch.nn.utils.rnn.pad_packed_sequence(packed._replace(data=hidden), batch_first=True)
+    outputs = [padded[i, :length].numpy() for i, length in enumerate(lengths)]
+    return outputs, tuple(part.index_select(1, packed.unsorted_indices).numpy() for part in after)
+
+
+def torch_twin(network):
+    """torch.nn's own module and torch.nn.Linear with the network's weights, under their state dict's names."""
+    spec = network.spec
+    sizes = (spec.input_size, spec.hidden_size, spec.num_layers)
+    if spec.cell == "elman":
+        rnn = torch.nn.RNN(*sizes, nonlinearity=spec.activation)
+    else:
+        rnn = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[spec.cell](*sizes)
+    module = torch.nn.ModuleDict({"rnn": rnn, "output": torch.nn.Linear(spec.hidden_size, spec.output_size)})
+    module.to(getattr(torch, spec.dtype))
+    module.load_state_dict(network.parameters(), strict=True)
+    return module
+
+
+def run_twin(module, sequence, state):
+    """One sequence alone through torch.nn; returns (hidden [T, H], logits [T, O], final state parts [L, 1, H])."""
+    before = tuple(torch.tensor(part) for part in state)
+    with torch.no_grad():
+        hidden, after = module["rnn"](torch.tensor(sequence)[:, None], before if len(before) > 1 else before[0])
+        logits = module["output"](hidden[:, 0])
+    after = after if isinstance(after, tuple) else (after,)
+    return hidden[:, 0].numpy(), logits.numpy(), tuple(part.numpy() for part in after)
+
+
+def make_network(spec, seed=0):
+    return Network.create(spec, seed)
