@@ -1,4 +1,4 @@
-"""What callers give and get: model specifications, output kinds, hidden state, results, what a server says of itself."""
+"""What callers give and get: model specifications, output kinds, hidden state, results, a server's word of itself."""
 
 import operator
 from dataclasses import dataclass, field

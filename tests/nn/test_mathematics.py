@@ -1,4 +1,4 @@
-"""docs/mathematics.md: every function that it names exists, no formula's function is left out, its backward pass is right."""
+"""docs/mathematics.md: every function that it names exists, no formula is left out, its backward pass is right."""
 
 import importlib
 import inspect
