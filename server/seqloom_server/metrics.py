@@ -1,0 +1,66 @@
+"""Every metric of the server, in one class and on a registry of its own.
+
+No label takes what a caller types: methods are those served, models those loaded, codes and reasons come from tables.
+"""
+
+import platform
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from seqloom._version import __version__
+
+# From a small network's slice to a recording that waits for its turn.
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+def _powers_of_two(most: int) -> list[float]:
+    """1, 2, 4 ... and `most` itself, which is where full batches lie."""
+    return sorted({*(float(1 << n) for n in range(most.bit_length())), float(most)})
+
+
+class Metrics:
+    """The metrics of one server; prefix `seqloom_`, base units.
+
+    max_batch_sequences, max_batch_steps: the bounds of a slice, which the histograms of its size reach up to.
+    """
+
+    def __init__(self, max_batch_sequences: int = 256, max_batch_steps: int = 32_768) -> None:
+        self.registry = CollectorRegistry()
+        slices = ["op", "model"]
+        self.requests_total = self._counter("requests_total", "Calls that ended", ["method", "model", "code"])
+        self.request_duration_seconds = self._histogram(
+            "request_duration_seconds", "From a call's first byte to its end", _SECONDS, ["method", "model"]
+        )
+        self.queue_duration_seconds = self._histogram(
+            "queue_duration_seconds", "How long work waited for the device", _SECONDS, slices
+        )
+        self.compute_duration_seconds = self._histogram(
+            "compute_duration_seconds", "How long a slice took on the device", _SECONDS, slices
+        )
+        self.batch_sequences = self._histogram(
+            "batch_sequences", "Sequences in a slice", _powers_of_two(max_batch_sequences), slices
+        )
+        self.batch_steps = self._histogram(
+            "batch_steps", "Useful steps in a slice", _powers_of_two(max_batch_steps), slices
+        )
+        self.steps_total = self._counter("steps_total", "Useful steps computed: the throughput", slices)
+        self.padded_steps_total = self._counter("padded_steps_total", "Steps computed for padding", slices)
+        self.active_streams = self._gauge("active_streams", "Live sessions that are open", ["model"])
+        self.queue_items = self._gauge("queue_items", "Sequences that wait for the device", ["op"])
+        self.rejected_total = self._counter("rejected_total", "Work refused because of load", ["reason"])
+        self.cancelled_total = self._counter("cancelled_total", "Sequences that ended without an outcome", ["stage"])
+        self.weights_version = self._gauge("weights_version", "The version of the weights served", ["model"])
+        self.state_bytes = self._gauge("state_bytes", "Hidden states on the device")
+        self.device_memory_bytes = self._gauge("device_memory_bytes", "Weights and hidden states on the device")
+        self.build_info = Info("seqloom_build", "What runs", registry=self.registry)
+        self.build_info.info({"version": __version__, "python": platform.python_version()})
+
+    def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
+        return Counter(f"seqloom_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: list[str] | None = None) -> Gauge:
+        return Gauge(f"seqloom_{name}", text, labels or [], registry=self.registry)
+
+    def _histogram(
+        self, name: str, text: str, buckets: "tuple[float, ...] | list[float]", labels: list[str]
+    ) -> Histogram:
+        return Histogram(f"seqloom_{name}", text, labels, buckets=buckets, registry=self.registry)
