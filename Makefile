@@ -2,11 +2,16 @@
 #
 #   make demo [DATA=DIR]   many callers' speech through one batched network (DATA: a folder of WAV files)
 #   make test              lint and every test
+#   make lint              the checks alone; `make format` mends what can be mended by itself
+#   make protos            the gRPC stubs, generated again from protos/
+#   make bench             the benchmarks; `make bench-quick` in a short form
 #   make compose-test      docker-compose.yml, built and run for real
+#   make clean             removes .venv and what the tools left
 #
 # PYTHON       the interpreter that .venv is made with
 # TORCH_INDEX  the package index that torch comes from: by default PyTorch's CPU builds on a Linux machine without an
-#              NVIDIA driver, else pip's own index. A torch of the pinned version in pip's find-links comes first.
+#              NVIDIA driver, else pip's own index
+# ARGS         more arguments for the program that a command runs
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -66,7 +71,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  echo "setting up $(VENV) with $$($$python --version), which takes a minute or two"; \
 	  $$python -m venv --clear $(VENV); }
 	$(BIN)/pip install -q -c constraints.txt hatchling
-	$(BIN)/pip install -q --no-deps --no-index -c constraints.txt torch 2>/dev/null || \
-	  $(BIN)/pip install -q --no-deps -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/pip install -q --no-deps -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(BIN)/pip install -q --no-build-isolation -c constraints.txt -e ".[server,audio,dev]"
 	@touch $@
