@@ -186,7 +186,7 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 def report(stack: Stack, error: Exception) -> None:
     """Prints what went wrong and what the services last said."""
-    traceback.print_exception(error)
+    traceback.print_exception(error, file=sys.stdout)
     if isinstance(error, subprocess.CalledProcessError):
         print(error.output, error.stderr or "", sep="\n")
     for service in ("server", "prometheus"):
