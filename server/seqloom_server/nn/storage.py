@@ -24,6 +24,7 @@ WEIGHTS = "model.safetensors"
 
 _VERSION = "weights_version"
 _MAX_CONFIG_BYTES = 64 * 1024
+_MAX_HEADER_BYTES = 64 * 1024  # of model.safetensors: names, shapes and metadata of at most 66 tensors
 _SUFFIXES = (".being-written", ".being-replaced")
 
 
@@ -72,6 +73,13 @@ def load_bytes(config: bytes, weights: bytes, device: torch.device | str = "cpu"
 def to_bytes(network: Network, weights_version: int = 1) -> tuple[bytes, bytes]:
     """Returns the contents of config.json and model.safetensors."""
     return _write_config(network.spec, weights_version), safetensors.torch.save(_on_cpu(network), {"format": "pt"})
+
+
+def max_weights_bytes(config: bytes) -> int:
+    """Returns the most bytes that model.safetensors may have beside this config.json. Raises BrokenModel."""
+    spec, _ = _read_config(config)
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    return spec.parameter_count * dtype.itemsize + _MAX_HEADER_BYTES
 
 
 def save(folder: str | os.PathLike[str], network: Network, weights_version: int = 1) -> None:

@@ -83,7 +83,7 @@ def state(message: tensor_pb2.State, spec: ModelSpec, count: int, field: str) ->
     parts = []
     for part in ("hidden", "cell"):
         if part not in spec.state_parts:
-            if message.HasField(part):  # type: ignore[arg-type]
+            if message.HasField(part):
                 raise invalid(f"{field}.{part}", f"is given: a {spec.cell} has none")
             continue
         values = array(getattr(message, part), spec.dtype, f"{field}.{part}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -26,6 +27,7 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     def __init__(self, engine: Engine, config: ServerConfig) -> None:
         self._engine = engine
         self._config = config
+        self._calls: weakref.WeakSet[SessionCall] = weakref.WeakSet()
 
     async def Infer(
         self, request: inference_service_pb2.InferRequest, context: Context
@@ -69,15 +71,18 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self, requests: AsyncIterator[inference_service_pb2.StreamInferRequest], context: Context
     ) -> None:
         call = SessionCall(self._engine, self._config)
-        writing = asyncio.create_task(call.write_to(context))
+        self._calls.add(call)
+        reading = asyncio.create_task(call.read_from(requests))
         try:
-            async for request in requests:
-                call.receive(request)
-            call.half_close()
-            await writing
+            await call.write_to(context)
         finally:
-            writing.cancel()
+            reading.cancel()
             call.close()
+
+    def drain(self) -> None:
+        """The server shuts down: calls without sessions end, the others when their last session has."""
+        for call in self._calls:
+            call.drain()
 
 
 class Gathering:

@@ -1,96 +1,109 @@
-"""One StreamInfer call: its sessions by the caller's numbers, what goes into the engine, and what comes back out.
+"""One StreamInfer call: its sessions by the caller's numbers, what goes into the engine, and what comes back out."""
 
-Whatever is due when the transport is free travels in one message, so that messages grow fewer as load grows.
-"""
-
-import asyncio
-import collections
 import time
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from google.rpc import status_pb2
 from seqloom.v1 import inference_service_pb2
 
 from seqloom_server.config import ServerConfig
 from seqloom_server.engine.engine import Engine
-from seqloom_server.engine.request import Array, Chunk, Op, OutputSpec, Piece, Sequence, StateArrays
+from seqloom_server.engine.request import Chunk, Op, OutputSpec, Piece, Sequence
 from seqloom_server.engine.sessions import Session, empty_frames
 from seqloom_server.errors import Reason, ServerError
 from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc import convert
 from seqloom_server.rpc.interceptors import request_id
+from seqloom_server.rpc.outbox import Outbox, Outgoing
 from seqloom_server.rpc.status import status_of
 
+_MIN_WINDOW_STEPS = 64  # what a caller may send before it has been told its window
 _WINDOW_BYTES = 8 << 20  # of outputs that one session may leave unread
 _ENTRY_BYTES = 256 << 10  # of outputs in one entry, so that sessions of one call take turns
-
-
-@dataclass(slots=True)
-class Outgoing:
-    """One entry that is due: arrays, not messages, so that a message is built once, in its place, when it is sent.
-
-    steps: the session's steps up to the snapshot or the end. timing: queue and compute seconds.
-    """
-
-    number: int
-    opened: inference_service_pb2.SessionOpened | None = None
-    first_step: int = 0
-    values: Array | None = None
-    labels: Array | None = None
-    steps: int = 0
-    snapshot: StateArrays | None = None
-    final_state: StateArrays | None = None
-    timing: tuple[float, float] = (0.0, 0.0)
-    error: status_pb2.Status | None = None
-
-    @property
-    def size(self) -> int:
-        """About how many bytes the entry takes."""
-        arrays = (self.values, self.labels, *(self.snapshot or ()), *(self.final_state or ()))
-        return sum(array.nbytes + 24 for array in arrays if array is not None) + (4096 if self.error else 48)
-
-    def fill(self, entry: inference_service_pb2.SessionResponse) -> None:
-        """Writes this into an empty entry of a message."""
-        entry.session = self.number
-        if self.opened is not None:
-            entry.opened.CopyFrom(self.opened)
-        if self.values is not None or self.labels is not None:
-            entry.outputs.first_step = self.first_step
-            convert.fill_outputs(entry.outputs.outputs, self.values, self.labels)
-        if self.snapshot is not None:
-            entry.snapshot.steps = self.steps
-            convert.fill_state(entry.snapshot.state, self.snapshot)
-        if self.final_state is not None:
-            entry.ended.steps = self.steps
-            convert.fill_state(entry.ended.final_state, self.final_state)
-            entry.ended.timing.queue_seconds, entry.ended.timing.compute_seconds = self.timing
-        if self.error is not None:
-            entry.error.CopyFrom(self.error)
+_MAX_ENTRIES = 16_384  # in one message, each of which may be answered by an error
+_REMEMBERED = 4096  # sessions that are over, so that what still comes for them is told from what is wrong
 
 
 class SessionCall:
-    """The sessions of one call. `receive` takes messages, `write_to` sends until the call is over."""
+    """The sessions of one call. `read_from` takes messages, `write_to` sends until the call is over."""
 
     def __init__(self, engine: Engine, config: ServerConfig) -> None:
         self._engine = engine
         self._config = config
         self._sinks: dict[int, SessionSink] = {}
-        self._outbox: collections.deque[Outgoing] = collections.deque()
-        self._due = asyncio.Event()
+        self._over: OrderedDict[int, bool] = OrderedDict()  # by number: whether the caller has been told of an error
+        self._outbox = Outbox(config.max_stream_message_bytes)
         self._half_closed = False
+        self._draining = False
+        self._failure: Exception | None = None
         self._request_id = request_id()
 
-    def receive(self, request: inference_service_pb2.StreamInferRequest) -> None:
+    async def read_from(self, requests: AsyncIterator[inference_service_pb2.StreamInferRequest]) -> None:
+        """Takes messages until the caller sends no more. What is no message of ours ends the call, by `write_to`."""
+        try:
+            async for request in requests:
+                self._receive(request)
+                await self._outbox.has_room()
+            self._half_close()
+        except Exception as error:
+            self._failure = error
+        self._outbox.changed.set()
+
+    async def write_to(self, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+        """Sends what is due, as long as there is or may come something. Raises what ended the call."""
+        while True:
+            while self._outbox and self._failure is None:
+                await context.write(self._outbox.next_message())
+            if self._failure is not None:
+                raise self._failure
+            if not self._sinks and self._half_closed:
+                return
+            if not self._sinks and self._draining:
+                raise ServerError(Reason.SHUTTING_DOWN, "the server is shutting down")
+            self._outbox.changed.clear()
+            await self._outbox.changed.wait()
+
+    def drain(self) -> None:
+        """The server shuts down: the call ends when its last session has."""
+        self._draining = True
+        self._outbox.changed.set()
+
+    def close(self) -> None:
+        """Drops whatever is still open."""
+        self._engine.cancel([sink.session.sequence for sink in self._sinks.values()])
+        self._sinks.clear()
+
+    def send(self, outgoing: Outgoing) -> None:
+        self._outbox.put(outgoing)
+
+    def fail(self, number: int, error: ServerError) -> None:
+        """Tells the caller that this session has failed; it is gone, and what still comes for it is passed over."""
+        self._gone(number, told=True)
+        self.send(Outgoing(number, error=status_of(error, self._request_id)))
+
+    def ended(self, number: int) -> None:
+        self._gone(number, told=False)
+
+    def _receive(self, request: inference_service_pb2.StreamInferRequest) -> None:
         """Takes a message; what is wrong with an entry fails that entry's session alone."""
+        if len(request.entries) > _MAX_ENTRIES:
+            raise ServerError(
+                Reason.OVER_LIMIT,
+                f"entries: has {len(request.entries)}: at most {_MAX_ENTRIES} are taken in a message",
+                field="entries",
+            )
         now = time.monotonic()
         work: list[tuple[Sequence, list[Chunk]]] = []
         for entry in request.entries:
+            if entry.cancel:
+                self._drop(entry.session)
+                continue
             try:
-                sink = self._open(entry, now) if entry.HasField("open") else self._sink(entry)
-                if entry.cancel:
-                    self._drop(entry.session)
+                sink = self._open(entry, now) if entry.HasField("open") else self._sinks.get(entry.session)
+                if sink is None:
+                    self._check_late(entry)
                     continue
                 chunks = sink.chunks(entry, now)
                 if chunks:
@@ -99,65 +112,32 @@ class SessionCall:
                 self._drop(entry.session)
                 self.fail(entry.session, error)
         if work:
-            for sequence, error in self._engine.feed(work):
-                sequence.sink.fail(sequence, error)
+            self._feed(work)
 
-    def half_close(self) -> None:
+    def _half_close(self) -> None:
         """The caller sends nothing more: sessions that it left open end after what is queued."""
         self._half_closed = True
         now = time.monotonic()
-        open_sinks = [sink for sink in self._sinks.values() if not sink.session.ended]
-        ends = inference_service_pb2.SessionRequest(end=True)
-        work = [(sink.session.sequence, sink.chunks(ends, now)) for sink in open_sinks]
+        left_open = [sink for sink in self._sinks.values() if not sink.session.ended]
+        end = inference_service_pb2.SessionRequest(end=True)
+        self._feed([(sink.session.sequence, sink.chunks(end, now)) for sink in left_open])
+
+    def _feed(self, work: list[tuple[Sequence, list[Chunk]]]) -> None:
         for sequence, error in self._engine.feed(work):
             sequence.sink.fail(sequence, error)
-        self._due.set()
 
-    def close(self) -> None:
-        """Drops whatever is still open."""
-        self._engine.cancel([sink.session.sequence for sink in self._sinks.values()])
-        self._sinks.clear()
-
-    async def write_to(self, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
-        """Sends what is due, as long as there is or may come something."""
-        while True:
-            while self._outbox:
-                await context.write(self._next_message())
-            if self._half_closed and not self._sinks:
-                return
-            self._due.clear()
-            await self._due.wait()
-
-    def send(self, outgoing: Outgoing) -> None:
-        self._outbox.append(outgoing)
-        self._due.set()
-
-    def fail(self, number: int, error: ServerError) -> None:
-        """Tells the caller that this session has failed; it is gone."""
-        self._sinks.pop(number, None)
-        self.send(Outgoing(number, error=status_of(error, self._request_id)))
-
-    def ended(self, number: int) -> None:
-        self._sinks.pop(number, None)
-
-    def _next_message(self) -> inference_service_pb2.StreamInferResponse:
-        message = inference_service_pb2.StreamInferResponse()
-        room = self._config.max_stream_message_bytes
-        while self._outbox and (not message.entries or self._outbox[0].size <= room):
-            outgoing = self._outbox.popleft()
-            outgoing.fill(message.entries.add())
-            room -= outgoing.size
-        return message
-
-    def _sink(self, entry: inference_service_pb2.SessionRequest) -> "SessionSink":
-        sink = self._sinks.get(entry.session)
-        if sink is None:
+    def _check_late(self, entry: inference_service_pb2.SessionRequest) -> None:
+        """An entry for a session that is not open: no matter where it only acknowledges, or crossed an error."""
+        told = self._over.get(entry.session)
+        if told or _only_acknowledges(entry):
+            return
+        if told is None:
             raise ServerError(
                 Reason.SESSION_NOT_OPEN,
                 f"session {entry.session} is not open: the first entry of a session has `open`",
                 field="entries.open",
             )
-        return sink
+        raise ServerError(Reason.SESSION_ENDED, f"session {entry.session} has ended: it takes nothing more")
 
     def _open(self, entry: inference_service_pb2.SessionRequest, now: float) -> "SessionSink":
         number, wanted = entry.session, entry.open
@@ -165,6 +145,8 @@ class SessionCall:
             raise ServerError(
                 Reason.SESSION_EXISTS, f"session {number} is open already: it has been dropped", field="entries.session"
             )
+        if len(self._sinks) >= self._config.max_sessions:
+            raise ServerError(Reason.OVERLOADED, f"{len(self._sinks)} sessions of this call are open", retry_after=1.0)
         weights = self._engine.registry.current(wanted.model, wanted.weights_version)
         spec = weights.network.spec
         output = convert.output_spec(wanted.output, spec, "entries.open.output")
@@ -183,10 +165,12 @@ class SessionCall:
             deadline=None if timeout is None else now + timeout,
             snapshot_interval=wanted.snapshot_interval_steps,
         )
-        row_bytes = convert.output_bytes(output, spec)
-        window = min(self._config.window_steps, max(64, _WINDOW_BYTES // row_bytes))
+        window = min(self._config.window_steps, _WINDOW_BYTES // convert.output_bytes(output, spec))
+        window = max(window, _MIN_WINDOW_STEPS)
         sink.session = Session(sequence, window, empty_frames(spec.input_size, spec.dtype))
+        sink.max_steps = self._config.max_steps_per_sequence if whole else None
         self._sinks[number] = sink
+        self._over.pop(number, None)
         sink.opened = inference_service_pb2.SessionOpened(weights_version=weights.version, window_steps=window)
         if not entry.end:  # else it travels with the first output
             self.send(sink.outgoing())
@@ -196,12 +180,22 @@ class SessionCall:
         sink = self._sinks.pop(number, None)
         if sink is not None:
             self._engine.cancel([sink.session.sequence])
+            self._outbox.changed.set()
+
+    def _gone(self, number: int, *, told: bool) -> None:
+        self._sinks.pop(number, None)
+        self._over[number] = told
+        if len(self._over) > _REMEMBERED:
+            self._over.popitem(last=False)
 
 
 class SessionSink:
-    """Where one session's pieces become entries of the call."""
+    """Where one session's pieces become entries of the call.
 
-    __slots__ = ("_call", "_number", "_output", "_spec", "opened", "session")
+    max_steps: how long a whole sequence may be; None for a live session, which has no end.
+    """
+
+    __slots__ = ("_call", "_number", "_output", "_spec", "max_steps", "opened", "session")
 
     session: Session
 
@@ -211,6 +205,7 @@ class SessionSink:
         self._spec = spec
         self._output = output
         self.opened: inference_service_pb2.SessionOpened | None = None
+        self.max_steps: int | None = None
 
     def outgoing(self) -> Outgoing:
         """A new entry of this session, with `opened` if that is still due."""
@@ -218,12 +213,25 @@ class SessionSink:
         return Outgoing(self._number, opened)
 
     def chunks(self, entry: inference_service_pb2.SessionRequest, now: float) -> list[Chunk]:
+        """Returns what an entry adds to the sequence. Raises ServerError."""
+        session = self.session
+        if session.ended and _only_acknowledges(entry):
+            return []
         frames = None
         if entry.HasField("frames"):
             frames = convert.frames(entry.frames, self._spec, "entries.frames")
-        return self.session.chunks(
-            frames, reset=entry.reset, end=entry.end, acknowledged=entry.acknowledged_steps, now=now
-        )
+            if self.max_steps is not None and session.received + len(frames) > self.max_steps:
+                raise ServerError(
+                    Reason.OVER_LIMIT,
+                    f"entries.frames: makes {session.received + len(frames)} steps: a sequence has at most "
+                    f"{self.max_steps}",
+                    field="entries.frames",
+                )
+        if len(session.sequence.chunks) >= session.window:  # chunks without steps are bounded like steps
+            raise ServerError(
+                Reason.WINDOW_EXCEEDED, f"{session.window} chunks wait already: receive outputs before sending more"
+            )
+        return session.chunks(frames, reset=entry.reset, end=entry.end, acknowledged=entry.acknowledged_steps, now=now)
 
     def deliver(self, sequence: Sequence, piece: Piece) -> None:
         out = self.outgoing()
@@ -240,7 +248,7 @@ class SessionSink:
             out.values, out.labels = convert.empty_outputs(self._output, self._spec)
         elif piece.final_state is None and out.opened is None:
             return  # a bare reset: nothing to say
-        out.steps = sequence.steps_done
+        out.steps = piece.first_step + piece.steps
         out.snapshot = piece.snapshot
         if piece.final_state is not None:
             self._call.ended(self._number)
@@ -250,3 +258,7 @@ class SessionSink:
 
     def fail(self, sequence: Sequence, error: ServerError) -> None:
         self._call.fail(self._number, error)
+
+
+def _only_acknowledges(entry: inference_service_pb2.SessionRequest) -> bool:
+    return not (entry.HasField("frames") or entry.reset or entry.end)

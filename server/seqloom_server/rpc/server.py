@@ -1,0 +1,139 @@
+"""The whole server: engine, gRPC services, health, reflection and HTTP, brought up in order and taken down in order."""
+
+import asyncio
+import logging
+import pathlib
+import socket
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from seqloom.v1 import (
+    inference_service_pb2,
+    inference_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+)
+
+from seqloom_server.config import ServerConfig, split_address
+from seqloom_server.engine.engine import Engine
+from seqloom_server.errors import ServerError
+from seqloom_server.metrics import Metrics
+from seqloom_server.rpc.inference import InferenceServicer
+from seqloom_server.rpc.interceptors import CallInterceptor
+from seqloom_server.rpc.models import ModelServicer
+from seqloom_server.web.http import HttpServer
+
+log = logging.getLogger(__name__)
+
+SERVICES = (
+    inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+)
+
+_LAST_WORDS = 1.0  # seconds that calls get to end by themselves once nothing of theirs is left
+
+
+class CannotStart(Exception):
+    """What keeps the server from starting, in one line for people."""
+
+
+class Server:
+    """One server in this process; start() and stop() belong to one event loop.
+
+    address, http_address: HOST:PORT with the real ports, once started.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self.metrics = Metrics(config.max_batch_sequences, config.max_batch_steps)
+        self._serving = False
+        self.address = self.http_address = ""
+
+    async def start(self) -> None:
+        """Takes the ports, loads the models, serves. Raises CannotStart."""
+        config = self._config
+        _make_folder(config.models)
+        self.engine = Engine(config, self.metrics)
+        self._grpc = grpc.aio.server(interceptors=[CallInterceptor(self.metrics)], options=_options(config))
+        self._inference = InferenceServicer(self.engine, config)
+        inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(self._inference, self._grpc)  # type: ignore[no-untyped-call]
+        models = ModelServicer(self.engine, config)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, self._grpc)  # type: ignore[no-untyped-call]
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], self._grpc)
+        self.address = self._listen()
+        try:
+            self._http = HttpServer(config.http, self.metrics.registry, lambda: self._serving)
+        except OSError as error:
+            await self._grpc.stop(None)
+            raise CannotStart(f"cannot listen on {config.http} for HTTP: {error.strerror}") from None
+        self.http_address = self._http.address
+        try:
+            await self.engine.start()
+        except ServerError as error:
+            self._http.close()
+            await self._grpc.stop(None)
+            raise CannotStart(f"models: {config.models}: {error.message}") from None
+        self.engine.on_death(self._device_died)
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        await self._grpc.start()
+        self._serving = True
+
+    async def stop(self, grace_seconds: float | None = None) -> None:
+        """Takes no new work, lets what is under way end within the grace period, then ends everything."""
+        self._serving = False
+        await self._health.enter_graceful_shutdown()
+        self._inference.drain()
+        await self.engine.drain(self._config.grace_seconds if grace_seconds is None else grace_seconds)
+        await self._grpc.stop(_LAST_WORDS)
+        await asyncio.to_thread(self.engine.close)
+        await asyncio.to_thread(self._http.close)
+
+    def _listen(self) -> str:
+        address = self._config.listen
+        host, port = split_address(address)
+        try:
+            _try_to_bind(host.strip("[]"), port)  # since gRPC does not say why it cannot
+            return f"{host}:{self._grpc.add_insecure_port(address)}"
+        except OSError as error:
+            raise CannotStart(f"cannot listen on {address} for gRPC: {error.strerror}") from None
+        except RuntimeError:
+            raise CannotStart(f"cannot listen on {address} for gRPC") from None
+
+    def _device_died(self) -> None:
+        self._serving = False
+        self._dying = asyncio.ensure_future(self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING))
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for service in ("", *SERVICES):
+            await self._health.set(service, status)
+
+
+def _make_folder(models: str) -> None:
+    try:
+        pathlib.Path(models).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotStart(f"models: {models} cannot be a folder of models: {error.strerror}") from None
+
+
+def _try_to_bind(host: str, port: int) -> None:
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+
+
+def _options(config: ServerConfig) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # else a second server would share the port and take half of the calls
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_send_message_length", -1),  # what may come out is bounded by what was asked
+        # clients may ping every few seconds, also while nothing is under way
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # and a client that vanished is noticed, so that its sessions do not live on
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+    ]

@@ -1,0 +1,74 @@
+"""The one table from the reason of an error to its gRPC status, and the rich status that travels.
+
+Under 4 KB whatever the message: what a caller sent may be quoted in it, and metadata has its bounds.
+"""
+
+from google.protobuf.any_pb2 import Any
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from seqloom_server.errors import Reason, ServerError
+
+DOMAIN = "seqloom"
+
+_MAX_MESSAGE_BYTES = 800  # it travels three times: as the status' text, in it, and as a field violation
+_MAX_FIELD_BYTES = 200
+_RETRY_AFTER = 1.0  # seconds, where load is the reason and the error names no time
+
+CODES: dict[Reason, int] = {
+    Reason.INVALID_FIELD: code_pb2.INVALID_ARGUMENT,
+    Reason.OVER_LIMIT: code_pb2.INVALID_ARGUMENT,
+    Reason.MALFORMED_MESSAGE: code_pb2.INVALID_ARGUMENT,
+    Reason.MODEL_NOT_FOUND: code_pb2.NOT_FOUND,
+    Reason.MODEL_EXISTS: code_pb2.ALREADY_EXISTS,
+    Reason.MODEL_BROKEN: code_pb2.FAILED_PRECONDITION,
+    Reason.SESSION_NOT_OPEN: code_pb2.FAILED_PRECONDITION,
+    Reason.SESSION_EXISTS: code_pb2.FAILED_PRECONDITION,
+    Reason.SESSION_ENDED: code_pb2.FAILED_PRECONDITION,
+    Reason.SESSION_IDLE: code_pb2.DEADLINE_EXCEEDED,
+    Reason.WINDOW_EXCEEDED: code_pb2.FAILED_PRECONDITION,
+    Reason.VERSION_MISMATCH: code_pb2.FAILED_PRECONDITION,
+    Reason.OVERLOADED: code_pb2.RESOURCE_EXHAUSTED,
+    Reason.DEADLINE_EXCEEDED: code_pb2.DEADLINE_EXCEEDED,
+    Reason.CANCELLED: code_pb2.CANCELLED,
+    Reason.SHUTTING_DOWN: code_pb2.UNAVAILABLE,
+    Reason.ENGINE_DEAD: code_pb2.UNAVAILABLE,
+    Reason.INTERNAL: code_pb2.INTERNAL,
+}
+
+
+def status_of(error: ServerError, request_id: str) -> status_pb2.Status:
+    """Returns the status of an error: ErrorInfo always, RetryInfo where a repeat may succeed, BadRequest where a field
+    is at fault."""
+    message = _cut(error.message, _MAX_MESSAGE_BYTES)
+    status = status_pb2.Status(code=CODES[error.reason], message=message)
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={"request_id": request_id})
+    _attach(status, info)
+    retry_after = error.retry_after
+    if retry_after is None and error.reason is Reason.OVERLOADED:
+        retry_after = _RETRY_AFTER
+    if retry_after is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(max(0, round(retry_after * 1e9)))
+        _attach(status, retry)
+    if error.field:
+        violations = error_details_pb2.BadRequest()
+        violations.field_violations.add(field=_cut(error.field, _MAX_FIELD_BYTES), description=message)
+        _attach(status, violations)
+    return status
+
+
+def _attach(
+    status: status_pb2.Status,
+    detail: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo | error_details_pb2.BadRequest,
+) -> None:
+    packed = Any()
+    packed.Pack(detail)
+    status.details.append(packed)
+
+
+def _cut(text: str, most: int) -> str:
+    """At most so many bytes of UTF-8; what is no text, such as half of a surrogate pair, becomes "?"."""
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= most:
+        return encoded.decode()
+    return encoded[: most - 3].decode("utf-8", "ignore") + "..."
