@@ -1,0 +1,68 @@
+"""Real servers for every test: in this process by `serve`, in one of their own by `server_process`."""
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+
+import grpc
+import pytest
+from serving import Models, Served, ServerProcess, open_channel, serving
+
+
+@pytest.fixture
+def serve(tmp_path_factory: pytest.TempPathFactory):
+    """A factory of servers in this process, on free ports of the loopback, on the CPU with one thread:
+
+        async with serve({"digits": spec, "other": (spec, 3)}, window_steps=64) as served:
+            served.address, served.http_address, served.engine, served.models
+            served.value("steps_total", model="digits"); served.expected("digits", x)
+
+    models: by name a ModelSpec, or a ModelSpec and a seed; by default one "small" of 5 inputs, 7 units, 3 outputs.
+    The rest are options of ServerConfig. In the end the server is stopped without grace. See serving.Served.
+    """
+
+    def factory(models: Models | None = None, **options: object):
+        return serving(tmp_path_factory.mktemp("models"), models, **options)
+
+    return factory
+
+
+@pytest.fixture
+async def served(serve) -> AsyncIterator[Served]:
+    """One server in this process with the model "small" and the options by default."""
+    async with serve() as one:
+        yield one
+
+
+@pytest.fixture
+async def channel(served: Served) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to `served` that takes and sends messages of any size."""
+    async with open_channel(served.address) as one:
+        yield one
+
+
+@pytest.fixture
+def server_process() -> Iterator:
+    """A factory of servers in processes of their own, on free ports of the loopback, on the CPU with one thread:
+
+        started = server_process("--models", folder)          # returns when it serves
+        started.address, started.http_address; status, stderr = started.end(signal.SIGTERM)
+        status, stderr = server_process("--models", file, ready=False).end()
+
+    environment: more variables, over those. What still runs after the test is killed. See serving.ServerProcess.
+    """
+    running: list[ServerProcess] = []
+
+    def factory(*arguments: object, environment: Mapping[str, str] | None = None, ready: bool = True) -> ServerProcess:
+        settings = {"SEQLOOM_LISTEN": "127.0.0.1:0", "SEQLOOM_HTTP": "127.0.0.1:0"}
+        settings |= {"SEQLOOM_DEVICE": "cpu", "SEQLOOM_THREADS": "1", **(environment or {})}
+        started = ServerProcess.start(*arguments, environment=settings)
+        running.append(started)
+        if ready:
+            started.until_ready()
+        return started
+
+    yield factory
+    for started in running:
+        if started.process.poll() is None:
+            started.process.kill()
+        started.process.wait()
+        started.process.stdout.close()
