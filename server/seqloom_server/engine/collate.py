@@ -61,9 +61,3 @@ def pack(members: list[Member]) -> Packing:
 def gather(packing: Packing) -> Array:
     """Returns the frames of the ranked members, [cells, D], member by member: the one copy on the way in."""
     return np.concatenate([part for member in packing.ranked for part in member.parts])
-
-
-def split(members: list[Member], rows: Array) -> list[Array]:
-    """Cuts rows that belong to `members`, one after the other, into views, one for each."""
-    ends = np.cumsum(steps_of(members)).tolist()
-    return [rows[start:end] for start, end in zip([0, *ends], ends, strict=False)]

@@ -7,10 +7,11 @@ is replaced in one assignment on the event loop.
 import asyncio
 import pathlib
 import re
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ParamSpec, Protocol, TypeVar
 
+from seqloom_server.engine.request import Weights
 from seqloom_server.engine.runner import ServedWeights, warm_up
 from seqloom_server.errors import Reason, ServerError, invalid
 from seqloom_server.nn import storage
@@ -19,6 +20,9 @@ from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.nn.storage import BrokenModel
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,16 @@ class ModelInfo:
     parameter_count: int
 
 
+class Watcher(Protocol):
+    """Hears on the event loop which models are served; gone: nor does any open sequence use the model any more."""
+
+    def serving(self, name: str, version: int) -> None: ...
+
+    def unloaded(self, name: str) -> None: ...
+
+    def gone(self, name: str) -> None: ...
+
+
 def check_name(name: str, field: str = "name") -> str:
     """Returns the name of a model. Raises ServerError INVALID_FIELD where it is none."""
     if not _NAME.fullmatch(name):
@@ -41,7 +55,8 @@ def check_name(name: str, field: str = "name") -> str:
 class Registry:
     """The served models of one folder `root`, on one device.
 
-    max_live_versions: how many versions of a model's weights may be alive at once; open sessions keep theirs alive.
+    max_live_versions: how many versions of a model's weights may be alive at once; open sequences keep theirs alive.
+    watchers: who is told of changes.
     """
 
     def __init__(self, root: pathlib.Path, device: str, max_live_versions: int) -> None:
@@ -49,9 +64,10 @@ class Registry:
         self._device = device
         self._max_live_versions = max_live_versions
         self._served: dict[str, ServedWeights] = {}
-        self._alive: dict[str, weakref.WeakSet[ServedWeights]] = {}
+        self._users: dict[ServedWeights, int] = {}  # open sequences of each version that has any
+        self._last: dict[str, int] = {}  # the highest version that each name has had here
         self._changing = asyncio.Lock()
-        self._on_serve: list[Callable[[str, int], object]] = []
+        self.watchers: list[Watcher] = []
 
     def current(self, name: str, version: int = 0) -> ServedWeights:
         """Returns the weights that serve `name`. Raises MODEL_NOT_FOUND; VERSION_MISMATCH if `version` is another."""
@@ -66,44 +82,54 @@ class Registry:
             )
         return served
 
-    def alive(self) -> list[ServedWeights]:
-        """Every version that is served or that an open session still uses."""
-        return [weights for versions in self._alive.values() for weights in list(versions)]
+    def hold(self, weights: ServedWeights) -> None:
+        """Keeps a version alive for one more open sequence."""
+        self._users[weights] = self._users.get(weights, 0) + 1
 
-    def on_serve(self, callback: Callable[[str, int], object]) -> None:
-        """Calls back with name and version whenever weights begin to be served."""
-        self._on_serve.append(callback)
+    def release(self, weights: Weights) -> None:
+        """Ends what one hold() began."""
+        assert isinstance(weights, ServedWeights)
+        self._users[weights] -= 1
+        if not self._users[weights]:
+            del self._users[weights]
+            self._tell_if_gone(weights.model)
+
+    def alive(self) -> set[ServedWeights]:
+        """Every version that is served or that an open sequence still uses. Safe from any thread."""
+        return {*self._served.values(), *self._users}
 
     def device_bytes(self) -> int:
         """Bytes of weights and states on the device."""
         return sum(weights.network.nbytes + weights.state_bytes for weights in self.alive())
 
     def models(self) -> list[ModelInfo]:
+        """The served models, by name."""
         return [self.get(name) for name in sorted(self._served)]
 
     def get(self, name: str) -> ModelInfo:
+        """Returns what is told of a served model. Raises MODEL_NOT_FOUND."""
         served = self.current(name)
         spec = served.network.spec
         return ModelInfo(name, spec, served.version, spec.parameter_count)
 
     async def load_all(self) -> None:
         """Serves every model folder below the root. Raises MODEL_BROKEN at the first that cannot be loaded."""
-        folders = [path for path in self._root.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
-        for folder in sorted(folders):
-            await self.load(folder.name)
+        for name in await _off_loop(self._find_folders):
+            await self.load(name)
 
     async def load(self, name: str) -> ModelInfo:
-        """Serves the folder of that name; read anew, the weights get a version above the one served."""
-        folder = self._root / check_name(name)
+        """Serves the folder of that name; read anew, the weights get a version above the one served.
+
+        Raises MODEL_NOT_FOUND, MODEL_BROKEN, or OVERLOADED where too many versions are in use.
+        """
+        check_name(name)
         async with self._changing:
-            if not (folder / storage.CONFIG).exists():
-                raise ServerError(Reason.MODEL_NOT_FOUND, f"there is no model folder {name!r}", field="name")
             self._check_live_versions(name)
-            network, version = await self._off_loop(storage.load, folder, self._device)
-            served = self._served.get(name)
-            if served is not None and version <= served.version:
-                version = served.version + 1
-                await self._off_loop(storage.save, folder, network, version)
+            network, version = await _off_loop(self._read, name)
+            last = self._last.get(name, 0)
+            if version < last or (version == last and name in self._served):
+                version = last + 1
+                await _off_loop(storage.save, self._root / name, network, version)
             return await self._serve(name, version, network)
 
     async def create(self, name: str, spec: ModelSpec, seed: int) -> ModelInfo:
@@ -112,62 +138,84 @@ class Registry:
         async with self._changing:
             if name in self._served or folder.exists():
                 raise ServerError(Reason.MODEL_EXISTS, f"a model {name!r} exists already", field="name")
-            network = await self._off_loop(Network.create, spec, seed, self._device)
-            await self._off_loop(storage.save, folder, network, 1)
-            return await self._serve(name, 1, network)
+            version = self._last.get(name, 0) + 1
+            network = await _off_loop(Network.create, spec, seed, self._device)
+            await _off_loop(storage.save, folder, network, version)
+            return await self._serve(name, version, network)
 
     async def import_(self, name: str, config: bytes, weights: bytes) -> ModelInfo:
-        """Checks a model folder's two files, writes and serves them; a served model gets them as its next version.
+        """Checks a model folder's two files, writes and serves them; a known model gets them as its next version.
 
-        Raises MODEL_BROKEN, and MODEL_EXISTS where the served model is of another specification.
+        Raises MODEL_BROKEN, MODEL_EXISTS where the served model is of another specification, or OVERLOADED.
         """
         folder = self._root / check_name(name)
         async with self._changing:
             self._check_live_versions(name)
-            network, version = await self._off_loop(storage.load_bytes, config, weights, self._device)
+            network, version = await _off_loop(storage.load_bytes, config, weights, self._device)
             served = self._served.get(name)
-            if served is not None:
-                if served.network.spec != network.spec:
-                    raise ServerError(
-                        Reason.MODEL_EXISTS,
-                        f"a model {name!r} of another specification is served: unload it first",
-                        field="name",
-                    )
-                version = served.version + 1
-            await self._off_loop(storage.save, folder, network, version)
+            if served is not None and served.network.spec != network.spec:
+                raise ServerError(
+                    Reason.MODEL_EXISTS,
+                    f"a model {name!r} of another specification is served: unload it first",
+                    field="name",
+                )
+            if name in self._last:
+                version = self._last[name] + 1
+            await _off_loop(storage.save, folder, network, version)
             return await self._serve(name, version, network)
 
     async def unload(self, name: str) -> None:
-        """Stops serving the model; open sessions keep their weights, the folder stays."""
+        """Stops serving the model; open sequences keep their weights, the folder stays. Raises MODEL_NOT_FOUND."""
         async with self._changing:
             self.current(name)
             del self._served[name]
+            for watcher in self.watchers:
+                watcher.unloaded(name)
+            self._tell_if_gone(name)
 
     async def export(self, name: str) -> tuple[bytes, bytes]:
-        """Returns the served model's config.json and model.safetensors."""
+        """Returns the served model's config.json and model.safetensors. Raises MODEL_NOT_FOUND."""
         served = self.current(name)
-        return await self._off_loop(storage.to_bytes, served.network, served.version)
+        return await _off_loop(storage.to_bytes, served.network, served.version)
+
+    def _find_folders(self) -> list[str]:
+        storage.recover_all(self._root)
+        folders = self._root.iterdir() if self._root.is_dir() else ()
+        return sorted(path.name for path in folders if path.is_dir() and _NAME.fullmatch(path.name))
+
+    def _read(self, name: str) -> tuple[Network, int]:
+        if not (self._root / name).is_dir():
+            raise ServerError(Reason.MODEL_NOT_FOUND, f"there is no model folder {name!r}", field="name")
+        return storage.load(self._root / name, self._device)
 
     def _check_live_versions(self, name: str) -> None:
-        if len(self._alive.get(name, ())) >= self._max_live_versions:
+        in_use = sum(1 for weights in self._users if weights.model == name)
+        if in_use >= self._max_live_versions:
             raise ServerError(
                 Reason.OVERLOADED,
-                f"{self._max_live_versions} versions of {name!r} are still in use by open sessions",
+                f"{in_use} versions of {name!r} are in use by open sessions: no more may be alive",
                 retry_after=1.0,
             )
 
     async def _serve(self, name: str, version: int, network: Network) -> ModelInfo:
         served = ServedWeights(name, version, network)
         await asyncio.to_thread(warm_up, served)
+        self._check_live_versions(name)  # sessions came meanwhile
         self._served[name] = served
-        self._alive.setdefault(name, weakref.WeakSet()).add(served)
-        for callback in self._on_serve:
-            callback(name, version)
+        self._last[name] = version
+        for watcher in self.watchers:
+            watcher.serving(name, version)
         return self.get(name)
 
-    @staticmethod
-    async def _off_loop(function, *arguments):  # type: ignore[no-untyped-def]
-        try:
-            return await asyncio.to_thread(function, *arguments)
-        except BrokenModel as error:
-            raise ServerError(Reason.MODEL_BROKEN, str(error)) from error
+    def _tell_if_gone(self, name: str) -> None:
+        if name not in self._served and not any(weights.model == name for weights in self._users):
+            for watcher in self.watchers:
+                watcher.gone(name)
+
+
+async def _off_loop(function: Callable[P, R], *arguments: P.args, **keywords: P.kwargs) -> R:
+    """Runs file work and building of networks in a worker thread. Raises MODEL_BROKEN for BrokenModel."""
+    try:
+        return await asyncio.to_thread(function, *arguments, **keywords)
+    except BrokenModel as error:
+        raise ServerError(Reason.MODEL_BROKEN, str(error)) from error

@@ -1,30 +1,82 @@
 """Tells the metrics what the engine does: once a slice, once a session, or when they are read."""
 
-from collections import defaultdict
+import functools
+from dataclasses import dataclass
+
+from prometheus_client import Counter, Gauge, Histogram
 
 from seqloom_server.engine.registry import Registry
-from seqloom_server.engine.request import Member, Op, Sequence, Slice
+from seqloom_server.engine.request import Op, Sequence, Slice
 from seqloom_server.engine.scheduler import Scheduler
 from seqloom_server.metrics import Metrics
 
 
+class _Work:
+    """The metrics of one class of work on one model; looked up once, since labels() costs more than counting."""
+
+    def __init__(self, metrics: Metrics, op: Op, model: str) -> None:
+        self.queue_seconds: Histogram = metrics.queue_duration_seconds.labels(op=op, model=model)
+        self.compute_seconds: Histogram = metrics.compute_duration_seconds.labels(op=op, model=model)
+        self.sequences: Histogram = metrics.batch_sequences.labels(op=op, model=model)
+        self.steps: Histogram = metrics.batch_steps.labels(op=op, model=model)
+        self.steps_total: Counter = metrics.steps_total.labels(op=op, model=model)
+        self.padded_total: Counter = metrics.padded_steps_total.labels(op=op, model=model)
+
+
+@dataclass(slots=True)
+class _Model:
+    """The metrics of one model, from when it is first served until it is gone."""
+
+    work: dict[Op, _Work]
+    active_streams: Gauge
+
+
 class Report:
-    """The engine's side of the metrics."""
+    """The engine's side of the metrics: a watcher of the registry, told of sessions on the event loop and of slices
+    on the device thread."""
 
     def __init__(self, metrics: Metrics, scheduler: Scheduler, registry: Registry, device: str) -> None:
         self._metrics = metrics
-        self._padded = device == "cuda"
+        self._padded = device == "cuda"  # elsewhere packed rows leave nothing to pad
+        self._models: dict[str, _Model] = {}
         for op in Op:
-            metrics.queue_items.labels(op=op).set_function(lambda op=op: scheduler.items[op])
+            metrics.queue_items.labels(op=op).set_function(functools.partial(scheduler.items.__getitem__, op))
         metrics.state_bytes.set_function(lambda: sum(weights.state_bytes for weights in registry.alive()))
         metrics.device_memory_bytes.set_function(registry.device_bytes)
-        registry.on_serve(lambda name, version: metrics.weights_version.labels(model=name).set(version))
+        registry.watchers.append(self)
+
+    def serving(self, name: str, version: int) -> None:
+        self._metrics.weights_version.labels(model=name).set(version)
+        if name not in self._models:
+            self._models[name] = _Model(
+                {op: _Work(self._metrics, op, name) for op in Op},
+                self._metrics.active_streams.labels(model=name),
+            )
+
+    def unloaded(self, name: str) -> None:
+        self._metrics.weights_version.remove(name)
+
+    def gone(self, name: str) -> None:
+        """Takes the model's series away, so that there are never more than models."""
+        del self._models[name]
+        metrics = self._metrics
+        metrics.active_streams.remove(name)
+        for metric in (
+            metrics.queue_duration_seconds,
+            metrics.compute_duration_seconds,
+            metrics.batch_sequences,
+            metrics.batch_steps,
+            metrics.steps_total,
+            metrics.padded_steps_total,
+        ):
+            for op in Op:
+                metric.remove(op, name)
 
     def session_opened(self, sequence: Sequence) -> None:
-        self._metrics.active_streams.labels(model=sequence.weights.model).inc()
+        self._models[sequence.weights.model].active_streams.inc()
 
     def session_closed(self, sequence: Sequence) -> None:
-        self._metrics.active_streams.labels(model=sequence.weights.model).dec()
+        self._models[sequence.weights.model].active_streams.dec()
 
     def rejected(self, reason: str) -> None:
         self._metrics.rejected_total.labels(reason=reason).inc()
@@ -33,19 +85,19 @@ class Report:
         self._metrics.cancelled_total.labels(stage=stage).inc()
 
     def ran(self, piece: Slice, seconds: float) -> None:
-        """Observes a slice, each class of work in it for itself; on the CPU no padding is computed."""
-        metrics, model = self._metrics, piece.weights.model
-        by_op: dict[Op, list[Member]] = defaultdict(list)
-        for member in piece.members:
-            if member.waited is not None:
-                metrics.queue_duration_seconds.labels(op=member.sequence.op, model=model).observe(member.waited)
-            if member.steps:
-                by_op[member.sequence.op].append(member)
-        for op, members in by_op.items():
-            steps = sum(member.steps for member in members)
-            metrics.batch_sequences.labels(op=op, model=model).observe(len(members))
-            metrics.batch_steps.labels(op=op, model=model).observe(steps)
-            metrics.steps_total.labels(op=op, model=model).inc(steps)
-            metrics.compute_duration_seconds.labels(op=op, model=model).observe(seconds)
-            padding = piece.steps * len(members) - steps if self._padded else 0
-            metrics.padded_steps_total.labels(op=op, model=model).inc(padding)
+        """Observes a slice, each class of work in it for itself."""
+        model = self._models.get(piece.weights.model)
+        if model is None:  # all of its sequences were cancelled while they ran, and the model was unloaded
+            return
+        for op, work in model.work.items():
+            members = [member for member in piece.members if member.sequence.op is op]
+            for member in members:
+                if member.waited is not None:
+                    work.queue_seconds.observe(member.waited)
+            steps = [member.steps for member in members if member.steps]
+            if steps:
+                work.compute_seconds.observe(seconds)
+                work.sequences.observe(len(steps))
+                work.steps.observe(sum(steps))
+                work.steps_total.inc(sum(steps))
+                work.padded_total.inc(piece.steps * len(steps) - sum(steps) if self._padded else 0)

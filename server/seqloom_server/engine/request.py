@@ -39,12 +39,16 @@ class OutputSpec:
 
 
 class Weights(Protocol):
-    """One version of one model's weights as the scheduler sees it: an identity, state slots, and what a slice costs."""
+    """One version of one model's weights as the scheduler sees it: an identity, state slots, and what a slice costs.
+
+    max_cells: the most rows that a slice may have.
+    """
 
     model: str
     version: int
     slots: SlotPool
     cost: SliceCost
+    max_cells: int
 
 
 @dataclass(slots=True)
@@ -101,7 +105,7 @@ class Sequence:
     output: OutputSpec
     sink: Sink
     initial_state: StateArrays | None = None
-    deadline: float | None = None  # while it waits and nothing of it has run
+    deadline: float | None = None  # of a whole sequence, to its end; of a session, until something of it runs
     snapshot_interval: int = 0
     chunks: collections.deque[Chunk] = field(default_factory=collections.deque)
     waiting_steps: int = 0

@@ -4,25 +4,30 @@ The only module of the engine that touches tensors. It runs on the device thread
 """
 
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from seqloom_server.engine import collate
 from seqloom_server.engine.cost import SliceCost
-from seqloom_server.engine.request import Array, Member, OutputSpec, Piece, Slice, StateArrays
+from seqloom_server.engine.request import Array, Member, Piece, Slice, StateArrays
 from seqloom_server.engine.slots import SlotPool
 from seqloom_server.nn.network import Network
+from seqloom_server.nn.outputs import chunk_rows
 
 _ZERO, _DISCARD = 0, 1  # the reserved slots
 _FLOPS_GUESS = {"cpu": 5e10, "cuda": 1e13}  # only until the first slices have run
 _WARM_UP = ((1, 8), (8, 8), (64, 4))  # sequences, steps
 
+States = tuple[torch.Tensor, ...]  # one [L, N, H] per part of the cell's state
+
 
 class ServedWeights:
     """One version of one model's weights on the device, with the states of the sequences that run under it.
 
-    states: per part of the cell's state, [L, capacity, H]; slot 0 stays zero, slot 1 takes what nobody needs.
+    states: [L, capacity, H] per part of the cell's state; slot 0 stays zero, slot 1 takes what nobody needs.
+    max_cells: a slice has no more rows, so that no [rows, O] buffer is too large.
     """
 
     def __init__(self, model: str, version: int, network: Network) -> None:
@@ -32,8 +37,9 @@ class ServedWeights:
         self.slots = SlotPool(reserved=2)
         self.cost = SliceCost(2.0 * network.spec.parameter_count, _FLOPS_GUESS[network.device.type])
         self.states = self._allocate(16)
+        self.max_cells = chunk_rows(network.spec.output_size, self.states[0].element_size())
 
-    def _allocate(self, capacity: int) -> tuple[torch.Tensor, ...]:
+    def _allocate(self, capacity: int) -> States:
         spec = self.network.spec
         shape = (spec.num_layers, capacity, spec.hidden_size)
         dtype = getattr(torch, spec.dtype)
@@ -48,6 +54,12 @@ class ServedWeights:
                 new[:, :capacity] = old
             self.states = grown
 
+    def poison(self) -> None:
+        """Fills every slot that no one holds with NaN, so that state which outlives its sequence is seen."""
+        free = _index([_DISCARD, *self.slots.free], self.network.device)
+        for state in self.states:
+            state.index_fill_(1, free, float("nan"))
+
     @property
     def state_bytes(self) -> int:
         return sum(state.nbytes for state in self.states)
@@ -55,46 +67,73 @@ class ServedWeights:
 
 @torch.inference_mode()
 def run(piece: Slice, *, poison: bool = False) -> list[tuple[Member, Piece]]:
-    """Runs a slice; returns what each member gets, in no particular order.
-
-    poison: fills the slots of members that end with NaN, so that a test sees any state that outlives its sequence.
-    """
+    """Runs a slice; returns what each member gets, in no particular order. poison: see ServedWeights.poison."""
     weights = piece.weights
     assert isinstance(weights, ServedWeights)
     weights.reserve()
-    packing = collate.pack(piece.members)
-    results = {member: _empty(member) for member in piece.members if not member.steps}
-    states: tuple[torch.Tensor, ...] | None = None
-    if packing.ranked:
-        device = weights.network.device
-        rows = torch.from_numpy(collate.gather(packing)).to(device, non_blocking=True)
-        if packing.to_packed is not None:
-            rows = rows.index_select(0, torch.from_numpy(packing.to_packed).to(device))
-        before = _states_before(weights, packing.ranked)
-        hidden, states = weights.network.advance(rows, torch.from_numpy(packing.batch_sizes), before)
-        for spec, members, positions in packing.groups:
-            picked = hidden if positions is None else hidden.index_select(0, torch.from_numpy(positions).to(device))
-            for member, values, labels in _outputs(weights.network, spec, members, picked):
-                results[member] = Piece(member.first_step, member.steps, values, labels, answers=True)
-        _keep(weights, packing.ranked, states)
-    _hand_out(weights, piece.members, packing.ranked, states, results)
     if poison:
-        _poison(weights, piece.members)
-    return list(results.items())
+        weights.poison()
+    results: list[tuple[Member, Piece]] = []
+    bare = [member for member in piece.members if not member.steps]
+    if bare:
+        results += _run_bare(weights, bare)
+    packing = collate.pack(piece.members)
+    if packing.ranked:
+        results += _run_packed(weights, packing)
+    return results
 
 
-def _empty(member: Member) -> Piece:
-    return Piece(member.first_step, 0, None, None, answers=member.answers)
+def _run_packed(weights: ServedWeights, packing: collate.Packing) -> Iterator[tuple[Member, Piece]]:
+    network, device = weights.network, weights.network.device
+    rows = torch.from_numpy(collate.gather(packing)).to(device)
+    if packing.to_packed is not None:
+        rows = rows.index_select(0, torch.from_numpy(packing.to_packed).to(device))
+    before = _states_before(weights, packing.ranked)
+    hidden, after = network.advance(rows, torch.from_numpy(packing.batch_sizes), before)
+    _keep(weights, packing.ranked, after)
+    told = _states_told(packing.ranked, after)
+    for spec, members, positions in packing.groups:
+        picked = hidden if positions is None else hidden.index_select(0, torch.from_numpy(positions).to(device))
+        values, labels = network.outputs(picked, spec.kind, spec.top_k)
+        for member, own_values, own_labels in zip(
+            members, _own_rows(members, values), _own_rows(members, labels), strict=True
+        ):
+            state = told.get(member)
+            yield (
+                member,
+                Piece(
+                    member.first_step,
+                    member.steps,
+                    own_values,
+                    own_labels,
+                    answers=True,
+                    snapshot=state if member.snapshot else None,
+                    final_state=state if member.final else None,
+                ),
+            )
 
 
-def _outputs(
-    network: Network, spec: OutputSpec, members: list[Member], hidden: torch.Tensor
-) -> list[tuple[Member, Array | None, Array | None]]:
-    values, labels = network.outputs(hidden, spec.kind, spec.top_k)
-    count = len(members)
-    split_values = collate.split(members, values.cpu().numpy()) if values is not None else [None] * count
-    split_labels = collate.split(members, labels.cpu().numpy()) if labels is not None else [None] * count
-    return list(zip(members, split_values, split_labels, strict=True))
+def _run_bare(weights: ServedWeights, members: list[Member]) -> Iterator[tuple[Member, Piece]]:
+    """Members without steps, which the network never sees: a bare reset or end, or frames of 0 steps."""
+    states = _states_before(weights, members)
+    _keep(weights, members, states)
+    told = _states_told(members, states)
+    for member in members:
+        yield member, Piece(member.first_step, 0, None, None, answers=member.answers, final_state=told.get(member))
+
+
+def _own_rows(members: list[Member], rows: torch.Tensor | None) -> list[Array] | list[None]:
+    """Cuts rows that belong to `members`, one after the other, into an array for each.
+
+    They are copies: a caller that reads slowly must not keep the rows of its whole batch in memory.
+    """
+    if rows is None:
+        return [None] * len(members)
+    whole = rows.cpu().numpy()
+    if len(members) == 1:
+        return [whole]
+    ends = np.cumsum([member.steps for member in members]).tolist()
+    return [whole[start:end].copy() for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _slot(weights: ServedWeights, member: Member, otherwise: int) -> int:
@@ -106,19 +145,20 @@ def _index(indices: list[int], device: torch.device) -> torch.Tensor:
     return torch.tensor(indices, dtype=torch.int64).to(device)
 
 
-def _states_before(weights: ServedWeights, members: list[Member]) -> tuple[torch.Tensor, ...]:
+def _states_before(weights: ServedWeights, members: list[Member]) -> States:
     """[L, N, H] per part: from the slot, the member's own initial state, or zeros."""
     sources = [_ZERO if member.fresh else _slot(weights, member, _ZERO) for member in members]
     index = _index(sources, weights.network.device)
     before = tuple(state.index_select(1, index) for state in weights.states)
-    given = [(n, member.initial_state) for n, member in enumerate(members) if member.initial_state is not None]
-    for n, initial in given:
-        for part, array in zip(before, initial, strict=True):
-            part[:, n] = torch.from_numpy(array[:, 0]).to(part)
+    given = {n: member.initial_state for n, member in enumerate(members) if member.initial_state is not None}
+    if given:
+        places = _index(list(given), weights.network.device)
+        for part, arrays in zip(before, zip(*given.values(), strict=True), strict=True):
+            part.index_copy_(1, places, torch.from_numpy(np.concatenate(arrays, axis=1)).to(part))
     return before
 
 
-def _keep(weights: ServedWeights, members: list[Member], after: tuple[torch.Tensor, ...]) -> None:
+def _keep(weights: ServedWeights, members: list[Member], after: States) -> None:
     """Puts the states after the slice where the next one finds them."""
     targets = [_slot(weights, member, _DISCARD) for member in members]
     if all(target == _DISCARD for target in targets):
@@ -128,44 +168,14 @@ def _keep(weights: ServedWeights, members: list[Member], after: tuple[torch.Tens
         state.index_copy_(1, index, part)
 
 
-def _hand_out(
-    weights: ServedWeights,
-    members: list[Member],
-    ranked: list[Member],
-    after: tuple[torch.Tensor, ...] | None,
-    results: dict[Member, Piece],
-) -> None:
-    """Gives members that end, or whose snapshot is due, their state; one copy off the device for all of them."""
-    if after is not None:
-        due = [n for n, member in enumerate(ranked) if member.final or member.snapshot]
-        if due:
-            whole = len(due) == len(ranked)
-            index = None if whole else _index(due, weights.network.device)
-            parts = [(part if index is None else part.index_select(1, index)).cpu().numpy() for part in after]
-            for place, n in enumerate(due):
-                _attach(ranked[n], results[ranked[n]], tuple(part[:, place : place + 1] for part in parts))
-    # members without steps: a bare reset or end, which the network never saw
-    for member in members:
-        if not member.steps:
-            state = _states_before(weights, [member])
-            if member.fresh and member.sequence.slot is not None:
-                _keep(weights, [member], state)
-            if member.final:
-                _attach(member, results[member], tuple(part.cpu().numpy() for part in state))
-
-
-def _attach(member: Member, piece: Piece, state: StateArrays) -> None:
-    if member.snapshot:
-        piece.snapshot = state
-    if member.final:
-        piece.final_state = state
-
-
-def _poison(weights: ServedWeights, members: list[Member]) -> None:
-    ended = [member.sequence.slot for member in members if member.final and member.sequence.slot is not None]
-    for slot in ended:
-        for state in weights.states:
-            state[:, slot.index] = float("nan")
+def _states_told(members: list[Member], after: States) -> dict[Member, StateArrays]:
+    """The states, [L, 1, H] per part, of members that end or whose snapshot is due: one copy off the device for all."""
+    due = [n for n, member in enumerate(members) if member.final or member.snapshot]
+    if not due:
+        return {}
+    index = _index(due, after[0].device)
+    parts = [part.index_select(1, index).cpu().numpy() for part in after]
+    return {members[n]: tuple(part[:, k : k + 1].copy() for part in parts) for k, n in enumerate(due)}
 
 
 @torch.inference_mode()

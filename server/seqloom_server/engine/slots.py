@@ -36,7 +36,13 @@ class SlotPool:
         return len(self._generations)
 
     @property
+    def free(self) -> list[int]:
+        """Indices that no one holds."""
+        return list(self._free)
+
+    @property
     def in_use(self) -> int:
+        """How many slots are held."""
         return len(self._generations) - self._reserved - len(self._free)
 
     def take(self) -> Slot:

@@ -1,0 +1,137 @@
+"""The device thread: takes the next slice as soon as it is free, runs it, and hands its outcomes back in one call."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from seqloom_server.engine import runner
+from seqloom_server.engine.report import Report
+from seqloom_server.engine.request import Member, Piece, Sequence, Slice
+from seqloom_server.engine.runner import ServedWeights
+from seqloom_server.engine.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
+
+_FAILURES_IN_A_ROW = 5  # after these the device is taken for dead
+
+Results = list[tuple[Member, Piece]]
+
+
+class Outcomes(Protocol):
+    """Who hears of outcomes, on the event loop."""
+
+    def ran(self, results: Results) -> None: ...
+
+    def failed(self, sequences: list[Sequence]) -> None: ...
+
+    def expired(self, sequences: list[Sequence]) -> None: ...
+
+    def died(self, error: BaseException) -> None: ...
+
+
+class DeviceThread:
+    """The one thread that runs networks.
+
+    ready: the lock around `scheduler`, notified when there is something to do. threads: torch's; 0 leaves it to torch.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        ready: threading.Condition,
+        report: Report,
+        outcomes: Outcomes,
+        *,
+        threads: int = 0,
+        poison: bool = False,
+    ) -> None:
+        self._scheduler = scheduler
+        self._ready = ready
+        self._report = report
+        self._outcomes = outcomes
+        self._threads = threads
+        self._poison = poison
+        self._stopping = False
+        self._failures = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._serve, name="seqloom-device", daemon=True)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Starts; outcomes go to `loop`."""
+        self._loop = loop
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Stops after the slice in flight; waits for that at most `timeout` seconds."""
+        with self._ready:
+            self._stopping = True
+            self._ready.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def _serve(self) -> None:
+        try:
+            if self._threads:
+                torch.set_num_threads(self._threads)
+            while self._turn():
+                pass
+        except BaseException as error:
+            log.critical("the device thread has died", exc_info=True)
+            self._hand_back(self._outcomes.died, error)
+
+    def _turn(self) -> bool:
+        """Waits until there is something to do and does it; returns False when it is to stop.
+
+        What ran is held by this call alone, so that an idle thread keeps no weights and no outputs alive.
+        """
+        with self._ready:
+            while True:
+                if self._stopping:
+                    return False
+                now = time.monotonic()
+                expired = self._scheduler.expire(now)
+                piece = self._scheduler.next_slice(now)
+                if expired or piece is not None:
+                    break
+                deadline = self._scheduler.next_deadline()
+                # a whole sequence whose frames never come has a deadline, too
+                self._ready.wait(None if deadline is None else min(deadline - now, threading.TIMEOUT_MAX))
+        if expired:
+            self._hand_back(self._outcomes.expired, expired)
+        if piece is not None:
+            self._run(piece)
+        return True
+
+    def _run(self, piece: Slice) -> None:
+        """Runs one slice; a failure is its members' alone, until there are too many in a row."""
+        start = time.monotonic()
+        results: Results | None = None
+        try:
+            results = runner.run(piece, poison=self._poison)
+        except Exception:
+            log.exception("a slice of %d sequences failed", len(piece.members))
+        finally:
+            now = time.monotonic()
+            with self._ready:
+                self._scheduler.complete(piece, now - start, now, failed=results is None)
+        if results is None:
+            self._failures += 1
+            self._hand_back(self._outcomes.failed, [member.sequence for member in piece.members])
+            if self._failures >= _FAILURES_IN_A_ROW:
+                raise RuntimeError(f"{self._failures} slices failed in a row")
+            return
+        self._failures = 0
+        self._hand_back(self._outcomes.ran, results)
+        # the callers have their outputs: now there is time for the books
+        assert isinstance(piece.weights, ServedWeights)
+        piece.weights.cost.observe(piece.steps, piece.cells, now - start)
+        self._report.ran(piece, now - start)
+
+    def _hand_back(self, callback: Callable[..., object], argument: object) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(callback, argument)

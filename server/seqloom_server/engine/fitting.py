@@ -1,0 +1,112 @@
+"""How many of the waiting sequences join a slice, and to how many steps they run: wide, dense, within every bound.
+
+The steps of a slice run one after the other, each at the price of a pass over the recurrent weights, so a slice is
+worth most while all of its rows are taken. Sequences may be cut at any step: a slice ends where it grows thin, its
+short members have their answers then, and waiting ones take their places.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from seqloom_server.engine.request import Op, Slice
+
+Lengths = npt.NDArray[np.int64]
+
+_WIDE = 32  # so many members share a slice, cut short if need be, rather than run to their ends by turns
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """The bounds of a slice and of the queue.
+
+    max_batch_steps counts padded cells. slice_seconds holds while live sessions are open, bulk_slice_seconds while none
+    is. max_padding: the share of a slice's padded cells that may be empty. grain_seconds: a slice shorter than this is
+    not cut for being thin; 0 where empty cells cost as much as others. shares: of the device, what each class is owed.
+    """
+
+    max_batch_sequences: int = 256
+    max_batch_steps: int = 32768
+    slice_seconds: float = 0.02
+    bulk_slice_seconds: float = 0.2
+    grain_seconds: float = 0.005
+    max_padding: float = 0.25
+    max_queue_items: int = 16384
+    max_queue_steps: int = 2_000_000
+    max_queue_bytes: int = 1 << 30
+    shares: dict[Op, float] = field(default_factory=lambda: {Op.STREAM: 0.5, Op.INFER: 0.2})
+
+
+class Room:
+    """What may still join the slice `taken`, which may take `seconds`."""
+
+    def __init__(self, limits: SchedulerLimits, seconds: float, taken: Slice) -> None:
+        self._limits = limits
+        self._seconds = seconds
+        self._taken = taken
+        self._width = sum(1 for member in taken.members if member.steps)
+
+    def fit(self, lengths: Lengths) -> tuple[int, int]:
+        """Returns (count, cut): the first `count` of the sequences may join, each with at most `cut` steps.
+
+        lengths: [N], the steps that each could run, oldest first, 0 for a bare reset or end. An empty slice takes at
+        least one sequence and one step. Those that join others go no further than these: it is their answers that the
+        slice holds up.
+        """
+        longest = int(lengths.max(initial=0))
+        if self._taken.steps:
+            cut = min(longest, self._taken.steps)
+            return self._count(lengths, cut, dense=True), cut
+        depth = _last(longest, lambda cut: self._worth(lengths, cut))
+        count = self._count(lengths, depth)
+        wide = max(_WIDE, self._taken.weights.cost.wide)
+        if count < min(wide, len(lengths)):
+            count = max(count, min(wide, self._count(lengths, 1)))
+        if not self._taken.members:
+            count = max(count, 1)
+        return count, _last(depth, lambda cut: bool(self._within(*_size(lengths[:count], cut), self._seconds)))
+
+    def _worth(self, lengths: Lengths, cut: int) -> bool:
+        size = _size(lengths, cut)
+        return bool(self._dense(*size) or self._within(*size, self._limits.grain_seconds))
+
+    def _count(self, lengths: Lengths, cut: int, *, dense: bool = False) -> int:
+        """How many of the first ones fit when each is cut to `cut` steps."""
+        sizes = np.minimum(lengths, cut)
+        steps = np.maximum(np.maximum.accumulate(sizes), self._taken.steps)
+        cells = self._taken.cells + np.cumsum(sizes)
+        padded = steps * (self._width + np.cumsum(sizes > 0))
+        fits = self._within(steps, cells, padded, self._seconds)
+        if dense:
+            fits = fits & self._dense(steps, cells, padded)
+        return len(fits) if fits.all() else int(fits.argmin())
+
+    def _within(self, steps: Any, cells: Any, padded: Any, seconds: float) -> Any:
+        """Whether slices of these sizes, numbers or arrays of them, keep the bounds."""
+        weights = self._taken.weights
+        return (
+            (padded <= self._limits.max_batch_steps)
+            & (cells <= weights.max_cells)
+            & (weights.cost.per_step * steps + weights.cost.per_cell * cells <= seconds)
+        )
+
+    def _dense(self, steps: Any, cells: Any, padded: Any) -> Any:
+        return cells >= (1 - self._limits.max_padding) * padded
+
+
+def _size(lengths: Lengths, cut: int) -> tuple[int, int, int]:
+    """Steps, cells and padded cells of sequences that are cut to `cut`."""
+    sizes = np.minimum(lengths, cut)
+    steps = int(sizes.max(initial=0))
+    return steps, int(sizes.sum()), steps * int(np.count_nonzero(sizes))
+
+
+def _last(most: int, holds: Callable[[int], bool]) -> int:
+    """The largest of 1..most for which `holds`, which holds up to some number and not beyond; 1 where for none."""
+    if most <= 1 or holds(most):
+        return max(most, 1)
+    return max(1, bisect_left(range(1, most), True, key=lambda number: not holds(number)))
