@@ -113,10 +113,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         except grpc.aio.AbortError:
             code = _name(context.code())
             raise
+        except grpc.aio.InternalError:  # the caller went away while we answered
+            code = "CANCELLED"
+            raise asyncio.CancelledError from None
         except Exception:
-            if context.cancelled() or context.done():  # the caller went away while we answered
-                code = "CANCELLED"
-                raise asyncio.CancelledError from None
             log.exception("request %s: %s failed", request_id(), method)
             bug = ServerError(Reason.INTERNAL, f"a bug in the server: its log has more under request {request_id()}")
             status = rpc_status.to_status(status_of(bug, request_id()))

@@ -95,7 +95,7 @@ class SessionCall:
                 field="entries",
             )
         now = time.monotonic()
-        work: list[tuple[Sequence, list[Chunk]]] = []
+        work: dict[SessionSink, list[Chunk]] = {}
         for entry in request.entries:
             if entry.cancel:
                 self._drop(entry.session)
@@ -105,14 +105,12 @@ class SessionCall:
                 if sink is None:
                     self._check_late(entry)
                     continue
-                chunks = sink.chunks(entry, now)
-                if chunks:
-                    work.append((sink.session.sequence, chunks))
+                chunks = work.setdefault(sink, [])
+                chunks += sink.chunks(entry, now, len(chunks))
             except ServerError as error:
                 self._drop(entry.session)
                 self.fail(entry.session, error)
-        if work:
-            self._feed(work)
+        self._feed(work)
 
     def _half_close(self) -> None:
         """The caller sends nothing more: sessions that it left open end after what is queued."""
@@ -120,10 +118,11 @@ class SessionCall:
         now = time.monotonic()
         left_open = [sink for sink in self._sinks.values() if not sink.session.ended]
         end = inference_service_pb2.SessionRequest(end=True)
-        self._feed([(sink.session.sequence, sink.chunks(end, now)) for sink in left_open])
+        self._feed({sink: sink.chunks(end, now, 0) for sink in left_open})
 
-    def _feed(self, work: list[tuple[Sequence, list[Chunk]]]) -> None:
-        for sequence, error in self._engine.feed(work):
+    def _feed(self, work: dict["SessionSink", list[Chunk]]) -> None:
+        items = [(sink.session.sequence, chunks) for sink, chunks in work.items() if chunks]
+        for sequence, error in self._engine.feed(items) if items else ():
             sequence.sink.fail(sequence, error)
 
     def _check_late(self, entry: inference_service_pb2.SessionRequest) -> None:
@@ -212,10 +211,10 @@ class SessionSink:
         opened, self.opened = self.opened, None
         return Outgoing(self._number, opened)
 
-    def chunks(self, entry: inference_service_pb2.SessionRequest, now: float) -> list[Chunk]:
-        """Returns what an entry adds to the sequence. Raises ServerError."""
+    def chunks(self, entry: inference_service_pb2.SessionRequest, now: float, unfed: int) -> list[Chunk]:
+        """Returns what an entry adds to the sequence, for which `unfed` chunks are under way. Raises ServerError."""
         session = self.session
-        if session.ended and _only_acknowledges(entry):
+        if _only_acknowledges(entry) and session.ended:
             return []
         frames = None
         if entry.HasField("frames"):
@@ -227,7 +226,8 @@ class SessionSink:
                     f"{self.max_steps}",
                     field="entries.frames",
                 )
-        if len(session.sequence.chunks) >= session.window:  # chunks without steps are bounded like steps
+        waiting = len(session.sequence.chunks) + unfed
+        if waiting >= session.window and not entry.end:  # so chunks without steps are bounded like steps
             raise ServerError(
                 Reason.WINDOW_EXCEEDED, f"{session.window} chunks wait already: receive outputs before sending more"
             )

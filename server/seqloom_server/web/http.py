@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from seqloom_server.config import split_address
 
 _SECONDS_PER_REQUEST = 10.0
+_SECONDS_TO_CLOSE = 0.05
 
 
 class HttpServer:
@@ -28,11 +29,13 @@ class HttpServer:
         self._server = server((host.strip("[]"), port), _Handler)
         self._server.set_app(self._answer)
         self.address = f"{host}:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, name="seqloom-http", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_SECONDS_TO_CLOSE,), name="seqloom-http", daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:
-        """Stops listening; may take half a second."""
+        """Stops listening."""
         self._server.shutdown()
         self._server.server_close()
 
