@@ -1,0 +1,55 @@
+"""The cost of slices: learned from those that ran, whatever they were like, and never nonsense."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from seqloom_server.engine.cost import SliceCost
+
+powers = st.floats(-7, -2).map(lambda power: 10.0**power)
+
+
+@given(powers, powers, st.integers(0, 2**32))
+def test_it_learns_what_a_step_and_a_cell_cost(per_step, per_cell, seed):
+    cost, draw = SliceCost(1e6, 1e10), np.random.default_rng(seed)
+    for _ in range(400):
+        steps, members = draw.integers(1, 300), 2 ** draw.uniform(0, 8)
+        cells = int(steps * members * draw.uniform(0.5, 1)) + 1
+        cost.observe(int(steps), cells, (per_step * steps + per_cell * cells) * draw.uniform(0.9, 1.1))
+    for steps, cells in ((1, 64), (10, 640), (200, 200), (100, 20_000)):
+        assert cost.seconds(steps, cells) == pytest.approx(per_step * steps + per_cell * cells, rel=0.25)
+
+
+def test_slices_that_are_all_alike_teach_what_they_take():
+    cost, draw = SliceCost(1e6, 1e10), np.random.default_rng(0)
+    ratio = cost.per_step / cost.per_cell
+    for _ in range(500):
+        cost.observe(10, 640, 0.05 * draw.uniform(0.8, 1.2))
+    assert cost.seconds(10, 640) == pytest.approx(0.05, rel=0.2)
+    # they cannot tell a step's cost from a cell's: noise must not decide on it
+    assert 0.1 * ratio < cost.per_step / cost.per_cell < 10 * ratio
+
+
+def test_a_device_that_becomes_slower_is_noticed():
+    cost = SliceCost(1e6, 1e10)
+    for scale in (1, 5):
+        for steps in range(1, 300):
+            cost.observe(steps, steps * (1 + steps % 50), scale * (1e-5 * steps + 1e-6 * steps * (1 + steps % 50)))
+    assert cost.seconds(100, 3000) == pytest.approx(5 * 4e-3, rel=0.2)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10**6), st.floats(0, 100)), max_size=100))
+def test_whatever_was_observed_costs_stay_above_nothing(observed):
+    cost = SliceCost(1e6, 1e10)
+    for steps, cells, seconds in observed:
+        cost.observe(steps, max(steps, cells), seconds)
+        assert 0 < cost.per_step < 1e6
+        assert 0 < cost.per_cell < 1e6
+        assert cost.wide >= 1
+
+
+def test_in_a_wide_batch_a_fifth_of_the_time_goes_to_the_steps():
+    cost = SliceCost(1e6, 1e10)
+    cost.per_step, cost.per_cell = 3e-4, 1e-4
+    assert cost.wide == 12
+    assert 10 * cost.per_step / cost.seconds(10, 10 * cost.wide) == pytest.approx(0.2)

@@ -1,0 +1,346 @@
+"""Who runs when: live frames on time, nobody starved, wide batches, deadlines, and a queue with bounds."""
+
+import math
+
+import numpy as np
+import pytest
+from engine_kit import KnownWeights, make_chunk, make_sequence
+from seqloom_server.engine.fitting import SchedulerLimits
+from seqloom_server.engine.request import Op
+from seqloom_server.engine.scheduler import Scheduler
+from seqloom_server.errors import Reason, ServerError
+
+
+class Device:
+    """A device of known speed: runs a scheduler's slices, one after the other, in simulated time."""
+
+    def __init__(self, **limits):
+        self.scheduler = Scheduler(SchedulerLimits(**limits))
+        self.now = 0.0
+        self.used = dict.fromkeys(Op, 0.0)
+
+    def push(self, sequence, *sizes, last=False):
+        chunks = [make_chunk(size, self.now) for size in sizes]
+        chunks[-1].last = last
+        self.scheduler.push(sequence, chunks, self.now)
+
+    def open(self, weights, op, count=1, **more):
+        if op is Op.STREAM:
+            self.scheduler.live_sessions += count
+        return [make_sequence(weights, op, **more) for _ in range(count)]
+
+    def start(self):
+        return self.scheduler.next_slice(self.now)
+
+    def finish(self, piece):
+        seconds = piece.weights.cost.seconds(piece.steps, piece.cells)
+        self.now += seconds
+        for member in piece.members:
+            self.used[member.sequence.op] += seconds * member.steps / max(piece.cells, 1)
+        self.scheduler.complete(piece, seconds, self.now)
+        return piece
+
+    def run(self):
+        return self.finish(self.start())
+
+
+def sequences_of(piece):
+    return [member.sequence for member in piece.members]
+
+
+@pytest.mark.parametrize("op", list(Op))
+def test_one_sequence_of_10000_steps_delays_live_frames_by_at_most_one_slice(op):
+    device, weights = Device(), KnownWeights()
+    streams = device.open(weights, Op.STREAM, 8)
+    (long,) = device.open(weights, op)
+    device.push(long, 10_000, last=op is Op.INFER)
+    slices = 0
+    while long.waiting_steps:
+        piece = device.start()
+        slices += 1
+        assert piece.weights.cost.seconds(piece.steps, piece.cells) <= 0.02 * 1.001
+        if slices % 3 == 0:  # frames come while the long one runs
+            for stream in streams:
+                device.push(stream, 5)
+            device.finish(piece)
+            piece = device.start()
+            assert set(streams) <= set(sequences_of(piece)), "they are in the very next slice"
+            assert all(member.steps == 5 for member in piece.members if member.sequence in streams)
+            slices += 1
+        device.finish(piece)
+    assert slices > 100
+
+
+def test_whole_sequences_that_ride_along_do_not_hold_up_live_frames():
+    device, weights = Device(), KnownWeights()
+    (stream,) = device.open(weights, Op.STREAM)
+    whole = device.open(weights, Op.INFER, 20)
+    for sequence in whole:
+        device.push(sequence, 300, last=True)
+    device.push(stream, 4)
+    piece = device.run()
+    assert len(piece.members) == 21
+    assert piece.steps == 4
+
+
+@pytest.mark.parametrize(("saturating", "other"), [(Op.STREAM, Op.INFER), (Op.INFER, Op.STREAM)])
+def test_no_class_starves_another_of_its_share(saturating, other):
+    device = Device()
+    # models of their own, so that neither can ride along with the other
+    flood, rest = KnownWeights("a"), KnownWeights("b")
+    many = device.open(flood, saturating, 300)
+    few = device.open(rest, other, 40)
+    while device.now < 20:
+        for sequence in (*many, *few):
+            if sequence.waiting_steps < 100:
+                device.push(sequence, 100)
+        device.run()
+    assert device.used[other] >= 0.99 * SchedulerLimits().shares[other] * device.now
+    assert device.used[saturating] >= 0.99 * SchedulerLimits().shares[saturating] * device.now
+
+
+def test_live_frames_come_first_and_whole_sequences_get_what_is_left():
+    device = Device()
+    live, whole = KnownWeights("a"), KnownWeights("b")
+    (stream,) = device.open(live, Op.STREAM)
+    (sequence,) = device.open(whole, Op.INFER)
+    device.push(sequence, 10_000, last=True)
+    device.run()
+    device.push(stream, 3)
+    assert sequences_of(device.run()) == [stream]
+    assert sequences_of(device.run()) == [sequence]
+
+
+def test_one_slow_slice_is_not_paid_back_with_a_row_of_slices():
+    device = Device()
+    live, whole = KnownWeights("a"), KnownWeights("b")
+    streams = device.open(live, Op.STREAM, 2)
+    (sequence,) = device.open(whole, Op.INFER)
+    device.push(sequence, 10_000, last=True)
+    for stream in streams:
+        device.push(stream, 1000)
+    piece = device.start()
+    device.scheduler.complete(piece, 30.0, 30.0)  # something held the device up for half a minute
+    in_a_row = 0
+    while sequences_of(device.run()) == [sequence]:
+        in_a_row += 1
+    assert in_a_row <= 2
+
+
+@pytest.mark.parametrize("op", list(Op))
+def test_a_short_sequence_does_not_wait_for_a_crowd_of_long_ones(op):
+    device, weights = Device(), KnownWeights()
+    for long in device.open(weights, op, 300):
+        device.push(long, 3000, last=True)
+    device.run()
+    (short,) = device.open(weights, op)
+    device.push(short, 2, last=True)
+    crowd = device.scheduler.queued
+    for _ in range(math.ceil(crowd / 32)):
+        device.run()
+    assert short.over
+
+
+def test_models_take_turns():
+    device = Device()
+    weights = [KnownWeights(name) for name in "abc"]
+    for each in weights:
+        for sequence in device.open(each, Op.INFER, 2):
+            device.push(sequence, 5000, last=True)
+    order = [device.run().weights.model for _ in range(9)]
+    assert order == list("abc") * 3
+
+
+def test_sequences_pushed_while_the_device_is_busy_come_out_in_few_wide_slices():
+    device, weights = Device(), KnownWeights()
+    draw = np.random.default_rng(0)
+    (first,) = device.open(weights, Op.INFER)
+    device.push(first, 50, last=True)
+    piece = device.start()
+    for sequence in device.open(weights, Op.INFER, 64):
+        device.push(sequence, int(draw.integers(1, 301)), last=True)
+    device.finish(piece)
+    widths = []
+    while device.scheduler.queued:
+        widths.append(len(device.run().members))
+    assert np.mean(widths) > 16
+    assert widths[0] >= 32
+
+
+def test_a_long_sequence_among_many_short_ones_keeps_the_batch_wide():
+    device, weights = Device(), KnownWeights()
+    (long,) = device.open(weights, Op.INFER)
+    device.push(long, 10_000, last=True)
+    callers, widths = 63, []
+    while not long.over:
+        for sequence in device.open(weights, Op.INFER, callers):
+            device.push(sequence, 30, last=True)
+        piece = device.run()
+        widths.append(len(piece.members))
+        callers = sum(sequence.over for sequence in sequences_of(piece))  # each sends its next when it has its answer
+    assert min(widths) >= 32
+
+
+def test_short_members_do_not_wait_for_a_thin_tail_that_takes_long():
+    device, weights = Device(), KnownWeights()
+    for length in [30] * 15 + [150]:
+        device.push(*device.open(weights, Op.INFER), length, last=True)
+    piece = device.run()
+    assert sum(member.final for member in piece.members) == 15
+    assert piece.steps < 150
+
+
+def test_a_slice_that_is_short_anyway_is_not_cut_for_being_thin():
+    device, weights = Device(), KnownWeights(per_step=1e-5, per_cell=1e-6)
+    for length in [1] * 15 + [300]:
+        device.push(*device.open(weights, Op.INFER), length, last=True)
+    assert all(member.final for member in device.run().members)
+
+
+def test_sequences_of_an_expensive_model_share_slices_cut_short_rather_than_run_by_turns():
+    device, weights = Device(), KnownWeights(per_step=1e-5, per_cell=1e-4)
+    device.scheduler.live_sessions = 1
+    for sequence in device.open(weights, Op.INFER, 64):
+        device.push(sequence, 100, last=True)
+    assert len(device.run().members) == 32
+
+
+def test_chunks_of_live_frames_run_whole_where_a_wide_batch_of_them_fits():
+    device, weights = Device(), KnownWeights(per_step=1e-4, per_cell=4e-5)
+    for stream in device.open(weights, Op.STREAM, 64):
+        device.push(stream, 10)
+    piece = device.run()
+    assert {member.steps for member in piece.members} == {10}
+    assert 32 <= len(piece.members) < 64
+
+
+def test_a_slice_has_no_more_rows_than_an_output_buffer_takes():
+    device, weights = Device(), KnownWeights(per_step=1e-9, per_cell=1e-9, max_cells=100)
+    for sequence in device.open(weights, Op.INFER, 64):
+        device.push(sequence, 1000, last=True)
+    pieces = [device.run() for _ in range(20)]
+    assert all(64 <= piece.cells <= 100 for piece in pieces)
+
+
+def test_an_end_that_waits_behind_frames_needs_no_slice_of_its_own():
+    device, weights = Device(), KnownWeights()
+    (stream,) = device.open(weights, Op.STREAM)
+    device.scheduler.push(stream, [make_chunk(3), make_chunk(0, last=True, silent=True)], 0.0)
+    (member,) = device.run().members
+    assert member.steps == 3
+    assert member.final
+    assert device.start() is None
+
+
+def test_a_deadline_that_passes_in_the_queue_spends_no_device_time():
+    device, weights = Device(), KnownWeights()
+    late, stream = *device.open(weights, Op.INFER, deadline=1.0), *device.open(weights, Op.STREAM, deadline=1.0)
+    device.push(late, 5, last=True)
+    device.push(stream, 5)
+    assert device.scheduler.next_deadline() == 1.0
+    assert device.scheduler.expire(0.999) == []
+    assert set(device.scheduler.expire(1.0)) == {late, stream}
+    assert device.start() is None
+    assert device.scheduler.next_deadline() is None
+    assert (device.scheduler.waiting_steps, device.scheduler.waiting_bytes, device.scheduler.queued) == (0, 0, 0)
+
+
+def test_a_whole_sequence_is_dropped_between_slices_when_its_deadline_passes():
+    device, weights = Device(), KnownWeights()
+    (long,) = device.open(weights, Op.INFER, deadline=0.5)
+    device.push(long, 100_000, last=True)
+    device.run()
+    assert long.slot is not None
+    assert device.scheduler.expire(0.6) == [long]
+    assert device.start() is None
+    assert weights.slots.in_use == 0
+
+
+def test_a_whole_sequence_whose_frames_never_come_has_a_deadline_too():
+    device, weights = Device(), KnownWeights()
+    (halting,) = device.open(weights, Op.INFER, deadline=5.0)
+    device.push(halting, 3)
+    device.run()
+    assert device.start() is None
+    assert device.scheduler.next_deadline() == 5.0
+    assert device.scheduler.expire(5.0) == [halting]
+
+
+def test_a_live_session_that_has_begun_has_no_deadline_any_more():
+    device, weights = Device(), KnownWeights()
+    (stream,) = device.open(weights, Op.STREAM, deadline=1.0)
+    device.push(stream, 5)
+    device.run()
+    device.push(stream, 5)
+    assert device.scheduler.expire(100.0) == []
+    assert sequences_of(device.run()) == [stream]
+
+
+def test_a_slot_is_not_given_away_while_its_cancelled_owner_is_in_flight():
+    device, weights = Device(), KnownWeights()
+    (stream,) = device.open(weights, Op.STREAM)
+    device.push(stream, 5)
+    piece = device.start()
+    slot = stream.slot
+    device.scheduler.cancel(stream)
+    (other,) = device.open(weights, Op.STREAM)
+    device.push(other, 5)
+    beside = device.start()
+    assert other.slot.index != slot.index
+    device.finish(piece)
+    device.finish(beside)
+    (third,) = device.open(weights, Op.STREAM)
+    device.push(third, 5)
+    device.start()
+    assert third.slot.index == slot.index
+    assert third.slot.generation == slot.generation + 1
+
+
+@pytest.mark.parametrize(("bound", "most"), [("max_queue_items", 4), ("max_queue_steps", 40), ("max_queue_bytes", 160)])
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(bound, most):
+    device, weights = Device(**{bound: most}), KnownWeights()
+    for sequence in device.open(weights, Op.INFER, 3):
+        device.push(sequence, 10, last=True)
+    (refused,) = device.open(weights, Op.INFER)
+    with pytest.raises(ServerError) as raised:
+        device.push(refused, 10, last=True)
+    assert raised.value.reason is Reason.OVERLOADED
+    assert 0.05 <= raised.value.retry_after <= 5
+    assert (device.scheduler.waiting_steps, device.scheduler.waiting_bytes, device.scheduler.queued) == (30, 120, 3)
+    device.run()
+    device.push(refused, 10, last=True)  # a repeat succeeds when there is room
+
+
+def test_a_flood_of_whole_sequences_does_not_shut_out_live_frames():
+    device, weights = Device(max_queue_items=100, max_queue_steps=1000), KnownWeights()
+    (stream,) = device.open(weights, Op.STREAM)
+    flood = device.open(weights, Op.INFER, 76)
+    for sequence in flood[:75]:
+        device.push(sequence, 10, last=True)
+    with pytest.raises(ServerError):
+        device.push(flood[75], 10, last=True)
+    device.push(stream, 10)
+    assert stream in sequences_of(device.run())
+
+
+@pytest.mark.parametrize("op", list(Op))
+def test_what_the_queue_could_never_take_is_refused_for_good(op):
+    device, weights = Device(max_queue_steps=100), KnownWeights()
+    (sequence,) = device.open(weights, op)
+    with pytest.raises(ServerError, match="101 steps") as raised:
+        device.push(sequence, 101)
+    assert raised.value.reason is Reason.OVER_LIMIT
+    assert raised.value.retry_after is None
+
+
+def test_a_failed_slice_ends_its_members_and_gives_their_slots_back():
+    device, weights = Device(), KnownWeights()
+    streams = device.open(weights, Op.STREAM, 3)
+    for stream in streams:
+        device.push(stream, 5, 7)
+    piece = device.start()
+    device.scheduler.complete(piece, 0.1, 0.1, failed=True)
+    assert weights.slots.in_use == 0
+    assert all(stream.over and not stream.chunks for stream in streams)
+    assert device.start() is None
+    assert device.scheduler.waiting_steps == 0
