@@ -187,10 +187,25 @@ async def test_a_full_queue_fails_the_session_that_came_too_much_with_retry_info
     async with serve(max_queue_steps=50) as served, open_channel(served.address) as channel:
         sessions = Sessions(channel)
         await sessions.open(1)
-        await sessions.send(entry(1, frames(51)))
-        failure = await sessions.error(1)
+        await sessions.open(2)
+        await sessions.send(entry(1, frames(30), end=True), entry(2, frames(30), end=True))
+        failure = await sessions.error(2)
         assert (failure.code, failure.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
         assert failure.retry_after > 0
+        _, last = await sessions.until_ended(1)
+        assert last.HasField("ended")
+        assert served.value("rejected_total", reason="OVERLOADED") == 1
+        await assert_serves(served, channel)
+
+
+async def test_more_steps_at_once_than_may_ever_wait_are_refused_for_good(serve):
+    async with serve(max_queue_steps=50) as served, open_channel(served.address) as channel:
+        sessions = Sessions(channel)
+        await sessions.open(1)
+        await sessions.send(entry(1, frames(51)))
+        failure = await sessions.error(1)
+        assert (failure.code, failure.reason) == ("INVALID_ARGUMENT", "OVER_LIMIT")
+        assert "at most 50" in failure.message
         await assert_serves(served, channel)
 
 

@@ -45,7 +45,8 @@ def load(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> 
             with safetensors.safe_open(path / WEIGHTS, "pt") as archive:
                 headers = {name: archive.get_slice(name) for name in archive.keys()}  # noqa: SIM118 - no mapping
                 _check_names_and_shapes(spec, {name: tuple(header.get_shape()) for name, header in headers.items()})
-                tensors = {name: archive.get_tensor(name) for name in spec.parameter_shapes()}
+                # copies, since a tensor of an archive is a view on the file, which someone may write over
+                tensors = {name: archive.get_tensor(name).clone() for name in spec.parameter_shapes()}
         except FileNotFoundError as error:
             raise BrokenModel(f"{CONFIG if not (path / CONFIG).exists() else WEIGHTS} is missing") from error
         except OSError as error:

@@ -11,7 +11,7 @@ from seqloom.v1 import model_service_pb2_grpc, tensor_pb2
 
 from seqloom_server.config import ServerConfig
 from seqloom_server.engine.engine import Engine
-from seqloom_server.engine.registry import ModelInfo
+from seqloom_server.engine.registry import ModelInfo, check_name
 from seqloom_server.errors import Reason, ServerError, invalid
 from seqloom_server.nn.spec import Activation, Cell, DType, InvalidSpec, ModelSpec
 from seqloom_server.nn.storage import BrokenModel, max_weights_bytes
@@ -20,6 +20,7 @@ from seqloom_server.rpc.interceptors import set_model
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _PART_BYTES = 1 << 20
+_MAX_PASSED_OVER_BYTES = 256 << 20
 
 _CELLS: "dict[pb.CellType, Cell]" = {pb.CELL_TYPE_ELMAN: "elman", pb.CELL_TYPE_GRU: "gru", pb.CELL_TYPE_LSTM: "lstm"}
 _ACTIVATIONS: "dict[pb.Activation, Activation]" = {pb.ACTIVATION_TANH: "tanh", pb.ACTIVATION_RELU: "relu"}
@@ -64,9 +65,19 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     async def ImportModel(
         self, requests: AsyncIterator[pb.ImportModelRequest], context: Context
     ) -> pb.ImportModelResponse:
+        try:
+            info = await self._import(requests)
+        except ServerError:
+            await _pass_over(requests)
+            raise
+        set_model(info.name)
+        return pb.ImportModelResponse(model=_model(info))
+
+    async def _import(self, requests: AsyncIterator[pb.ImportModelRequest]) -> ModelInfo:
         first = await anext(requests, None)
         if first is None:
             raise invalid("name", "is missing: expected a first part with the name and the configuration")
+        check_name(first.name)
         try:
             most = max_weights_bytes(first.config)
         except BrokenModel as error:
@@ -74,13 +85,11 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         async with self._importing:  # one at a time: each is a whole model in memory
             weights = await _collect(first.weights, requests, most)
             try:
-                info = await self._registry.import_(first.name, first.config, weights)
+                return await self._registry.import_(first.name, first.config, weights)
             except ServerError as error:
                 if error.reason is Reason.MODEL_BROKEN:  # here it is the caller's argument
                     raise invalid("weights", error.message) from None
                 raise
-        set_model(info.name)
-        return pb.ImportModelResponse(model=_model(info))
 
     async def ExportModel(
         self, request: pb.ExportModelRequest, context: Context
@@ -95,6 +104,15 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         config = self._config
         limits = {field.name: getattr(config, field.name) for field in pb.Limits.DESCRIPTOR.fields}
         return pb.GetServerInfoResponse(version=__version__, device=self._engine.device, limits=pb.Limits(**limits))
+
+
+async def _pass_over(requests: AsyncIterator[pb.ImportModelRequest]) -> None:
+    """Reads on, up to a bound: a caller that is cut off while it sends may never see why."""
+    size = 0
+    async for part in requests:
+        size += len(part.weights)
+        if size > _MAX_PASSED_OVER_BYTES:
+            return
 
 
 async def _collect(first: bytes, requests: AsyncIterator[pb.ImportModelRequest], most: int) -> bytes:
