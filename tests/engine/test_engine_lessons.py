@@ -124,16 +124,18 @@ async def test_the_idle_timer_does_not_run_while_frames_are_queued(tmp_path):
         assert running_sink.steps == queued_sink.steps == 10
 
 
+@pytest.mark.parametrize("end", ["with the last frames", "by itself"])
 @pytest.mark.parametrize("op", list(Op))
-async def test_what_is_due_is_delivered_before_the_end(tmp_path, op):
+async def test_what_is_due_is_delivered_before_the_end(tmp_path, op, end):
     (frames,) = make_frames(SPEC, 50)
     async with running_engine(tmp_path, SPEC, max_batch_steps=8) as engine:
         gate = Gate(engine.registry.current("m0"))
         sequence, sink = open_sequence(engine, op)
         feed(engine, sequence, frames[:20])
         await gate.arrived()
-        feed(engine, sequence, frames[20:])
-        feed(engine, sequence, end=True)  # nothing has come back yet
+        feed(engine, sequence, frames[20:], end=end == "with the last frames")
+        if end == "by itself":
+            feed(engine, sequence, end=True)  # nothing has come back yet
         gate.open()
         await sink.wait()
         assert sink.steps == 50

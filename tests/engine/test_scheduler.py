@@ -142,7 +142,7 @@ def test_a_short_sequence_does_not_wait_for_a_crowd_of_long_ones(op):
 
 
 def test_models_take_turns():
-    device = Device()
+    device = Device(max_batch_sequences=1)  # so that each always has one that waits
     weights = [KnownWeights(name) for name in "abc"]
     for each in weights:
         for sequence in device.open(each, Op.INFER, 2):
