@@ -13,11 +13,13 @@ from calls import Sessions, assert_serves, entry, frames, infer, infer_request, 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
+from seqloom import tensors
 from seqloom.v1 import inference_service_pb2_grpc, model_service_pb2_grpc, tensor_pb2
 from seqloom.v1 import model_service_pb2 as models_pb
 from seqloom_server.config import ServerConfig
 from seqloom_server.engine import runner
 from seqloom_server.nn.spec import ModelSpec
+from seqloom_server.rpc import server
 from seqloom_server.rpc.server import SERVICES, CannotStart, Server
 from serving import SMALL, open_channel, until
 
@@ -242,6 +244,26 @@ async def test_a_draining_server_ends_live_work_takes_none_and_holds_no_idle_cal
         await stopping
 
 
+async def test_what_was_computed_when_the_server_began_to_stop_still_reaches_a_caller_that_reads_late(
+    serve, monkeypatch
+):
+    monkeypatch.setattr(server, "_LAST_WORDS", 0.0)
+    wide = ModelSpec("elman", 5, 7, 20_000)
+    async with serve({"wide": wide}) as served, open_channel(served.address) as channel:
+        sessions = Sessions(channel)
+        await sessions.send(*[entry(number, frames(60), open="wide", end=True) for number in range(10)])
+        await until(lambda: served.value("steps_total") == 600)
+        stopping = asyncio.ensure_future(served.server.stop(30))
+        await until(lambda: not served.server._serving)
+        steps = dict.fromkeys(range(10), 0)
+        for _ in range(10):
+            while not (reply := await sessions.next()).HasField("ended"):
+                steps[reply.session] += len(tensors.decode(reply.outputs.outputs.values))
+            steps[reply.session] += len(tensors.decode(reply.outputs.outputs.values))
+        assert steps == dict.fromkeys(range(10), 60)
+        await stopping
+
+
 async def test_what_outlives_the_grace_period_is_told_that_the_server_shuts_down(serve):
     async with serve() as served, open_channel(served.address) as channel:
         live = Sessions(channel)
@@ -255,9 +277,9 @@ async def test_what_outlives_the_grace_period_is_told_that_the_server_shuts_down
 async def test_a_port_in_use_is_told_with_its_address(served, tmp_path):
     for option, address in (("listen", served.address), ("http", served.http_address)):
         ports = {"listen": "127.0.0.1:0", "http": "127.0.0.1:0", option: address}
-        server = Server(ServerConfig(models=str(tmp_path), device="cpu", **ports))
+        second = Server(ServerConfig(models=str(tmp_path), device="cpu", **ports))
         with pytest.raises(CannotStart, match=rf"^cannot listen on {address} for .*: Address already in use$"):
-            await server.start()
+            await second.start()
 
 
 def test_every_method_of_the_schema_is_served():

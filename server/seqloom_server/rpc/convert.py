@@ -114,12 +114,14 @@ def output_bytes(output: OutputSpec, spec: ModelSpec) -> int:
             return item * spec.output_size
 
 
+_LENGTH_BYTES = 5  # the most that a length takes on the wire
+
+
 def check_reply_size(output: OutputSpec, spec: ModelSpec, steps: int, count: int, limit: int) -> None:
     """Refuses a call whose reply could not be sent in one message."""
     item = 8 if spec.dtype == "float64" else 4
-    size = steps * output_bytes(output, spec) + item * count * spec.num_layers * spec.hidden_size * len(
-        spec.state_parts
-    )
+    state = item * spec.num_layers * spec.hidden_size * len(spec.state_parts)
+    size = steps * output_bytes(output, spec) + count * (state + _LENGTH_BYTES)
     if size + 1024 > limit:
         raise _over_limit("output", f"would take {size} bytes: a reply has at most {limit}; cut the call, or stream")
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -27,7 +26,8 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     def __init__(self, engine: Engine, config: ServerConfig) -> None:
         self._engine = engine
         self._config = config
-        self._calls: weakref.WeakSet[SessionCall] = weakref.WeakSet()
+        self._calls: dict[SessionCall, asyncio.Task[Any]] = {}
+        self._draining = False
 
     async def Infer(
         self, request: inference_service_pb2.InferRequest, context: Context
@@ -71,18 +71,29 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self, requests: AsyncIterator[inference_service_pb2.StreamInferRequest], context: Context
     ) -> None:
         call = SessionCall(self._engine, self._config)
-        self._calls.add(call)
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls[call] = task
+        if self._draining:
+            call.drain()
         reading = asyncio.create_task(call.read_from(requests))
         try:
             await call.write_to(context)
         finally:
+            del self._calls[call]
             reading.cancel()
             call.close()
 
     def drain(self) -> None:
         """The server shuts down: calls without sessions end, the others when their last session has."""
+        self._draining = True
         for call in self._calls:
             call.drain()
+
+    async def finish(self, seconds: float) -> None:
+        """Returns when every call has sent what was due, or after so long."""
+        if self._calls:
+            await asyncio.wait(self._calls.values(), timeout=seconds)
 
 
 class Gathering:

@@ -103,6 +103,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         try:
             return await handle(request, context)
         except ServerError as error:
+            if error.reason is Reason.INTERNAL:  # its traceback was logged where it happened
+                log.error("request %s: %s: %s", request_id(), method, error)
             status = rpc_status.to_status(status_of(error, request_id()))
             code = status.code.name
             await context.abort(status.code, status.details, status.trailing_metadata)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import pathlib
 import socket
+import time
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -85,8 +86,12 @@ class Server:
         """Takes no new work, lets what is under way end within the grace period, then ends everything."""
         self._serving = False
         await self._health.enter_graceful_shutdown()
+        grace = self._config.grace_seconds if grace_seconds is None else grace_seconds
+        until = time.monotonic() + grace
         self._inference.drain()
-        await self.engine.drain(self._config.grace_seconds if grace_seconds is None else grace_seconds)
+        await self.engine.drain(grace)
+        # what was computed is still on its way to callers that read slowly
+        await self._inference.finish(max(_LAST_WORDS, until - time.monotonic()))
         await self._grpc.stop(_LAST_WORDS)
         await asyncio.to_thread(self.engine.close)
         await asyncio.to_thread(self._http.close)

@@ -1,5 +1,6 @@
 """One StreamInfer call: its sessions by the caller's numbers, what goes into the engine, and what comes back out."""
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -18,6 +19,8 @@ from seqloom_server.rpc import convert
 from seqloom_server.rpc.interceptors import request_id
 from seqloom_server.rpc.outbox import Outbox, Outgoing
 from seqloom_server.rpc.status import status_of
+
+log = logging.getLogger(__name__)
 
 _MIN_WINDOW_STEPS = 64  # what a caller may send before it has been told its window
 _WINDOW_BYTES = 8 << 20  # of outputs that one session may leave unread
@@ -81,6 +84,8 @@ class SessionCall:
     def fail(self, number: int, error: ServerError) -> None:
         """Tells the caller that this session has failed; it is gone, and what still comes for it is passed over."""
         self._gone(number, told=True)
+        if error.reason is Reason.INTERNAL:  # its traceback was logged where it happened
+            log.error("request %s: session %d: %s", self._request_id, number, error)
         self.send(Outgoing(number, error=status_of(error, self._request_id)))
 
     def ended(self, number: int) -> None:
