@@ -69,7 +69,7 @@ class Outbox:
     def __init__(self, max_message_bytes: int) -> None:
         self.changed = asyncio.Event()
         self._max_message_bytes = max_message_bytes
-        self._entries: collections.deque[Outgoing] = collections.deque()
+        self._entries: collections.deque[tuple[Outgoing, int]] = collections.deque()  # with their sizes
         self._bytes = 0
         self._room = asyncio.Event()
         self._room.set()
@@ -78,8 +78,9 @@ class Outbox:
         return len(self._entries)
 
     def put(self, outgoing: Outgoing) -> None:
-        self._entries.append(outgoing)
-        self._bytes += outgoing.size
+        size = outgoing.size
+        self._entries.append((outgoing, size))
+        self._bytes += size
         if self._bytes > _MAX_UNREAD_BYTES:
             self._room.clear()
         self.changed.set()
@@ -92,11 +93,11 @@ class Outbox:
         """Takes out as many entries as one message holds; there must be one."""
         message = inference_service_pb2.StreamInferResponse()
         room = self._max_message_bytes
-        while self._entries and (not message.entries or self._entries[0].size <= room):
-            outgoing = self._entries.popleft()
+        while self._entries and (not message.entries or self._entries[0][1] <= room):
+            outgoing, size = self._entries.popleft()
             outgoing.fill(message.entries.add())
-            room -= outgoing.size
-            self._bytes -= outgoing.size
+            room -= size
+            self._bytes -= size
         if self._bytes <= _MAX_UNREAD_BYTES:
             self._room.set()
         return message

@@ -11,20 +11,19 @@ from seqloom.v1 import inference_service_pb2
 
 from seqloom_server.config import ServerConfig
 from seqloom_server.engine.engine import Engine
-from seqloom_server.engine.request import Chunk, Op, OutputSpec, Piece, Sequence
+from seqloom_server.engine.request import Chunk, Op
 from seqloom_server.engine.sessions import Session, empty_frames
 from seqloom_server.errors import Reason, ServerError
-from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc import convert
 from seqloom_server.rpc.interceptors import request_id
 from seqloom_server.rpc.outbox import Outbox, Outgoing
+from seqloom_server.rpc.session_sink import SessionSink, only_acknowledges
 from seqloom_server.rpc.status import status_of
 
 log = logging.getLogger(__name__)
 
 _MIN_WINDOW_STEPS = 64  # what a caller may send before it has been told its window
 _WINDOW_BYTES = 8 << 20  # of outputs that one session may leave unread
-_ENTRY_BYTES = 256 << 10  # of outputs in one entry, so that sessions of one call take turns
 _MAX_ENTRIES = 16_384  # in one message, each of which may be answered by an error
 _REMEMBERED = 4096  # sessions that are over, so that what still comes for them is told from what is wrong
 
@@ -125,7 +124,7 @@ class SessionCall:
         end = inference_service_pb2.SessionRequest(end=True)
         self._feed({sink: sink.chunks(end, now, 0) for sink in left_open})
 
-    def _feed(self, work: dict["SessionSink", list[Chunk]]) -> None:
+    def _feed(self, work: dict[SessionSink, list[Chunk]]) -> None:
         items = [(sink.session.sequence, chunks) for sink, chunks in work.items() if chunks]
         for sequence, error in self._engine.feed(items) if items else ():
             sequence.sink.fail(sequence, error)
@@ -133,7 +132,7 @@ class SessionCall:
     def _check_late(self, entry: inference_service_pb2.SessionRequest) -> None:
         """An entry for a session that is not open: no matter where it only acknowledges, or crossed an error."""
         told = self._over.get(entry.session)
-        if told or _only_acknowledges(entry):
+        if told or only_acknowledges(entry):
             return
         if told is None:
             raise ServerError(
@@ -143,14 +142,12 @@ class SessionCall:
             )
         raise ServerError(Reason.SESSION_ENDED, f"session {entry.session} has ended: it takes nothing more")
 
-    def _open(self, entry: inference_service_pb2.SessionRequest, now: float) -> "SessionSink":
+    def _open(self, entry: inference_service_pb2.SessionRequest, now: float) -> SessionSink:
         number, wanted = entry.session, entry.open
         if number in self._sinks:
             raise ServerError(
                 Reason.SESSION_EXISTS, f"session {number} is open already: it has been dropped", field="entries.session"
             )
-        if len(self._sinks) >= self._config.max_sessions:
-            raise ServerError(Reason.OVERLOADED, f"{len(self._sinks)} sessions of this call are open", retry_after=1.0)
         weights = self._engine.registry.current(wanted.model, wanted.weights_version)
         spec = weights.network.spec
         output = convert.output_spec(wanted.output, spec, "entries.open.output")
@@ -191,79 +188,3 @@ class SessionCall:
         self._over[number] = told
         if len(self._over) > _REMEMBERED:
             self._over.popitem(last=False)
-
-
-class SessionSink:
-    """Where one session's pieces become entries of the call.
-
-    max_steps: how long a whole sequence may be; None for a live session, which has no end.
-    """
-
-    __slots__ = ("_call", "_number", "_output", "_spec", "max_steps", "opened", "session")
-
-    session: Session
-
-    def __init__(self, call: SessionCall, number: int, spec: ModelSpec, output: OutputSpec) -> None:
-        self._call = call
-        self._number = number
-        self._spec = spec
-        self._output = output
-        self.opened: inference_service_pb2.SessionOpened | None = None
-        self.max_steps: int | None = None
-
-    def outgoing(self) -> Outgoing:
-        """A new entry of this session, with `opened` if that is still due."""
-        opened, self.opened = self.opened, None
-        return Outgoing(self._number, opened)
-
-    def chunks(self, entry: inference_service_pb2.SessionRequest, now: float, unfed: int) -> list[Chunk]:
-        """Returns what an entry adds to the sequence, for which `unfed` chunks are under way. Raises ServerError."""
-        session = self.session
-        if _only_acknowledges(entry) and session.ended:
-            return []
-        frames = None
-        if entry.HasField("frames"):
-            frames = convert.frames(entry.frames, self._spec, "entries.frames")
-            if self.max_steps is not None and session.received + len(frames) > self.max_steps:
-                raise ServerError(
-                    Reason.OVER_LIMIT,
-                    f"entries.frames: makes {session.received + len(frames)} steps: a sequence has at most "
-                    f"{self.max_steps}",
-                    field="entries.frames",
-                )
-        waiting = len(session.sequence.chunks) + unfed
-        if waiting >= session.window and not entry.end:  # so chunks without steps are bounded like steps
-            raise ServerError(
-                Reason.WINDOW_EXCEEDED, f"{session.window} chunks wait already: receive outputs before sending more"
-            )
-        return session.chunks(frames, reset=entry.reset, end=entry.end, acknowledged=entry.acknowledged_steps, now=now)
-
-    def deliver(self, sequence: Sequence, piece: Piece) -> None:
-        out = self.outgoing()
-        out.first_step = piece.first_step
-        if piece.steps:
-            rows = max(1, _ENTRY_BYTES // convert.output_bytes(self._output, self._spec))
-            for start in range(0, piece.steps, rows):
-                if start:
-                    self._call.send(out)
-                    out = Outgoing(self._number, first_step=piece.first_step + start)
-                out.values = None if piece.values is None else piece.values[start : start + rows]
-                out.labels = None if piece.labels is None else piece.labels[start : start + rows]
-        elif piece.answers:
-            out.values, out.labels = convert.empty_outputs(self._output, self._spec)
-        elif piece.final_state is None and out.opened is None:
-            return  # a bare reset: nothing to say
-        out.steps = piece.first_step + piece.steps
-        out.snapshot = piece.snapshot
-        if piece.final_state is not None:
-            self._call.ended(self._number)
-            out.final_state = piece.final_state
-            out.timing = (sequence.queue_seconds, sequence.compute_seconds)
-        self._call.send(out)
-
-    def fail(self, sequence: Sequence, error: ServerError) -> None:
-        self._call.fail(self._number, error)
-
-
-def _only_acknowledges(entry: inference_service_pb2.SessionRequest) -> bool:
-    return not (entry.HasField("frames") or entry.reset or entry.end)

@@ -1,0 +1,101 @@
+"""One session of a StreamInfer call: its entries become chunks for the engine, its pieces entries for the caller."""
+
+from typing import Protocol
+
+from seqloom.v1 import inference_service_pb2
+
+from seqloom_server.engine.request import Chunk, OutputSpec, Piece, Sequence
+from seqloom_server.engine.sessions import Session
+from seqloom_server.errors import Reason, ServerError
+from seqloom_server.nn.spec import ModelSpec
+from seqloom_server.rpc import convert
+from seqloom_server.rpc.outbox import Outgoing
+
+_ENTRY_BYTES = 256 << 10  # of outputs in one entry, so that sessions of one call take turns
+
+
+class Owner(Protocol):
+    """The call that a session belongs to."""
+
+    def send(self, outgoing: Outgoing) -> None: ...
+
+    def ended(self, number: int) -> None: ...
+
+    def fail(self, number: int, error: ServerError) -> None: ...
+
+
+class SessionSink:
+    """Where one session's pieces become entries of the call.
+
+    max_steps: how long a whole sequence may be; None for a live session, which has no end.
+    """
+
+    __slots__ = ("_number", "_output", "_owner", "_spec", "max_steps", "opened", "session")
+
+    session: Session
+
+    def __init__(self, owner: Owner, number: int, spec: ModelSpec, output: OutputSpec) -> None:
+        self._owner = owner
+        self._number = number
+        self._spec = spec
+        self._output = output
+        self.opened: inference_service_pb2.SessionOpened | None = None
+        self.max_steps: int | None = None
+
+    def outgoing(self) -> Outgoing:
+        """A new entry of this session, with `opened` if that is still due."""
+        opened, self.opened = self.opened, None
+        return Outgoing(self._number, opened)
+
+    def chunks(self, entry: inference_service_pb2.SessionRequest, now: float, unfed: int) -> list[Chunk]:
+        """Returns what an entry adds to the sequence, for which `unfed` chunks are under way. Raises ServerError."""
+        session = self.session
+        if only_acknowledges(entry) and session.ended:
+            return []
+        frames = None
+        if entry.HasField("frames"):
+            frames = convert.frames(entry.frames, self._spec, "entries.frames")
+            if self.max_steps is not None and session.received + len(frames) > self.max_steps:
+                raise ServerError(
+                    Reason.OVER_LIMIT,
+                    f"entries.frames: makes {session.received + len(frames)} steps: a sequence has at most "
+                    f"{self.max_steps}",
+                    field="entries.frames",
+                )
+        waiting = len(session.sequence.chunks) + unfed
+        if waiting >= session.window and not entry.end:  # so chunks without steps are bounded like steps
+            raise ServerError(
+                Reason.WINDOW_EXCEEDED, f"{session.window} chunks wait already: receive outputs before sending more"
+            )
+        return session.chunks(frames, reset=entry.reset, end=entry.end, acknowledged=entry.acknowledged_steps, now=now)
+
+    def deliver(self, sequence: Sequence, piece: Piece) -> None:
+        out = self.outgoing()
+        out.first_step = piece.first_step
+        if piece.steps:
+            rows = max(1, _ENTRY_BYTES // convert.output_bytes(self._output, self._spec))
+            for start in range(0, piece.steps, rows):
+                if start:
+                    self._owner.send(out)
+                    out = Outgoing(self._number, first_step=piece.first_step + start)
+                out.values = None if piece.values is None else piece.values[start : start + rows]
+                out.labels = None if piece.labels is None else piece.labels[start : start + rows]
+        elif piece.answers:
+            out.values, out.labels = convert.empty_outputs(self._output, self._spec)
+        elif piece.final_state is None and out.opened is None:
+            return  # a bare reset: nothing to say
+        out.steps = piece.first_step + piece.steps
+        out.snapshot = piece.snapshot
+        if piece.final_state is not None:
+            self._owner.ended(self._number)
+            out.final_state = piece.final_state
+            out.timing = (sequence.queue_seconds, sequence.compute_seconds)
+        self._owner.send(out)
+
+    def fail(self, sequence: Sequence, error: ServerError) -> None:
+        self._owner.fail(self._number, error)
+
+
+def only_acknowledges(entry: inference_service_pb2.SessionRequest) -> bool:
+    """Whether an entry, which opens and cancels nothing, asks for nothing more."""
+    return not (entry.HasField("frames") or entry.reset or entry.end)
