@@ -263,6 +263,28 @@ async def test_a_full_queue_refuses_at_once_and_what_was_let_in_ends_well(tmp_pa
             assert (await sink.wait()).steps == 30
 
 
+async def test_after_a_refused_chunk_no_later_one_of_the_same_call_slips_in(tmp_path):
+    async with running_engine(tmp_path, SPEC, max_queue_steps=100) as engine:
+        gate = Gate(engine.registry.current("m0"))
+        busy, _ = open_sequence(engine)
+        (frames,) = make_frames(SPEC, 90)
+        feed(engine, busy, frames[:1])
+        await gate.arrived()
+        stream, sink = open_sequence(engine)
+        items = [(stream, [Chunk(frames[:size], 0.0)]) for size in (20, 90, 10, 90)]
+        refused = engine.feed(items)
+        assert [sequence for sequence, _ in refused] == [stream]
+        assert engine.open_sessions == 1
+        assert metric(engine, "queue_items", op="stream") == 0
+        engine.cancel([busy, busy])
+        gate.open()
+        last, last_sink = open_sequence(engine)
+        feed(engine, last, frames, end=True)
+        await last_sink.wait()
+        assert not sink.pieces
+        assert len(gate.batches) == 2
+
+
 async def test_no_more_sessions_than_allowed_and_room_again_when_one_ends(tmp_path):
     async with running_engine(tmp_path, SPEC, max_sessions=2) as engine:
         (first, first_sink), _ = open_sequence(engine), open_sequence(engine)

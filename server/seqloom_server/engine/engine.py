@@ -118,6 +118,7 @@ class Engine:
                 try:
                     self._scheduler.push(sequence, chunks, now)
                 except ServerError as error:
+                    self._scheduler.cancel(sequence)  # so that none of its later chunks slips in behind the gap
                     refused.append((sequence, error))
             self._lock.notify()
         self._drop(sequence for sequence, _ in refused)
@@ -169,7 +170,9 @@ class Engine:
 
     def _drop(self, sequences: Iterable[Sequence]) -> list[Sequence]:
         """Ends sequences without an outcome; returns those of them that were open."""
-        dropped = [sequence for sequence in sequences if sequence in self._open]
+        dropped = [sequence for sequence in dict.fromkeys(sequences) if sequence in self._open]
+        if not dropped:  # as after every call that ended well: no need to wait for the lock
+            return []
         with self._lock:
             for sequence in dropped:
                 self._scheduler.cancel(sequence)
