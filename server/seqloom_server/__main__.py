@@ -42,7 +42,12 @@ class CommandFailed(Exception):
 
 
 def _serve(settings: ServerConfig, _: dict[str, Any]) -> int:
+    import torch
+
     from seqloom_server.rpc.server import CannotStart, Server
+
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise CommandFailed("device: cuda is asked for, and torch finds none here")
 
     async def serve() -> None:
         server = Server(settings)

@@ -180,6 +180,13 @@ def test_options_come_from_flags_before_the_environment_before_the_file(server_p
     assert (limits.window_steps, limits.max_sessions, limits.max_batch_steps) == (90, 8, 700)
 
 
+def test_a_device_that_is_not_there_is_one_line_and_exit_1(server_process, models):
+    environment = {"CUDA_VISIBLE_DEVICES": ""}
+    started = server_process("--models", models, "--device", "cuda", environment=environment, ready=False)
+    status, stderr = started.end()
+    assert (status, stderr) == (1, "seqloom-server: device: cuda is asked for, and torch finds none here\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "words"),
     [

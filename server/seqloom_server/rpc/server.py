@@ -68,15 +68,17 @@ class Server:
         try:
             self._http = HttpServer(config.http, self.metrics.registry, lambda: self._serving)
         except OSError as error:
+            await asyncio.to_thread(self.engine.close)
             await self._grpc.stop(None)
             raise CannotStart(f"cannot listen on {config.http} for HTTP: {error.strerror}") from None
         self.http_address = self._http.address
         try:
             await self.engine.start()
-        except ServerError as error:
-            self._http.close()
+        except (ServerError, OSError) as error:
+            await asyncio.to_thread(self.engine.close)
+            await asyncio.to_thread(self._http.close)
             await self._grpc.stop(None)
-            raise CannotStart(f"models: {config.models}: {error.message}") from None
+            raise CannotStart(f"models: {config.models}: {error}") from None
         self.engine.on_death(self._device_died)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         await self._grpc.start()
