@@ -1,4 +1,4 @@
-"""What the engine tests share: a scheduler's parts without a device, a sink that collects, a whole engine, a gate."""
+"""What the engine tests share: a device in simulated time, a sink that collects, a whole engine, a gate before it."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,9 @@ import numpy as np
 from seqloom_server.config import ServerConfig
 from seqloom_server.engine.cost import SliceCost
 from seqloom_server.engine.engine import Engine
+from seqloom_server.engine.fitting import SchedulerLimits
 from seqloom_server.engine.request import Chunk, Op, OutputSpec, Sequence
+from seqloom_server.engine.scheduler import Scheduler
 from seqloom_server.engine.slots import SlotPool
 from seqloom_server.metrics import Metrics
 from seqloom_server.nn import cells
@@ -35,6 +37,43 @@ def make_sequence(weights, op=Op.INFER, **more):
 
 def make_chunk(steps, now=0.0, **more):
     return Chunk(np.zeros((steps, 1), "f4"), now, **more)
+
+
+class Device:
+    """A device of known speed: runs a scheduler's slices, one after the other, in simulated time."""
+
+    def __init__(self, **limits):
+        self.scheduler = Scheduler(SchedulerLimits(**limits))
+        self.now = 0.0
+        self.used = dict.fromkeys(Op, 0.0)
+
+    def push(self, sequence, *sizes, last=False):
+        chunks = [make_chunk(size, self.now) for size in sizes]
+        chunks[-1].last = last
+        self.scheduler.push(sequence, chunks, self.now)
+
+    def open(self, weights, op, count=1, **more):
+        if op is Op.STREAM:
+            self.scheduler.live_sessions += count
+        return [make_sequence(weights, op, **more) for _ in range(count)]
+
+    def start(self):
+        return self.scheduler.next_slice(self.now)
+
+    def finish(self, piece):
+        seconds = piece.weights.cost.seconds(piece.steps, piece.cells)
+        self.now += seconds
+        for member in piece.members:
+            self.used[member.sequence.op] += seconds * member.steps / max(piece.cells, 1)
+        self.scheduler.complete(piece, seconds, self.now)
+        return piece
+
+    def run(self):
+        return self.finish(self.start())
+
+
+def sequences_of(piece):
+    return [member.sequence for member in piece.members]
 
 
 def make_spec(cell="elman", activation="tanh", *, layers=1, dtype="float64", sizes=(3, 5, 7)):
@@ -94,6 +133,12 @@ class Collected:
         if self.error is not None:
             raise self.error
         return self
+
+    @property
+    def reason(self):
+        """Why it failed, once."""
+        assert self.endings == 1
+        return self.error.reason
 
     @property
     def steps(self):
