@@ -95,12 +95,14 @@ def check_stack(stack: Stack, checks: Checks) -> None:
     with checks.each("a stop ends the server with exit code 0"):
         with seqloom.Client(address) as client:
             before = client.infer(CREATED, [probe(client)]).outputs[0]
+        container = stack.container("server")
         stack.compose("stop", "--timeout", str(STOP_SECONDS), "server")
         state = stack.state("server")
         assert not state["Running"], state
         assert state["ExitCode"] == 0, state
-    with checks.each("the model that was created is there again after a start, with its weights"):
-        stack.compose("start", "server")
+    with checks.each("the model that was created is there again in a new container on the volume, with its weights"):
+        stack.compose("up", "--detach", "--force-recreate", "server")
+        assert stack.container("server") != container
         wait_until_serving(stack)
         with seqloom.Client(address) as client:
             np.testing.assert_array_equal(client.infer(CREATED, [probe(client)]).outputs[0], before)
