@@ -1,4 +1,4 @@
-"""Words out of per-frame class probabilities: runs of the likeliest class, the short ones left out."""
+"""Words out of per-frame class probabilities: the likeliest sequence of classes in which every change has its price."""
 
 import itertools
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from recordings import SILENCE
 
-SHORTEST = 9
-"""Frames that a word must last: 90 ms."""
+CHANGE_COST = 8.0
+"""Nats: what is likelier for a moment only, such as another word with the same first consonant, is no word."""
 
 
 def recognise(probs: np.ndarray, classes: Sequence[str]) -> tuple[str, ...]:
@@ -18,11 +18,22 @@ def recognise(probs: np.ndarray, classes: Sequence[str]) -> tuple[str, ...]:
     """
     if SILENCE not in classes:
         return (classes[int(probs.mean(axis=0).argmax())],)
-    likeliest = (classes[label] for label in probs.argmax(axis=1))
-    runs = ((label, len(list(frames))) for label, frames in itertools.groupby(likeliest))
-    # a word that another class interrupts for a moment is still one word
-    lasting = itertools.groupby(label for label, length in runs if length >= SHORTEST)
-    return tuple(label for label, _ in lasting if label != SILENCE)
+    runs = (classes[label] for label, _ in itertools.groupby(likeliest_path(probs)))
+    return tuple(label for label in runs if label != SILENCE)
+
+
+def likeliest_path(probs: np.ndarray) -> list[int]:
+    """Returns a class for each frame, [frames]: the most probable path less CHANGE_COST for every change (Viterbi)."""
+    score, came_from = np.zeros(probs.shape[1]), []
+    for log_probs in np.log(np.maximum(probs, 1e-6)):
+        best = int(score.argmax())
+        stays = score >= score[best] - CHANGE_COST
+        came_from.append(np.where(stays, np.arange(len(score)), best))
+        score = np.maximum(score, score[best] - CHANGE_COST) + log_probs
+    path = [int(score.argmax())]
+    for previous in reversed(came_from[1:]):
+        path.append(int(previous[path[-1]]))
+    return path[::-1]
 
 
 def edits(said: Sequence[str], heard: Sequence[str]) -> int:

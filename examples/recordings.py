@@ -20,9 +20,10 @@ _HELD_OUT = range(5)  # the Free Spoken Digit Dataset's own test split, by index
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """samples: [n] float32 within -1 to 1, at `rate` Hz. words: what is said. labels: [frames] int64, a class each 10 ms.
+    """What somebody said, and where in it.
 
-    held_out: kept from training.
+    samples: [n] float32 within -1 to 1, at `rate` Hz. labels: [frames] int64, the class of each 10 ms. held_out: kept
+    from training.
     """
 
     name: str

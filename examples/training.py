@@ -1,4 +1,4 @@
-"""Trains a small recurrent network on labelled frames in plain PyTorch, and gives it in the form that is served."""
+"""A small recurrent network trained on labelled frames in plain PyTorch, in the form that is served."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,14 +21,16 @@ def train(
     batch: int = 32,
     learning_rate: float = 3e-3,
     noise: float = 0.0,
+    dropout: float = 0.0,
     seed: int = 0,
     report: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> Network:
-    """Returns a GRU trained by cross-entropy at every step. sequences: [T_i, D] each; labels: [T_i] each, 0 to classes - 1.
+    """Returns a GRU trained by cross-entropy at every step.
 
-    noise: the standard deviation of what is added to the inputs, in units of theirs. report gets each epoch's mean loss
-    a step. The network takes the inputs as they are: that training sees them at mean 0 and deviation 1 is folded into the
-    weights of the first layer.
+    sequences: [T_i, D] each; labels: [T_i] each, from 0 to classes - 1. noise: the standard deviation of what is added
+    to the inputs, in units of theirs. dropout: the share of the hidden units that the output layer does without. report
+    gets each epoch's mean loss a step. The network takes the inputs as they are: that training sees them at mean 0 and
+    deviation 1 is folded into the weights of the first layer.
     """
     torch.manual_seed(seed)
     steps = np.concatenate(sequences)
@@ -49,7 +51,8 @@ def train(
         for i in torch.randperm(len(order)).tolist():
             x = nn.utils.rnn.pad_sequence([rows[j] for j in order[i].tolist()], batch_first=True)
             y = nn.utils.rnn.pad_sequence([targets[j] for j in order[i].tolist()], True, _NO_LABEL)
-            logits = output(rnn(x + noise * torch.randn_like(x))[0])
+            hidden, _ = rnn(x + noise * torch.randn_like(x))
+            logits = output(nn.functional.dropout(hidden, dropout))
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=_NO_LABEL)
             optimizer.zero_grad()
             loss.backward()
@@ -62,3 +65,11 @@ def train(
         rnn.weight_ih_l0 /= deviation
         rnn.bias_ih_l0 -= rnn.weight_ih_l0 @ mean
     return from_torch(rnn, output)
+
+
+def class_probabilities(network: Network, sequence: np.ndarray) -> np.ndarray:
+    """Returns what the network makes of one whole sequence, [T, D], in this process: [T, classes]."""
+    state = torch.zeros(network.spec.num_layers, 1, network.spec.hidden_size)
+    hidden, _ = network.advance(torch.from_numpy(sequence), torch.ones(len(sequence), dtype=torch.int64), (state,))
+    probs, _ = network.outputs(hidden, "probs")
+    return probs.numpy()

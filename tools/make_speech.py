@@ -1,7 +1,7 @@
 """Makes examples/speech again: Mandarin digits and the greeting 早上好, spoken by espeak-ng, labelled frame by frame.
 
-Needs espeak-ng (Debian: espeak-ng). Every voice says each of the ten digits once, in three
-recordings, and the greeting in a fourth. The labels are exact: they come from the synthesis, not from listening.
+Needs espeak-ng (Debian: espeak-ng). Every voice says the greeting, and in three more
+recordings each of the ten digits once. The labels are exact: they come from the synthesis, not from listening.
 """
 
 import json
@@ -30,7 +30,7 @@ GREETING = ("zao3", "shang5", "hao3")
 VOICES = {
     "train": [
         ("m1", 175, 45),
-        ("m3", 190, 55),
+        ("m8", 190, 65),
         ("m4", 160, 35),
         ("m6", 185, 60),
         ("f1", 180, 45),
@@ -39,7 +39,7 @@ VOICES = {
         ("linda", 175, 30),
         ("adam", 170, 60),
     ],
-    "test": [("m7", 180, 50), ("m8", 170, 65), ("f2", 165, 50), ("steph", 185, 45)],
+    "test": [("m7", 180, 50), ("m3", 170, 55), ("f2", 165, 50), ("steph", 185, 45)],
 }
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     for split, voices in VOICES.items():
         for variant, speed, pitch in voices:
             order = random.permutation(len(DIGITS))
-            for syllables in (*([DIGITS[i] for i in part] for part in np.split(order, [4, 7])), GREETING):
+            for syllables in (GREETING, *([DIGITS[i] for i in part] for part in np.split(order, [4, 7]))):
                 spoken = espeak.say(" ".join(syllables), f"cmn-latn-pinyin+{variant}", speed, pitch)
                 samples, segments = label(spoken, [syllable[:-1] for syllable in syllables], random)
                 name = f"{variant}-{'-'.join(syllable[:-1] for syllable in syllables)}.wav"

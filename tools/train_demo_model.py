@@ -1,6 +1,6 @@
-"""Trains the demo's model, examples/models/digits, on the training voices of examples/speech, and tests it on the others.
+"""Trains the demo's model, examples/models/digits, on the training voices of examples/speech; tests it on the others.
 
-Each voice is heard in many variants: at other pitches and paces, with its words in other orders, in quieter and noisier rooms.
+Each voice is heard in many variants: at other pitches and paces, its words in other orders, in quiet and noisy rooms.
 """
 
 import itertools
@@ -19,10 +19,12 @@ from recordings import SILENCE, Recording, shipped  # noqa: E402
 from resampling import resample  # noqa: E402
 from seqloom_server.nn import storage  # noqa: E402
 from seqloom_server.nn.network import Network  # noqa: E402
-from training import train  # noqa: E402
+from training import class_probabilities, train  # noqa: E402
 
 MODEL = EXAMPLES / "models" / "digits"
-VARIANTS = 100
+VARIANTS = 150
+BEND = 0.3  # bins
+COLOUR = 1.0  # nats
 SHORTEST_SILENCE, LONGEST_SILENCE = 5, 40  # frames
 
 
@@ -37,9 +39,10 @@ def main() -> None:
         [labels for _, labels in varied],
         len(corpus.classes),
         hidden_size=80,
-        epochs=8,
+        epochs=4,
         learning_rate=1e-2,
         noise=0.2,
+        dropout=0.3,
         report=lambda epoch, loss: print(f"epoch {epoch + 1}: loss {loss:.3f} a frame"),
     )
     storage.save(MODEL, network)
@@ -49,29 +52,38 @@ def main() -> None:
 
 
 def vary(voice: list[Recording], silence: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Returns all that a voice says in one row as another might have said it: features [frames, 40], labels [frames]."""
+    """Returns all that a voice says, as another might have said it: features [frames, 40], labels [frames]."""
     # pitch and formants move together, as from a large speaker to a small one
     rate = round(RATE * random.uniform(0.85, 1.18))
     samples = resample(np.concatenate([recording.samples for recording in voice]), rate, RATE)
-    samples = samples * 10 ** random.uniform(-0.6, 0.2) + random.normal(0, 10 ** random.uniform(-4.5, -2.3), len(samples))
-    # speakers and rooms colour the spectrum
-    waves = np.cos(np.pi * np.outer(np.arange(1, 5), np.linspace(0, 1, BINS)))
-    frames = log_mel(samples) + (random.normal(0, 1.0, 4) @ waves).astype(np.float32)
+    samples = samples * 10 ** random.uniform(-0.6, 0.2) + random.normal(
+        0, 10 ** random.uniform(-4.5, -2.3), len(samples)
+    )
+    # each formant moves a little by itself, and speakers and rooms colour the spectrum
+    waves = np.sin(np.pi * np.outer(np.arange(1, 5), np.linspace(0, 1, BINS)))
+    frames = between(log_mel(samples).T, np.arange(BINS) + random.normal(0, BEND, 4) @ waves).T
+    tilt = random.normal(0, COLOUR) * np.linspace(-1, 1, BINS)
+    frames += (random.normal(0, COLOUR, 4) @ waves + tilt).astype(np.float32)
     # the pace moves by itself: the frames are read at other moments
     moments = np.arange(0, len(frames) - 1, random.uniform(0.75, 1.3))
-    before, part = np.divmod(moments, 1)
-    before, part = before.astype(int), part[:, None].astype(np.float32)
-    frames = frames[before] * (1 - part) + frames[before + 1] * part
+    frames = between(frames, moments)
     labels = np.concatenate([recording.labels for recording in voice])
     labels = labels[np.minimum((moments + 0.5) * rate / RATE, len(labels) - 1).astype(int)]
     return (frames, labels) if random.random() < 0.3 else shuffle(frames, labels, silence, random)
+
+
+def between(rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Returns the rows at these positions, which lie between them: [n, D] float32."""
+    positions = np.clip(positions, 0, len(rows) - 1.001)
+    before, part = positions.astype(int), (positions % 1)[:, None]
+    return (rows[before] * (1 - part) + rows[before + 1] * part).astype(np.float32)
 
 
 def shuffle(
     frames: np.ndarray, labels: np.ndarray, silence: int, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the words in another order, a pause before some of them."""
-    words = [word for word in np.split(np.arange(len(labels)), np.flatnonzero(np.diff(labels)) + 1)]
+    words = np.split(np.arange(len(labels)), np.flatnonzero(np.diff(labels)) + 1)
     pauses = np.flatnonzero(labels == silence)
     order = []
     for i in random.permutation([i for i, word in enumerate(words) if labels[word[0]] != silence]):
@@ -87,20 +99,12 @@ def test(network: Network, recordings: list[Recording], classes: tuple[str, ...]
     """Returns the share of frames and of words that the network has right."""
     frames = words = errors = right = 0
     for recording in recordings:
-        probs = run(network, log_mel(recording.samples, recording.rate))
+        probs = class_probabilities(network, log_mel(recording.samples, recording.rate))
         right += int((probs.argmax(axis=1) == recording.labels).sum())
         frames += len(probs)
         errors += edits(recording.words, recognise(probs, classes))
         words += len(recording.words)
     return right / frames, 1 - errors / words
-
-
-def run(network: Network, frames: np.ndarray) -> np.ndarray:
-    """Returns the network's class probabilities, [frames, classes], of one whole recording."""
-    state = torch.zeros(network.spec.num_layers, 1, network.spec.hidden_size)
-    hidden, _ = network.advance(torch.from_numpy(frames), torch.ones(len(frames), dtype=torch.int64), (state,))
-    probs, _ = network.outputs(hidden, "probs")
-    return probs.numpy()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+"""A server of the demo's own, in another process on free ports, and what its /metrics say."""
+
+import contextlib
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from prometheus_client.parser import text_string_to_metric_families
+
+_GRACE = 30  # seconds
+
+
+@dataclass(frozen=True)
+class OwnServer:
+    """address: HOST:PORT of gRPC. metrics_url: where Prometheus would scrape it."""
+
+    address: str
+    metrics_url: str
+
+    def metrics(self) -> Counter[str]:
+        """Returns the samples of /metrics by name, such as "seqloom_steps_total", summed over their labels."""
+        with urllib.request.urlopen(self.metrics_url) as reply:
+            text = reply.read().decode()
+        sums: Counter[str] = Counter()
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                sums[sample.name] += sample.value
+        return sums
+
+
+@contextlib.contextmanager
+def own_server(models: pathlib.Path) -> Iterator[OwnServer]:
+    """Serves a folder of model folders until the block ends. Raises RuntimeError, with its log, if it does not."""
+    command = [sys.executable, "-m", "seqloom_server", "--models", str(models)]
+    command += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+    # settings that are meant for another server
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SEQLOOM_")}
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
+        assert process.stdout is not None
+        try:
+            serving = re.fullmatch(r"seqloom-server: serving on (\S+)\n", process.stdout.readline())
+            log.seek(0)
+            lines = log.read()
+            metrics = re.search(r"metrics on (http://\S+/metrics)", lines)
+            if not serving or not metrics:
+                raise RuntimeError(f"the server did not start:\n{lines}")
+            yield OwnServer(serving[1], metrics[1])
+        finally:
+            process.terminate()
+            try:
+                process.wait(_GRACE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()

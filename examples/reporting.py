@@ -1,0 +1,84 @@
+"""What the demo prints: outputs as they arrive, what was recognised, and the server's own numbers."""
+
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from callers import FRAME, Said
+from recognition import edits, recognise
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+class LiveLine:
+    """Prints a stream's steps as they arrive: a line for each run of one likeliest class, on it a bar for each step."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self._classes = classes
+        self._width = max(map(len, classes))
+        self._step = 0
+        self._likeliest = -1
+
+    def show(self, probs: np.ndarray) -> None:
+        """Takes the probabilities of the next step, [classes]; the bar's height is that of the likeliest class."""
+        if (likeliest := int(probs.argmax())) != self._likeliest:
+            name = self._classes[likeliest]
+            sys.stdout.write("\n" if self._step else "")
+            sys.stdout.write(f"  {self._step * FRAME:5.2f} s  {name:{self._width}}  ")
+            self._likeliest = likeliest
+        sys.stdout.write(_BARS[min(int(probs[likeliest] * len(_BARS)), len(_BARS) - 1)])
+        sys.stdout.flush()
+        self._step += 1
+
+
+def print_recognised(calls: Sequence[Sequence[Said]], classes: Sequence[str]) -> None:
+    """Prints what every caller's recordings were heard as, and what they said where that is something else."""
+    words = wrong = 0
+    for caller, said in enumerate(calls, 1):
+        heard = []
+        for one in said:
+            found = recognise(one.probs, classes)
+            errors = edits(one.recording.words, found)
+            correction = f" (said: {' '.join(one.recording.words)})" if errors else ""
+            heard.append(f"{' '.join(found) or '-'}{correction}")
+            words += len(one.recording.words)
+            wrong += errors
+        print(f"  caller {caller:2}  {' | '.join(heard)}")
+    print(f"{words - wrong} of {words} words right, in recordings that the model was not trained on.")
+
+
+def print_agreement(calls: Sequence[Sequence[Said]]) -> None:
+    """Prints how far apart the outputs are that several callers got for the same recording, in batches of others."""
+    by_name = sorted((one for said in calls for one in said), key=lambda one: one.recording.name)
+    alike = [list(group) for _, group in itertools.groupby(by_name, key=lambda one: one.recording.name)]
+    repeated = [group for group in alike if len(group) > 1]
+    if repeated:
+        apart = max(float(np.abs(one.probs - group[0].probs).max()) for group in repeated for one in group)
+        print(
+            f"{len(repeated)} recordings were said by several callers, among other neighbours in the batch: "
+            f"their probabilities differ by {apart:.0e} at most."
+        )
+
+
+def print_numbers(
+    before: Mapping[str, float], after: Mapping[str, float], seconds: float, calls: Sequence[Sequence[Said]]
+) -> None:
+    """Prints the server's metrics over the `seconds` between two scrapes, and the delays that the callers saw."""
+    grown = Counter(after)
+    grown.subtract(before)
+    steps, padded = grown["seqloom_steps_total"], grown["seqloom_padded_steps_total"]
+    batches, sequences = grown["seqloom_batch_sequences_count"], grown["seqloom_batch_sequences_sum"]
+    delays = np.concatenate([one.delays for said in calls for one in said])
+    median, slow = 1000 * np.percentile(delays, [50, 99])
+    busy = grown["seqloom_compute_duration_seconds_sum"] / seconds
+    rows = {
+        "throughput": f"{steps / seconds:,.0f} frames/s, as fast as {len(calls)} people speak; {steps:,.0f} in all",
+        "batch size": f"{sequences / max(batches, 1):.1f} sequences on average, {batches:,.0f} batches",
+        "padding": f"{100 * padded / max(steps + padded, 1):.1f} % of what was computed",
+        "device": f"busy for {100 * busy:.0f} % of the time",
+        "delay": f"{median:.1f} ms from a frame to its outputs (median), {slow:.1f} ms (99th percentile)",
+    }
+    for name, value in rows.items():
+        print(f"  {name:10}  {value}")
