@@ -287,18 +287,17 @@ def too_much(megabytes):
         yield pb.ImportModelRequest(weights=bytes(1 << 20))
 
 
-async def one_by_one(parts):
-    for part in parts:
-        yield part
-
-
 async def test_an_import_that_is_refused_half_way_is_told_why(served, channel, stub):
     """Cut off at once, gRPC's client reports that it could not send instead."""
     for parts, field in (
         (too_much(150), "weights"),
         ([*parts_of("Made", SMALL), *[pb.ImportModelRequest(weights=bytes(1 << 20))] * 150], "name"),
     ):
-        failure = await refused(stub.ImportModel(one_by_one(parts), timeout=30))
+        call = stub.ImportModel(timeout=30)
+        for part in parts:
+            await call.write(part)
+        await call.done_writing()
+        failure = await refused(call)
         assert (failure.code, failure.fields) == ("INVALID_ARGUMENT", [field])
     await assert_serves(served, channel)
 
