@@ -8,7 +8,9 @@ that the model has not heard. With --data DIR a model is first trained on the WA
 import argparse
 import asyncio
 import pathlib
+import random
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -32,13 +34,20 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="for how long each speaks (4)")
     parser.add_argument("--picture", type=pathlib.Path, default=ROOT / "build" / "demo.png", metavar="PNG")
     options = parser.parse_args()
+    if options.callers < 1 or options.seconds <= 0:
+        parser.error("--callers and --seconds must be above 0")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends with the demo
     sys.stdout.reconfigure(errors="replace")  # bars, where the terminal has none
     try:
         with tempfile.TemporaryDirectory() as models:
             corpus = prepare(pathlib.Path(models), options.data)
+            recordings = corpus.held_out
+            if options.data:  # whose names are sorted by digit
+                random.Random(0).shuffle(recordings)
+            queues = turns(recordings, options.callers, options.seconds)
             with own_server(pathlib.Path(models)) as server:
-                calls = asyncio.run(speak(server, corpus, turns(corpus.held_out, options.callers, options.seconds)))
-    except (ValueError, RuntimeError) as error:
+                calls = asyncio.run(speak(server, corpus, queues))
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     title = f"One of {len(calls)} callers: what was said, and what the network made of it"
