@@ -36,7 +36,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.callers < 1 or options.seconds <= 0:
         parser.error("--callers and --seconds must be above 0")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends with the demo
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # the server ends with the demo
     sys.stdout.reconfigure(errors="replace")  # bars, where the terminal has none
     try:
         with tempfile.TemporaryDirectory() as models:
@@ -50,6 +50,8 @@ def main() -> int:
     except (ValueError, RuntimeError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     title = f"One of {len(calls)} callers: what was said, and what the network made of it"
     draw(options.picture, calls[0], corpus.classes, title)
     print(f"Caller 1, waveform and posteriorgram: {options.picture}")

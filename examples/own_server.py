@@ -43,7 +43,10 @@ def own_server(models: pathlib.Path) -> Iterator[OwnServer]:
     # settings that are meant for another server
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SEQLOOM_")}
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
+        # in a session of its own, where Ctrl-C does not reach it before its callers are gone
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
         assert process.stdout is not None
         try:
             serving = re.fullmatch(r"seqloom-server: serving on (\S+)\n", process.stdout.readline())
