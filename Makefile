@@ -39,6 +39,7 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/python tools/generate_stubs.py --check
+	$(BIN)/python tools/generate_blocking.py --check
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix
@@ -47,6 +48,7 @@ format: $(INSTALLED)
 protos: $(INSTALLED)
 	$(BIN)/buf lint
 	$(BIN)/python tools/generate_stubs.py
+	$(BIN)/python tools/generate_blocking.py
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_server.py $(ARGS)

@@ -79,7 +79,13 @@ class Config:
 
     def deadline(self, timeout: float | None) -> float:
         """When a call that starts now must be over, on time.monotonic's clock; None takes the client's timeout."""
-        return time.monotonic() + (self.timeout if timeout is None else checked_seconds(timeout, "timeout"))
+        seconds = self.timeout if timeout is None else checked_seconds(timeout, "timeout")
+        return time.monotonic() + seconds
+
+    @staticmethod
+    def remaining(deadline: float) -> float | None:
+        """Seconds until a deadline, at least 0, as gRPC takes them: None for no limit."""
+        return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
 
 
 class Backoff:
@@ -98,7 +104,7 @@ class Backoff:
         """Returns seconds to wait before the next attempt; raises `error` where there should be none."""
         if self._failed >= self._retries:
             raise error
-        delay = min(MAX_BACKOFF, INITIAL_BACKOFF * 2**self._failed) * random.uniform(0.5, 1.0)
+        delay: float = min(MAX_BACKOFF, INITIAL_BACKOFF * 2**self._failed) * random.uniform(0.5, 1.0)
         if isinstance(error, Overloaded):
             delay = max(delay, error.retry_after * random.uniform(1.0, 1.25))
         if time.monotonic() + delay >= self._deadline:

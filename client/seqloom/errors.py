@@ -127,7 +127,7 @@ def from_status(status: status_pb2.Status) -> SeqloomError:
 def from_rpc(error: grpc.aio.AioRpcError) -> SeqloomError:
     """Returns the error that a failed call stands for, by its rich details where it has them, else by its code."""
     try:
-        status = rpc_status.from_call(error)
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it reads what both kinds of call have
     except (ValueError, DecodeError):  # details that contradict the code, or are no Status
         status = None
     if status is None:

@@ -16,12 +16,12 @@ Array = npt.NDArray[Any]
 
 MAX_RANK = 8
 
-_DTYPES = {
+_DTYPES: dict[int, np.dtype[Any]] = {
     tensor_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
     tensor_pb2.DATA_TYPE_FLOAT64: np.dtype("<f8"),
     tensor_pb2.DATA_TYPE_INT32: np.dtype("<i4"),
 }
-_TYPES = {dtype: data_type for data_type, dtype in _DTYPES.items()}
+_TYPES: dict[np.dtype[Any], Any] = {dtype: data_type for data_type, dtype in _DTYPES.items()}
 
 
 class MalformedTensor(ValueError):

@@ -117,6 +117,14 @@ class Chunk:
         return len(self.outputs)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """A stream's state after so many steps, State of [L, 1, H]; a stream that is opened with it continues there."""
+
+    steps: int
+    state: State
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """A model as the server serves it."""

@@ -1,0 +1,162 @@
+"""What callers give and get, to and from the wire's messages; what is wrong is refused by the argument's name."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from seqloom import tensors
+from seqloom.errors import InvalidArgument
+from seqloom.types import Array, Limits, ModelInfo, ModelSpec, Outputs, ServerInfo, State, TopK, TopKOutput
+from seqloom.v1 import model_service_pb2, tensor_pb2
+
+_KINDS = {
+    "logits": tensor_pb2.OUTPUT_KIND_LOGITS,
+    "probs": tensor_pb2.OUTPUT_KIND_PROBS,
+    "log_probs": tensor_pb2.OUTPUT_KIND_LOG_PROBS,
+    "labels": tensor_pb2.OUTPUT_KIND_LABELS,
+    "hidden": tensor_pb2.OUTPUT_KIND_HIDDEN,
+}
+_CELLS: dict[Any, Any] = {
+    "elman": model_service_pb2.CELL_TYPE_ELMAN,
+    "gru": model_service_pb2.CELL_TYPE_GRU,
+    "lstm": model_service_pb2.CELL_TYPE_LSTM,
+}
+_ACTIVATIONS: dict[Any, Any] = {
+    "tanh": model_service_pb2.ACTIVATION_TANH,
+    "relu": model_service_pb2.ACTIVATION_RELU,
+}
+_DTYPES: dict[Any, Any] = {"float32": tensor_pb2.DATA_TYPE_FLOAT32, "float64": tensor_pb2.DATA_TYPE_FLOAT64}
+_MOST = 2**31 - 1  # of an int32 on the wire
+
+
+def output_spec(outputs: Outputs) -> tensor_pb2.OutputSpec:
+    """The message of an output kind. Raises InvalidArgument."""
+    if isinstance(outputs, TopK):
+        return tensor_pb2.OutputSpec(kind=tensor_pb2.OUTPUT_KIND_TOP_K, top_k=min(outputs.k, _MOST))
+    kind = _KINDS.get(outputs) if isinstance(outputs, str) else None
+    if kind is None:
+        raise InvalidArgument(f"outputs: is {outputs!r}: expected one of {', '.join(_KINDS)}, or seqloom.TopK(k)")
+    return tensor_pb2.OutputSpec(kind=kind)
+
+
+def frames(value: Any, spec: ModelSpec, name: str) -> Array:
+    """Frames [k, D] in the model's dtype; no copy where dtype and layout are right already. Raises InvalidArgument."""
+    array = _numbers(value, spec, name)
+    if array.ndim != 2 or array.shape[1] != spec.input_size:
+        raise InvalidArgument(f"{name}: has shape {list(array.shape)}: expected [steps, {spec.input_size}]")
+    return array
+
+
+def sequences(xs: Iterable[Any], spec: ModelSpec) -> list[Array]:
+    """N sequences [T_i, D], each of at least one step. Raises InvalidArgument."""
+    try:
+        arrays = [frames(x, spec, f"xs[{i}]") for i, x in enumerate(xs)]
+    except TypeError:
+        raise InvalidArgument(f"xs: is a {type(xs).__name__}: expected a list of arrays [steps, D]") from None
+    if not arrays:
+        raise InvalidArgument("xs: is empty: expected at least one sequence")
+    for i, array in enumerate(arrays):
+        if not len(array):
+            raise InvalidArgument(f"xs[{i}]: has 0 steps: expected at least one")
+    return arrays
+
+
+def state(value: State | None, spec: ModelSpec, count: int) -> list[tensor_pb2.State | None]:
+    """The states of `count` sequences, cut from [L, count, H]; None where there is none. Raises InvalidArgument."""
+    if value is None:
+        return [None] * count
+    if not isinstance(value, State):
+        raise InvalidArgument(f"initial_state: is a {type(value).__name__}: expected seqloom.State")
+    if (value.cell is None) != (spec.cell != "lstm"):
+        wanted = "needs" if spec.cell == "lstm" else "has no"
+        raise InvalidArgument(f"initial_state.cell: a {spec.cell} {wanted} cell state")
+    shape = [spec.num_layers, count, spec.hidden_size]
+    parts = {}
+    for name, part in (("hidden", value.hidden), ("cell", value.cell)):
+        if part is not None:
+            parts[name] = _numbers(part, spec, f"initial_state.{name}")
+            if list(parts[name].shape) != shape:
+                raise InvalidArgument(f"initial_state.{name}: has shape {list(parts[name].shape)}: expected {shape}")
+    return [
+        tensor_pb2.State(**{name: tensors.encode(part[:, n : n + 1]) for name, part in parts.items()})
+        for n in range(count)
+    ]
+
+
+def state_of(message: tensor_pb2.State) -> State:
+    """The state that a message holds."""
+    return State(tensors.decode(message.hidden), tensors.decode(message.cell) if message.HasField("cell") else None)
+
+
+def joined_states(states: list[State]) -> State:
+    """[L, N, H] of N states [L, 1, H]."""
+    cells = [each.cell for each in states if each.cell is not None]
+    hidden = np.concatenate([each.hidden for each in states], 1)
+    return State(hidden, np.concatenate(cells, 1) if cells else None)
+
+
+def joined_outputs(parts: list[tuple[Array | None, Array | None]]) -> Any:
+    """The outputs of consecutive steps, from (values, labels) of each part; no copy where there is one part."""
+    values, labels = (_joined([part[i] for part in parts]) for i in (0, 1))
+    if values is not None and labels is not None:
+        return TopKOutput(labels, values)
+    return values if labels is None else labels
+
+
+def model_spec(spec: ModelSpec) -> model_service_pb2.ModelSpec:
+    """The message of a model specification. Raises InvalidArgument for sizes that have no place on the wire."""
+    if not isinstance(spec, ModelSpec):
+        raise InvalidArgument(f"spec: is a {type(spec).__name__}: expected seqloom.ModelSpec")
+    sizes = {name: getattr(spec, name) for name in ("input_size", "hidden_size", "output_size", "num_layers")}
+    for name, size in sizes.items():
+        if size > _MOST:
+            raise InvalidArgument(f"{name}: is {size}: no server takes that much")
+    return model_service_pb2.ModelSpec(
+        cell=_CELLS[spec.cell], activation=_ACTIVATIONS[spec.activation], data_type=_DTYPES[spec.dtype], **sizes
+    )
+
+
+def model_info(message: model_service_pb2.Model) -> ModelInfo:
+    """What a message tells of a served model."""
+    spec = message.spec
+    return ModelInfo(
+        name=message.name,
+        spec=ModelSpec(
+            cell=_named(_CELLS, spec.cell),
+            input_size=spec.input_size,
+            hidden_size=spec.hidden_size,
+            output_size=spec.output_size,
+            num_layers=spec.num_layers,
+            activation=_named(_ACTIVATIONS, spec.activation),
+            dtype=_named(_DTYPES, spec.data_type),
+        ),
+        weights_version=message.weights_version,
+        parameter_count=message.parameter_count,
+    )
+
+
+def server_info(message: model_service_pb2.GetServerInfoResponse) -> ServerInfo:
+    """What a message tells of a server."""
+    limits = {field.name: getattr(message.limits, field.name) for field in message.limits.DESCRIPTOR.fields}
+    return ServerInfo(message.version, message.device, Limits(**limits))
+
+
+def _numbers(value: Any, spec: ModelSpec, name: str) -> Array:
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        array = np.empty((), object)
+    if array.dtype == bool or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
+        raise InvalidArgument(f"{name}: is an array of {array.dtype}: expected numbers that fit {spec.dtype}")
+    with np.errstate(over="ignore"):  # the server refuses the infinity that comes of it
+        return np.ascontiguousarray(array, spec.dtype) if array.ndim else array
+
+
+def _joined(arrays: list[Array | None]) -> Array | None:
+    present = [array for array in arrays if array is not None]
+    return (present[0] if len(present) == 1 else np.concatenate(present)) if present else None
+
+
+def _named(numbers: dict[Any, Any], number: int) -> Any:
+    return {value: name for name, value in numbers.items()}[number]

@@ -1,0 +1,123 @@
+"""An event loop on a thread of its own, through which callers that block use what is asynchronous."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import threading
+import weakref
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from typing import Any, TypeVar
+
+from seqloom.errors import Cancelled, InvalidArgument
+
+T = TypeVar("T")
+
+_END = object()
+_STOP_SECONDS = 5.0  # that the thread gets to end in
+
+
+class Portal:
+    """Runs coroutines for threads that wait for them; any number of threads at once."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="seqloom-client", daemon=True)
+        self._thread.start()
+        self._lock = threading.Lock()
+        self._stopped = False
+        # for clients that nobody closes, and at the interpreter's exit
+        self._finalizer = weakref.finalize(self, _stop, self._loop, self._thread)
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Returns what the coroutine returns, or raises what it raises; an interrupt cancels it."""
+        with self._lock:
+            if self._stopped or threading.current_thread() is self._thread:
+                coroutine.close()
+                if self._stopped:
+                    raise Cancelled("the client is closed", reason="CLIENT_CLOSED")
+                raise InvalidArgument("a blocking call from the client's own thread would wait for itself")
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise Cancelled("the client is closed", reason="CLIENT_CLOSED") from None
+        except BaseException:
+            future.cancel()
+            raise
+
+    def stop(self) -> None:
+        """Ends the loop and its thread; calls that still run are cancelled."""
+        with self._lock:
+            self._stopped = True
+        self._finalizer()
+
+    def iterate(self, asynchronous: AsyncIterator[T]) -> Iterator[T]:
+        """Yields what an asynchronous generator yields."""
+        try:
+            while (item := self.run(_next(asynchronous))) is not _END:
+                yield item
+        finally:
+            with contextlib.suppress(Cancelled):
+                self.run(_close(asynchronous))
+
+    async def feed(self, items: Iterable[T]) -> AsyncIterator[T]:
+        """Yields what an iterable yields; it is read on a thread of its own, as its next item may take long to come.
+
+        One item is read ahead. A thread that waits in an iterable whose reader has gone ends with its next item.
+        """
+        queue: asyncio.Queue[tuple[bool, Any]] = asyncio.Queue(1)
+        gone = threading.Event()
+
+        def put(more: bool, item: Any) -> None:
+            # either is raised where the reader or the loop has gone
+            with contextlib.suppress(concurrent.futures.CancelledError, RuntimeError):
+                asyncio.run_coroutine_threadsafe(queue.put((more, item)), self._loop).result()
+
+        def read() -> None:
+            try:
+                for item in items:
+                    if gone.is_set():
+                        return
+                    put(True, item)
+                    if gone.is_set():
+                        return
+                put(False, None)
+            except BaseException as error:
+                put(False, error)
+
+        threading.Thread(target=read, name="seqloom-chunks", daemon=True).start()
+        try:
+            while True:
+                more, item = await queue.get()
+                if not more:
+                    if item is not None:
+                        raise item
+                    return
+                yield item
+        finally:
+            gone.set()
+            while not queue.empty():
+                queue.get_nowait()
+
+
+async def _next(asynchronous: AsyncIterator[Any]) -> Any:
+    return await anext(asynchronous, _END)  # a coroutine cannot raise StopAsyncIteration
+
+
+async def _close(asynchronous: AsyncIterator[Any]) -> None:
+    await asynchronous.aclose()  # type: ignore[attr-defined]
+
+
+def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    def cancel_all() -> None:
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        asyncio.gather(*tasks, return_exceptions=True).add_done_callback(lambda _: loop.stop())
+
+    if thread.is_alive():
+        loop.call_soon_threadsafe(cancel_all)
+        if threading.current_thread() is not thread:
+            thread.join(_STOP_SECONDS)
+    if not thread.is_alive():
+        loop.close()

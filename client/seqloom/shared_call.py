@@ -1,0 +1,157 @@
+"""The one StreamInfer call that all sessions of a client share: what is due goes out together, in few messages.
+
+The call is opened when the first session needs it and lives as long as the client; when it breaks, its sessions fail
+and the next session opens another.
+"""
+
+import asyncio
+import collections
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from seqloom.config import MESSAGE_BYTES
+from seqloom.errors import Cancelled, DeadlineExceeded, SeqloomError, Unavailable, from_rpc
+from seqloom.session import INITIAL_WINDOW, Outgoing, Session
+from seqloom.v1 import inference_service_pb2
+
+StreamCall = grpc.aio.StreamStreamCall[
+    inference_service_pb2.StreamInferRequest, inference_service_pb2.StreamInferResponse
+]
+
+_MAX_ENTRIES = 4096  # in one message
+
+
+class SharedCall:
+    """The sessions of one client, by number, over one call. Belongs to one event loop."""
+
+    def __init__(self, begin: Callable[[], StreamCall]) -> None:
+        self._begin = begin
+        self._call: _Call | None = None
+        self._windows: dict[Any, int] = {}  # by what determines them, as servers told them last
+        self._closed = False
+
+    def session(self, kind: Any, *, greedy: bool = False, frames_name: str = "frames") -> Session:
+        """Returns a new session, not opened yet. `kind`: what the size of its window hangs on."""
+        if self._closed:
+            raise Cancelled("the client is closed", reason="CLIENT_CLOSED")
+        if self._call is None or self._call.broken:
+            self._windows.clear()
+            self._call = _Call(self._begin())
+        window = self._windows.get(kind, INITIAL_WINDOW)
+        return self._call.add(window, greedy=greedy, frames_name=frames_name)
+
+    async def opened(self, message: inference_service_pb2.OpenSession, kind: Any, deadline: float) -> Session:
+        """Opens a live session; returns it when the server has. Raises what it fails with, and DeadlineExceeded."""
+        session = self.session(kind)
+        session.open(message)
+        try:
+            await session.wait(lambda: session.weights_version > 0, deadline)
+        except TimeoutError:
+            raise DeadlineExceeded("no answer came in time", reason="TIMEOUT") from None
+        finally:
+            if not session.weights_version:
+                session.cancel(Cancelled("the stream was given up", reason="CANCELLED"))
+        self.learn(kind, session)
+        return session
+
+    def learn(self, kind: Any, session: Session) -> None:
+        """Remembers the window that an opened session was told."""
+        self._windows[kind] = session.window
+
+    async def close(self) -> None:
+        """Ends the call and fails what is open."""
+        self._closed = True
+        if self._call is not None:
+            await self._call.close()
+
+
+class _Call:
+    """One call: a task that writes what is due, a task that reads and hands out."""
+
+    def __init__(self, call: StreamCall) -> None:
+        self.broken = False
+        self._call = call
+        self._sessions: dict[int, Session] = {}
+        self._numbers = 0
+        self._outbox: collections.deque[Outgoing] = collections.deque()
+        self._wake = asyncio.Event()
+        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
+
+    def add(self, window: int, *, greedy: bool, frames_name: str) -> Session:
+        self._numbers += 1
+        session = Session(self, self._numbers, window, greedy=greedy, frames_name=frames_name)
+        self._sessions[session.number] = session
+        return session
+
+    def put(self, entry: Outgoing) -> None:
+        """Sends an entry with the next message."""
+        if entry.cancel:
+            self._sessions.pop(entry.session.number, None)
+        self._outbox.append(entry)
+        self._wake.set()
+
+    async def close(self) -> None:
+        self._fail(Cancelled("the client is closed", reason="CLIENT_CLOSED"))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._call.cancel()
+
+    async def _write(self) -> None:
+        # what ended the call is for the reader to tell: a write only knows that it has ended
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            while True:
+                while self._outbox:
+                    await self._call.write(self._next_message())
+                self._wake.clear()
+                await self._wake.wait()
+
+    async def _read(self) -> None:
+        error: SeqloomError
+        try:
+            while True:
+                message = await self._call.read()
+                if not isinstance(message, inference_service_pb2.StreamInferResponse):  # grpc.aio.EOF
+                    break
+                for entry in message.entries:
+                    session = self._sessions.get(entry.session)
+                    if session is not None:
+                        session.take(entry)
+                        if session.ended:
+                            del self._sessions[entry.session]
+            code = await self._call.code()
+            error = Unavailable(f"the server ended the call ({code.name})", reason="CALL_ENDED")
+        except grpc.aio.AioRpcError as failed:
+            error = from_rpc(failed)
+        except asyncio.CancelledError:
+            error = Cancelled("the call was cancelled", reason="CANCELLED")
+            raise
+        except Exception as bug:  # a message that is none of this protocol
+            error = Unavailable(f"the server sent what cannot be read: {bug}", reason="MALFORMED_REPLY")
+            self._call.cancel()
+        finally:
+            self._fail(error)
+            self._tasks[0].cancel()
+
+    def _fail(self, error: SeqloomError) -> None:
+        self.broken = True
+        sessions, self._sessions = self._sessions, {}
+        for session in sessions.values():
+            session.fail(error)
+        self._outbox.clear()
+
+    def _next_message(self) -> inference_service_pb2.StreamInferRequest:
+        message = inference_service_pb2.StreamInferRequest()
+        room = MESSAGE_BYTES
+        while self._outbox and len(message.entries) < _MAX_ENTRIES:
+            size = self._outbox[0].size
+            if size > room and message.entries:
+                break
+            entry = self._outbox.popleft()
+            room -= size
+            if not entry.session.failure or entry.cancel:
+                entry.fill(message.entries.add())
+        return message
