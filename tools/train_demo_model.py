@@ -62,8 +62,8 @@ def vary(voice: list[Recording], silence: int, random: np.random.Generator) -> t
     # each formant moves a little by itself, and speakers and rooms colour the spectrum
     waves = np.sin(np.pi * np.outer(np.arange(1, 5), np.linspace(0, 1, BINS)))
     frames = between(log_mel(samples).T, np.arange(BINS) + random.normal(0, BEND, 4) @ waves).T
-    tilt = random.normal(0, COLOUR) * np.linspace(-1, 1, BINS)
-    frames += (random.normal(0, COLOUR, 4) @ waves + tilt).astype(np.float32)
+    colour = random.normal(0, COLOUR, 4) @ waves + random.normal(0, COLOUR) * np.linspace(-1, 1, BINS)
+    frames += colour.astype(np.float32)
     # the pace moves by itself: the frames are read at other moments
     moments = np.arange(0, len(frames) - 1, random.uniform(0.75, 1.3))
     frames = between(frames, moments)
