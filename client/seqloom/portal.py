@@ -1,10 +1,15 @@
-"""An event loop on a thread of its own, through which callers that block use what is asynchronous."""
+"""The event loop on a thread of its own, through which callers that block use what is asynchronous.
+
+All blocking clients of a process share one loop, which is never closed: grpc.aio has one queue of events for all loops,
+and events of a loop that is closed would fall on another's.
+"""
 
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
+import os
 import threading
-import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -13,20 +18,18 @@ from seqloom.errors import Cancelled, InvalidArgument
 T = TypeVar("T")
 
 _END = object()
-_STOP_SECONDS = 5.0  # that the thread gets to end in
+_starting = threading.Lock()
 
 
 class Portal:
-    """Runs coroutines for threads that wait for them; any number of threads at once."""
+    """Runs one client's coroutines for threads that wait for them; any number of threads at once."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="seqloom-client", daemon=True)
-        self._thread.start()
+        with _starting:
+            self._loop, self._thread = _shared_loop(os.getpid())
         self._lock = threading.Lock()
+        self._running: set[concurrent.futures.Future[Any]] = set()
         self._stopped = False
-        # for clients that nobody closes, and at the interpreter's exit
-        self._finalizer = weakref.finalize(self, _stop, self._loop, self._thread)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Returns what the coroutine returns, or raises what it raises; an interrupt cancels it."""
@@ -37,6 +40,7 @@ class Portal:
                     raise Cancelled("the client is closed", reason="CLIENT_CLOSED")
                 raise InvalidArgument("a blocking call from the client's own thread would wait for itself")
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            self._running.add(future)
         try:
             return future.result()
         except concurrent.futures.CancelledError:
@@ -44,12 +48,16 @@ class Portal:
         except BaseException:
             future.cancel()
             raise
+        finally:
+            self._running.discard(future)
 
     def stop(self) -> None:
-        """Ends the loop and its thread; calls that still run are cancelled."""
+        """Takes no more; what still runs is cancelled."""
         with self._lock:
             self._stopped = True
-        self._finalizer()
+            running = list(self._running)
+        for future in running:
+            future.cancel()
 
     def iterate(self, asynchronous: AsyncIterator[T]) -> Iterator[T]:
         """Yields what an asynchronous generator yields."""
@@ -108,16 +116,10 @@ async def _close(asynchronous: AsyncIterator[Any]) -> None:
     await asynchronous.aclose()  # type: ignore[attr-defined]
 
 
-def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
-    def cancel_all() -> None:
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        asyncio.gather(*tasks, return_exceptions=True).add_done_callback(lambda _: loop.stop())
-
-    if thread.is_alive():
-        loop.call_soon_threadsafe(cancel_all)
-        if threading.current_thread() is not thread:
-            thread.join(_STOP_SECONDS)
-    if not thread.is_alive():
-        loop.close()
+@functools.cache
+def _shared_loop(process: int) -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
+    """The loop and its thread; another in a process that was forked, where the thread does not run."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="seqloom-client", daemon=True)
+    thread.start()
+    return loop, thread

@@ -239,3 +239,9 @@ def test_a_disk_that_is_full_leaves_the_old_model(tmp_path):
     assert printed == ""
     assert storage.load(tmp_path / "m")[1] == 3
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_who_may_read_the_one_file_may_read_the_other(tmp_path):
+    storage.save(tmp_path / "m", make_network(make_spec("gru")))
+    modes = {(tmp_path / "m" / name).stat().st_mode for name in (storage.CONFIG, storage.WEIGHTS)}
+    assert len(modes) == 1

@@ -98,6 +98,7 @@ def save(folder: str | os.PathLike[str], network: Network, weights_version: int 
             safetensors.torch.save_file(_on_cpu(network), new / WEIGHTS, {"format": "pt"})
         except safetensors.SafetensorError as error:
             raise OSError(f"{new / WEIGHTS} cannot be written: {error}") from error
+        shutil.copymode(new / CONFIG, new / WEIGHTS)  # safetensors lets nobody else read
         for each in (new / CONFIG, new / WEIGHTS, new):
             _sync(each)
         if path.exists():

@@ -14,6 +14,7 @@ from seqloom_server.engine.engine import Engine
 from seqloom_server.engine.request import Array, Chunk, Op, Piece, Sequence
 from seqloom_server.errors import ServerError
 from seqloom_server.rpc import convert
+from seqloom_server.rpc.accounts import RequestAccounts
 from seqloom_server.rpc.interceptors import set_model
 from seqloom_server.rpc.session_call import SessionCall
 
@@ -23,9 +24,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     """Decodes and checks, hands to the engine, encodes."""
 
-    def __init__(self, engine: Engine, config: ServerConfig) -> None:
+    def __init__(self, engine: Engine, config: ServerConfig, accounts: RequestAccounts) -> None:
         self._engine = engine
         self._config = config
+        self._accounts = accounts
         self._calls: dict[SessionCall, asyncio.Task[Any]] = {}
         self._draining = False
 
@@ -70,7 +72,7 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     async def StreamInfer(
         self, requests: AsyncIterator[inference_service_pb2.StreamInferRequest], context: Context
     ) -> None:
-        call = SessionCall(self._engine, self._config)
+        call = SessionCall(self._engine, self._config, self._accounts)
         task = asyncio.current_task()
         assert task is not None
         self._calls[call] = task

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from seqloom_server.errors import Reason, ServerError
-from seqloom_server.metrics import Metrics
+from seqloom_server.rpc.accounts import RequestAccounts
 from seqloom_server.rpc.status import status_of
 
 log = logging.getLogger(__name__)
@@ -54,10 +54,9 @@ def set_model(name: str) -> None:
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Wraps the handler of each method, once, so that a call pays for nothing twice."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, accounts: RequestAccounts) -> None:
+        self._accounts = accounts
         self._wrapped: dict[str, Handler] = {}
-        self._children: dict[tuple[str, str, str], tuple[Any, Any]] = {}
 
     async def intercept_service(
         self,
@@ -125,18 +124,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             code = status.code.name
             await context.abort(status.code, status.details, status.trailing_metadata)
         finally:
-            self._count(method, call.model, code, time.perf_counter() - start)
-
-    def _count(self, method: str, model: str, code: str, seconds: float) -> None:
-        key = (method, model, code)
-        children = self._children.get(key)
-        if children is None:  # looked up once, since labels() costs more than the counting
-            children = self._children[key] = (
-                self._metrics.requests_total.labels(method=method, model=model, code=code),
-                self._metrics.request_duration_seconds.labels(method=method, model=model),
-            )
-        children[0].inc()
-        children[1].observe(seconds)
+            self._accounts.count(method, call.model, code, time.perf_counter() - start)
 
 
 _ARITY = {False: "unary", True: "stream"}

@@ -20,6 +20,7 @@ from seqloom_server.config import ServerConfig, split_address
 from seqloom_server.engine.engine import Engine
 from seqloom_server.errors import ServerError
 from seqloom_server.metrics import Metrics
+from seqloom_server.rpc.accounts import RequestAccounts
 from seqloom_server.rpc.inference import InferenceServicer
 from seqloom_server.rpc.interceptors import CallInterceptor
 from seqloom_server.rpc.models import ModelServicer
@@ -56,8 +57,10 @@ class Server:
         config = self._config
         _make_folder(config.models)
         self.engine = Engine(config, self.metrics)
-        self._grpc = grpc.aio.server(interceptors=[CallInterceptor(self.metrics)], options=_options(config))
-        self._inference = InferenceServicer(self.engine, config)
+        accounts = RequestAccounts(self.metrics)
+        self.engine.registry.watchers.append(accounts)
+        self._grpc = grpc.aio.server(interceptors=[CallInterceptor(accounts)], options=_options(config))
+        self._inference = InferenceServicer(self.engine, config, accounts)
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(self._inference, self._grpc)  # type: ignore[no-untyped-call]
         models = ModelServicer(self.engine, config)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, self._grpc)  # type: ignore[no-untyped-call]

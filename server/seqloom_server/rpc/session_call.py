@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+from google.rpc import code_pb2
 from seqloom.v1 import inference_service_pb2
 
 from seqloom_server.config import ServerConfig
@@ -15,12 +16,15 @@ from seqloom_server.engine.request import Chunk, Op
 from seqloom_server.engine.sessions import Session, empty_frames
 from seqloom_server.errors import Reason, ServerError
 from seqloom_server.rpc import convert
+from seqloom_server.rpc.accounts import RequestAccounts
 from seqloom_server.rpc.interceptors import request_id
 from seqloom_server.rpc.outbox import Outbox, Outgoing
 from seqloom_server.rpc.session_sink import SessionSink, only_acknowledges
 from seqloom_server.rpc.status import status_of
 
 log = logging.getLogger(__name__)
+
+_METHOD = "seqloom.v1.InferenceService/StreamInfer/session"  # what sessions are counted as
 
 _MIN_WINDOW_STEPS = 64  # what a caller may send before it has been told its window
 _WINDOW_BYTES = 8 << 20  # of outputs that one session may leave unread
@@ -31,9 +35,10 @@ _REMEMBERED = 4096  # sessions that are over, so that what still comes for them 
 class SessionCall:
     """The sessions of one call. `read_from` takes messages, `write_to` sends until the call is over."""
 
-    def __init__(self, engine: Engine, config: ServerConfig) -> None:
+    def __init__(self, engine: Engine, config: ServerConfig, accounts: RequestAccounts) -> None:
         self._engine = engine
         self._config = config
+        self._accounts = accounts
         self._sinks: dict[int, SessionSink] = {}
         self._over: OrderedDict[int, bool] = OrderedDict()  # by number: whether the caller has been told of an error
         self._outbox = Outbox(config.max_stream_message_bytes)
@@ -74,21 +79,22 @@ class SessionCall:
 
     def close(self) -> None:
         """Drops whatever is still open."""
-        self._engine.cancel([sink.session.sequence for sink in self._sinks.values()])
-        self._sinks.clear()
+        for number in list(self._sinks):
+            self._drop(number)
 
     def send(self, outgoing: Outgoing) -> None:
         self._outbox.put(outgoing)
 
     def fail(self, number: int, error: ServerError) -> None:
         """Tells the caller that this session has failed; it is gone, and what still comes for it is passed over."""
-        self._gone(number, told=True)
+        status = status_of(error, self._request_id)
+        self._gone(number, code_pb2.Code.Name(status.code))
         if error.reason is Reason.INTERNAL:  # its traceback was logged where it happened
             log.error("request %s: session %d: %s", self._request_id, number, error)
-        self.send(Outgoing(number, error=status_of(error, self._request_id)))
+        self.send(Outgoing(number, error=status))
 
     def ended(self, number: int) -> None:
-        self._gone(number, told=False)
+        self._gone(number, "OK")
 
     def _receive(self, request: inference_service_pb2.StreamInferRequest) -> None:
         """Takes a message; what is wrong with an entry fails that entry's session alone."""
@@ -112,7 +118,8 @@ class SessionCall:
                 chunks = work.setdefault(sink, [])
                 chunks += sink.chunks(entry, now, len(chunks))
             except ServerError as error:
-                self._drop(entry.session)
+                if entry.session in self._sinks:
+                    self._engine.cancel([self._sinks[entry.session].session.sequence])
                 self.fail(entry.session, error)
         self._feed(work)
 
@@ -169,6 +176,7 @@ class SessionCall:
         window = min(self._config.window_steps, _WINDOW_BYTES // convert.output_bytes(output, spec))
         window = max(window, _MIN_WINDOW_STEPS)
         sink.session = Session(sequence, window, empty_frames(spec.input_size, spec.dtype))
+        sink.model, sink.opened_at = weights.model, now
         sink.max_steps = self._config.max_steps_per_sequence if whole else None
         self._sinks[number] = sink
         self._over.pop(number, None)
@@ -178,13 +186,19 @@ class SessionCall:
         return sink
 
     def _drop(self, number: int) -> None:
+        """The caller no longer wants the session."""
         sink = self._sinks.pop(number, None)
         if sink is not None:
             self._engine.cancel([sink.session.sequence])
+            self._count(sink, "CANCELLED")
             self._outbox.changed.set()
 
-    def _gone(self, number: int, *, told: bool) -> None:
-        self._sinks.pop(number, None)
-        self._over[number] = told
+    def _gone(self, number: int, code: str) -> None:
+        self._count(self._sinks.pop(number, None), code)
+        self._over[number] = code != "OK"
         if len(self._over) > _REMEMBERED:
             self._over.popitem(last=False)
+
+    def _count(self, sink: SessionSink | None, code: str) -> None:
+        model, seconds = ("", 0.0) if sink is None else (sink.model, time.monotonic() - sink.opened_at)
+        self._accounts.count(_METHOD, model, code, seconds)

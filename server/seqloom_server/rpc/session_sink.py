@@ -27,10 +27,11 @@ class Owner(Protocol):
 class SessionSink:
     """Where one session's pieces become entries of the call.
 
-    max_steps: how long a whole sequence may be; None for a live session, which has no end.
+    max_steps: how long a whole sequence may be; None for a live session, which has no end. opened_at: on
+    time.monotonic's clock.
     """
 
-    __slots__ = ("_number", "_output", "_owner", "_spec", "max_steps", "opened", "session")
+    __slots__ = ("_number", "_output", "_owner", "_spec", "max_steps", "model", "opened", "opened_at", "session")
 
     session: Session
 
@@ -41,6 +42,8 @@ class SessionSink:
         self._output = output
         self.opened: inference_service_pb2.SessionOpened | None = None
         self.max_steps: int | None = None
+        self.model = ""
+        self.opened_at = 0.0
 
     def outgoing(self) -> Outgoing:
         """A new entry of this session, with `opened` if that is still due."""
