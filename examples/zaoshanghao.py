@@ -1,0 +1,200 @@
+"""The standing example: one second of 早上好 through the service, and through the formulas in plain numpy.
+
+A frame every 10 ms makes 100 frames; a frame is 160 samples at 16 kHz: a matrix of 100 x 160. The network has 1,000
+hidden units and 6,000 output classes, with weights drawn from a seed, so it knows no Chinese: what is shown is its
+arithmetic. The second goes through the service alone, then in batches that other callers share.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import pathlib
+import sys
+import tempfile
+from collections.abc import Mapping
+
+import numpy as np
+import seqloom
+from features import HOP
+from matplotlib.figure import Figure
+from own_server import OwnServer, own_server
+from recordings import GREETING, shipped
+from safetensors.numpy import load_file
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MODEL = "zaoshanghao"
+SPEC = seqloom.ModelSpec(cell="elman", input_size=160, hidden_size=1000, output_size=6000)
+STEPS = 100
+FRAMES = {"zao": 30, "shang": 40, "hao": 30}  # steps 1 to 30, 31 to 70, 71 to 100
+CLASSES = {"zao": 1000, "shang": 3000, "hao": 5000}  # three of the 6,000, whose order means nothing
+TOLERANCE = 1e-4
+KINDS = ("hidden", "logits", "probs", "log_probs")
+
+Arrays = dict[str, np.ndarray]
+
+
+def greeting() -> np.ndarray:
+    """Returns X, [100, 160] float32: one second of the voice whose words lie most nearly where the labels have them."""
+    recording = next(one for one in shipped().recordings if one.speaker == "m4" and one.words == GREETING)
+    samples = recording.samples[9 * HOP :][: STEPS * HOP]
+    return samples.reshape(STEPS, HOP)
+
+
+def labels() -> np.ndarray:
+    """Returns y, [100]: the class of each step."""
+    return np.repeat([CLASSES[word] for word in FRAMES], list(FRAMES.values()))
+
+
+def forward(weights: Mapping[str, np.ndarray], xs: np.ndarray) -> Arrays:
+    """Walks one sequence [T, D] step by step, as the formulas are written; every array has a row for each step."""
+    U, W = weights["rnn.weight_ih_l0"], weights["rnn.weight_hh_l0"]
+    V, c = weights["output.weight"], weights["output.bias"]
+    b = weights["rnn.bias_ih_l0"] + weights["rnn.bias_hh_l0"]  # torch.nn has two, whose sum is what counts
+    s_t = np.zeros(len(W))
+    rows: dict[str, list[np.ndarray]] = {"hidden": [], "logits": [], "probs": []}
+    for x_t in xs:
+        s_t = np.tanh(U @ x_t + W @ s_t + b)
+        o_t = V @ s_t + c
+        p_t = np.exp(o_t - o_t.max())
+        p_t /= p_t.sum()
+        for name, row in zip(rows, (s_t, o_t, p_t), strict=True):
+            rows[name].append(row)
+    return {name: np.array(each) for name, each in rows.items()}
+
+
+def loss(probs: np.ndarray, y: np.ndarray) -> float:
+    """L = sum over t of -log p_t[y_t]. probs: [T, O], y: [T]."""
+    return float(-np.log(probs[np.arange(len(y)), y]).sum())
+
+
+def apart(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference, relative to the largest number expected."""
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+async def serve_alone(client: seqloom.AsyncClient, xs: np.ndarray) -> Arrays:
+    """Returns what the service makes of one sequence [T, D], a row for each step; one call after the other."""
+    return {kind: (await client.infer(MODEL, [xs], outputs=kind)).outputs[0] for kind in KINDS}
+
+
+async def serve_among_others(address: str, xs: np.ndarray, callers: int) -> Arrays:
+    """As serve_alone, while others, each over a connection of its own, send sequences of 20 to 200 steps."""
+    random, over = np.random.default_rng(0), asyncio.Event()
+
+    async def other(client: seqloom.AsyncClient) -> None:
+        while not over.is_set():
+            noise = random.normal(0, 0.1, (random.integers(20, 201), SPEC.input_size))
+            result = await client.infer(MODEL, [noise], outputs="labels")
+            assert len(result.outputs[0]) == len(noise)
+
+    async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:  # the tasks end before the clients
+        first, *others = [await stack.enter_async_context(seqloom.AsyncClient(address)) for _ in range(callers + 1)]
+        await asyncio.gather(*(client.model(MODEL) for client in (first, *others)))  # now all are connected
+        for client in others:
+            group.create_task(other(client))
+        try:
+            return await serve_alone(first, xs)
+        finally:
+            over.set()
+
+
+async def through_the_service(
+    address: str, server: OwnServer | None, xs: np.ndarray, callers: int
+) -> tuple[Mapping[str, np.ndarray], dict[str, Arrays]]:
+    """Makes the model where it is not there yet; returns its weights, and what each way of asking gave."""
+    async with seqloom.AsyncClient(address) as client:
+        with contextlib.suppress(seqloom.AlreadyExists):
+            await client.create_model(MODEL, SPEC, seed=0)
+        if (model := await client.model(MODEL)).spec != SPEC:
+            raise ValueError(f"{address} serves another model as {MODEL!r}: {model.spec}")
+        with tempfile.TemporaryDirectory() as folder:
+            await client.export_model(MODEL, folder)
+            weights = load_file(pathlib.Path(folder) / "model.safetensors")
+        print_sizes(model.parameter_count)
+        alone = await serve_alone(client, xs)
+    before = server and server.metrics()
+    among = await serve_among_others(address, xs, callers)
+    if server and before:
+        grown = server.metrics() - before
+        mean = grown["seqloom_batch_sequences_sum"] / grown["seqloom_batch_sequences_count"]
+        print(f"Among {callers} other callers: {mean:.1f} sequences shared a batch on average.")
+    return weights, {"alone": alone, "among others": among}
+
+
+def print_sizes(parameters: int) -> None:
+    """Prints what weight sharing saves, and what a frame costs."""
+    products = SPEC.hidden_size * (SPEC.input_size + SPEC.hidden_size + SPEC.output_size)
+    print(f"{STEPS} frames of {HOP} samples, {SPEC.hidden_size:,} hidden units, {SPEC.output_size:,} classes.")
+    print(f"Parameters: {parameters:,}, shared by all steps; a set for each of them would be {STEPS * parameters:,}.")
+    print(f"A frame costs {2 * products:,} floating-point operations, a second of speech {2 * products * STEPS:,}.")
+
+
+def draw(path: pathlib.Path, xs: np.ndarray, numbers: Arrays) -> None:
+    """Writes a PNG: the waveform, the hidden state over time, the probabilities of the three labels."""
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    wave, state, probs = figure.subplots(3, 1, sharex=True, height_ratios=[1, 2, 1.2])
+    seconds = np.arange(xs.size) / xs.size
+    wave.plot(seconds, xs.ravel(), linewidth=0.4, color="#1f4e79")
+    wave.set(ylabel="waveform", xlim=(0, 1))
+    most = np.abs(numbers["hidden"]).max()
+    image = state.imshow(
+        numbers["hidden"].T, aspect="auto", cmap="RdBu", vmin=-most, vmax=most, extent=(0, 1, SPEC.hidden_size, 0),
+        interpolation="nearest",
+    )  # fmt: skip
+    state.set(ylabel="hidden unit")
+    figure.colorbar(image, ax=state, label="$s_t$", pad=0.01)
+    middles = (np.arange(STEPS) + 0.5) / STEPS
+    for word, number in CLASSES.items():
+        probs.plot(middles, numbers["probs"][:, number], label=word)
+    probs.axhline(1 / SPEC.output_size, color="0.6", linewidth=0.8, linestyle="--", label="1 / 6,000")
+    probs.set(xlabel="seconds", ylabel="$p_t$ of the labels")
+    probs.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    end = 0
+    for word, frames in FRAMES.items():
+        begin, end = end, end + frames
+        wave.text((begin + end) / 2 / STEPS, 1.03, word, transform=wave.get_xaxis_transform(), ha="center")
+        for axis in (wave, state, probs):
+            axis.axvline(end / STEPS, color="0.6", linewidth=0.6, linestyle="--")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> int:
+    """Runs the example; its exit status is 1 where the service and numpy are too far apart."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--address", metavar="HOST:PORT", help="a server that runs; by default one is started")
+    parser.add_argument("--callers", type=int, default=8, metavar="N", help="how many others there are (8)")
+    parser.add_argument("--picture", type=pathlib.Path, default=ROOT / "build" / "zaoshanghao.png", metavar="PNG")
+    options = parser.parse_args()
+    xs, y = greeting(), labels()
+    try:
+        with contextlib.ExitStack() as stack:
+            server = None
+            if options.address is None:
+                models = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                server = stack.enter_context(own_server(models))
+            address = options.address or server.address
+            weights, served = asyncio.run(through_the_service(address, server, xs, options.callers))
+    except (seqloom.SeqloomError, RuntimeError, ValueError) as error:
+        print(f"zaoshanghao: {error}", file=sys.stderr)
+        return 1
+
+    exact = forward({name: weight.astype(float) for name, weight in weights.items()}, xs.astype(float))
+    exact["log_probs"] = np.log(exact["probs"])
+    print("Through the service in float32 against numpy in float64, step by step: the largest relative difference")
+    worst = 0.0
+    for way, outputs in served.items():
+        differences = {kind: apart(outputs[kind], exact[kind]) for kind in outputs}
+        worst = max(worst, *differences.values())
+        print(f"  {way:12}  " + "  ".join(f"{kind} {difference:.1e}" for kind, difference in differences.items()))
+    print("The loss, the sum of -log p_t[y_t] over the steps:")
+    for way, outputs in served.items():
+        print(f"  {way:12}  {-outputs['log_probs'][np.arange(STEPS), y].sum(dtype=float):.4f}")
+    print(f"  {'numpy':12}  {loss(exact['probs'], y):.4f}")
+    draw(options.picture, xs, served["alone"])
+    print(f"Waveform, hidden state, probabilities of the labels: {options.picture}")
+    return 0 if worst < TOLERANCE else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
