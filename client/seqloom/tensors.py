@@ -61,4 +61,7 @@ def decode(tensor: tensor_pb2.Tensor) -> Array:
         raise MalformedTensor(
             f"data has {len(data)} bytes: shape {list(shape)} of {dtype.name} takes {math.prod(shape) * dtype.itemsize}"
         )
-    return np.frombuffer(data, dtype).reshape(shape)
+    try:
+        return np.frombuffer(data, dtype).reshape(shape)
+    except ValueError as error:  # numpy has no room for some sizes, though there is a 0 among them
+        raise MalformedTensor(f"shape is {list(shape)}: {error}") from None

@@ -41,7 +41,7 @@ def array(message: tensor_pb2.Tensor, dtype: str, field: str) -> Array:
     """A finite array of the model's dtype, a view on the message. Raises ServerError."""
     try:
         decoded = tensors.decode(message)
-    except ValueError as error:  # MalformedTensor, or a shape that numpy has no room for though it holds nothing
+    except tensors.MalformedTensor as error:
         raise invalid(field, str(error)) from None
     if decoded.dtype != np.dtype(dtype):
         raise invalid(field, f"is {decoded.dtype.name}: the model takes {dtype}")

@@ -1,0 +1,35 @@
+"""What the service must answer, by the plain numpy twin in float64; and the noise that it is asked about."""
+
+import numpy as np
+import numpy.typing as npt
+import seqloom
+from seqloom_server.nn import cells
+from serving import Arrays, Served
+
+TOLERANCE = {"float32": {"rtol": 1e-4, "atol": 1e-5}, "float64": {"rtol": 1e-10, "atol": 1e-10}}
+CLOSE = TOLERANCE["float32"]
+
+
+def noise(steps: int, width: int = 5, seed: int = 0) -> npt.NDArray[np.float64]:
+    """[steps, width] of standard normal noise."""
+    return np.random.default_rng(seed).standard_normal((steps, width))
+
+
+def hidden_of(served: Served, model: str, xs: npt.NDArray, state: Arrays | None = None) -> npt.NDArray:
+    """s_t of the top layer, [T, H]."""
+    network = served.networks[model]
+    parameters = {name: tensor.double().numpy() for name, tensor in network.parameters().items()}
+    return cells.forward(network.spec, parameters, np.asarray(xs, float), state)[0]
+
+
+def log_softmax(logits: npt.NDArray) -> npt.NDArray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def assert_state(state: seqloom.State, expected: Arrays, **tolerance: float) -> None:
+    """A state of the SDK equals [L, N, H] per part."""
+    np.testing.assert_allclose(state.hidden, expected[0], **tolerance)
+    assert (state.cell is None) == (len(expected) == 1)
+    if state.cell is not None:
+        np.testing.assert_allclose(state.cell, expected[1], **tolerance)
