@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -68,8 +68,8 @@ class AsyncClient:
             request = inference.Request.checked(model, spec, xs, outputs, initial_state, weights_version)
             return await inference.infer(self._linked().shared, request, deadline)
 
-        xs = xs if hasattr(xs, "__len__") else list(xs)  # an iterator could not be read again
-        return await self._forgetful(model, lambda: self._repeated(attempt, deadline, pure=True))
+        xs = list(xs) if isinstance(xs, Iterator) else xs  # an iterator could not be read again
+        return await self._anew(convert.text(model, "model"), attempt, deadline)
 
     def stream(
         self,
@@ -96,12 +96,12 @@ class AsyncClient:
                     model=model,
                     output=convert.output_spec(outputs),
                     initial_state=convert.state(initial_state, spec, 1)[0],
-                    weights_version=weights_version or 0,
-                    snapshot_interval_steps=snapshot_interval,
+                    weights_version=convert.version(weights_version),
+                    snapshot_interval_steps=convert.interval(snapshot_interval),
                 )
-                return await self._linked().shared.opened(message, (model, outputs), deadline), spec
+                return await self._linked().shared.opened(message, (spec, outputs), deadline), spec
 
-            return await self._forgetful(model, lambda: self._repeated(attempt, deadline, pure=True))
+            return await self._anew(convert.text(model, "model"), attempt, deadline)
 
         return AsyncStream(opener, self._config.timeout if timeout is None else timeout)
 
@@ -112,7 +112,9 @@ class AsyncClient:
 
     async def model(self, name: str, *, timeout: float | None = None) -> ModelInfo:
         """Returns one model. Raises NotFound."""
-        reply = await self._unary("GetModel", model_service_pb2.GetModelRequest(name=name), timeout)
+        reply = await self._unary(
+            "GetModel", model_service_pb2.GetModelRequest(name=convert.text(name, "name")), timeout
+        )
         return convert.model_info(reply.model)
 
     async def server_info(self, *, timeout: float | None = None) -> ServerInfo:
@@ -127,18 +129,22 @@ class AsyncClient:
         """Creates a model with weights drawn from `seed` as torch.nn draws them. Raises AlreadyExists."""
         if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
             raise InvalidArgument(f"seed: is {seed!r}: expected an integer of 64 bits")
-        request = model_service_pb2.CreateModelRequest(name=name, spec=convert.model_spec(spec), seed=seed)
+        request = model_service_pb2.CreateModelRequest(
+            name=convert.text(name, "name"), spec=convert.model_spec(spec), seed=seed
+        )
         reply = await self._unary("CreateModel", request, timeout, pure=False)
         return convert.model_info(reply.model)
 
     async def load_model(self, name: str, *, timeout: float | None = None) -> ModelInfo:
         """Serves a model folder that lies in the server's model directory, or reads it anew. Raises NotFound."""
-        request = model_service_pb2.LoadModelRequest(name=name)
+        request = model_service_pb2.LoadModelRequest(name=convert.text(name, "name"))
         return convert.model_info((await self._unary("LoadModel", request, timeout, pure=False)).model)
 
     async def unload_model(self, name: str, *, timeout: float | None = None) -> None:
         """Stops serving a model; its folder stays, and open streams live on. Raises NotFound."""
-        await self._unary("UnloadModel", model_service_pb2.UnloadModelRequest(name=name), timeout, pure=False)
+        await self._unary(
+            "UnloadModel", model_service_pb2.UnloadModelRequest(name=convert.text(name, "name")), timeout, pure=False
+        )
         self._specs.pop(name, None)
 
     async def export_model(self, name: str, folder: str | os.PathLike[str], *, timeout: float | None = None) -> None:
@@ -149,7 +155,7 @@ class AsyncClient:
         deadline = self._config.deadline(timeout)
 
         async def attempt() -> None:
-            request = model_service_pb2.ExportModelRequest(name=name)
+            request = model_service_pb2.ExportModelRequest(name=convert.text(name, "name"))
             parts = self._linked().models.ExportModel(request, **self._options(deadline))
             await model_files.write(folder, parts)
 
@@ -166,7 +172,7 @@ class AsyncClient:
         deadline = self._config.deadline(timeout)
 
         async def attempt() -> ModelInfo:
-            parts = model_files.read(name, folder)
+            parts = model_files.read(convert.text(name, "name"), folder)
             reply = await self._linked().models.ImportModel(parts, **self._options(deadline))
             return convert.model_info(reply.model)
 
@@ -195,13 +201,16 @@ class AsyncClient:
             spec = self._specs[name] = convert.model_info(reply.model).spec
         return spec
 
-    async def _forgetful(self, model: str, run: Callable[[], Awaitable[T]]) -> T:
-        """Runs, and asks for the model's specification anew after an error that may come of an old one."""
+    async def _anew(self, model: str, attempt: Callable[[], Awaitable[T]], deadline: float) -> T:
+        """Runs what changes nothing; once more where it failed by a specification that is no longer the model's."""
+        known = self._specs.get(model)
         try:
-            return await run()
+            return await self._repeated(attempt, deadline, pure=True)
         except (InvalidArgument, NotFound):
             self._specs.pop(model, None)
-            raise
+            if known is None or await self._repeated(lambda: self._spec(model, deadline), deadline, pure=True) == known:
+                raise
+        return await self._repeated(attempt, deadline, pure=True)
 
     async def _unary(self, method: str, request: Any, timeout: float | None, *, pure: bool = True) -> Any:
         deadline = self._config.deadline(timeout)

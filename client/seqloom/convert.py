@@ -7,7 +7,7 @@ import numpy as np
 
 from seqloom import tensors
 from seqloom.errors import InvalidArgument
-from seqloom.types import Array, Limits, ModelInfo, ModelSpec, Outputs, ServerInfo, State, TopK, TopKOutput
+from seqloom.types import Array, Limits, ModelInfo, ModelSpec, Outputs, ServerInfo, State, TopK, TopKOutput, integer
 from seqloom.v1 import model_service_pb2, tensor_pb2
 
 _KINDS = {
@@ -28,6 +28,23 @@ _ACTIVATIONS: dict[Any, Any] = {
 }
 _DTYPES: dict[Any, Any] = {"float32": tensor_pb2.DATA_TYPE_FLOAT32, "float64": tensor_pb2.DATA_TYPE_FLOAT64}
 _MOST = 2**31 - 1  # of an int32 on the wire
+
+
+def text(value: object, name: str) -> str:
+    """Returns a model's name, which the server judges. Raises InvalidArgument for what has no place on the wire."""
+    if not isinstance(value, str) or not value.isprintable():
+        raise InvalidArgument(f"{name}: is {value!r}: expected a string of printable characters")
+    return value
+
+
+def version(weights_version: int | None) -> int:
+    """A demanded version, 0 for any. Raises InvalidArgument."""
+    return 0 if weights_version is None else min(integer(weights_version, "weights_version"), 2**63 - 1)
+
+
+def interval(snapshot_interval: int) -> int:
+    """Steps between snapshots, 0 for none. Raises InvalidArgument."""
+    return min(integer(snapshot_interval, "snapshot_interval", least=0), _MOST)
 
 
 def output_spec(outputs: Outputs) -> tensor_pb2.OutputSpec:

@@ -21,6 +21,7 @@ class Request:
     """One checked `infer` call: N sequences [T_i, D], and the state [L, 1, H] of each, or None."""
 
     model: str
+    spec: ModelSpec
     outputs: Outputs
     output: tensor_pb2.OutputSpec
     sequences: list[Array]
@@ -34,7 +35,7 @@ class Request:
         """Raises InvalidArgument."""
         sequences = convert.sequences(xs, spec)
         states = convert.state(initial_state, spec, len(sequences))
-        return cls(model, outputs, convert.output_spec(outputs), sequences, states, version or 0)
+        return cls(model, spec, outputs, convert.output_spec(outputs), sequences, states, convert.version(version))
 
 
 async def infer(call: SharedCall, request: Request, deadline: float) -> InferenceResult:
@@ -51,7 +52,7 @@ async def infer(call: SharedCall, request: Request, deadline: float) -> Inferenc
 
 
 async def _run(call: SharedCall, request: Request, deadline: float) -> list[Session]:
-    kind = (request.model, request.outputs)
+    kind = (request.spec, request.outputs)
     sessions: list[Session] = []
     try:
         for i, frames in enumerate(request.sequences):

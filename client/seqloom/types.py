@@ -37,7 +37,7 @@ class ModelSpec:
             if value not in choices:
                 raise InvalidArgument(f"{name}: is {value!r}: expected one of {', '.join(choices)}")
         for name in _SIZES:
-            object.__setattr__(self, name, positive(getattr(self, name), name))
+            object.__setattr__(self, name, integer(getattr(self, name), name))
         if self.activation != "tanh" and self.cell != "elman":
             raise InvalidArgument(f"activation: is {self.activation!r}: a {self.cell} has only 'tanh'")
 
@@ -49,7 +49,7 @@ class TopK:
     k: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "k", positive(self.k, "k"))
+        object.__setattr__(self, "k", integer(self.k, "k"))
 
 
 Outputs: TypeAlias = OutputName | TopK
@@ -176,12 +176,12 @@ class TLS:
             raise InvalidArgument("tls: private_key and certificate_chain belong together: only one is given")
 
 
-def positive(value: object, name: str) -> int:
-    """Returns an integer of at least 1 as an int. Raises InvalidArgument naming it."""
+def integer(value: object, name: str, least: int = 1) -> int:
+    """Returns an integer of at least `least` as an int. Raises InvalidArgument naming it."""
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        number = 0
-    if number < 1 or isinstance(value, bool):
-        raise InvalidArgument(f"{name}: is {value!r}: expected an integer of at least 1")
+        number = least - 1
+    if number < least or isinstance(value, bool):
+        raise InvalidArgument(f"{name}: is {value!r}: expected an integer of at least {least}")
     return number

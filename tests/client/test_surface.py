@@ -11,15 +11,52 @@ import seqloom
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-NAMES = """
-    TLS AlreadyExists AsyncClient AsyncStream Cancelled Chunk Client DeadlineExceeded InferenceResult Internal
-    InvalidArgument Limits ModelInfo ModelSpec NotFound Overloaded PermissionDenied SeqloomError ServerInfo Snapshot
-    State Stream StreamLost Timing TopK TopKOutput Unauthenticated Unavailable VersionMismatch __version__
-""".split()
-ERRORS = """
-    InvalidArgument NotFound AlreadyExists Overloaded DeadlineExceeded Cancelled Unauthenticated PermissionDenied
-    VersionMismatch StreamLost Unavailable Internal
-""".split()
+NAMES = [
+    "TLS",
+    "AlreadyExists",
+    "AsyncClient",
+    "AsyncStream",
+    "Cancelled",
+    "Chunk",
+    "Client",
+    "DeadlineExceeded",
+    "InferenceResult",
+    "Internal",
+    "InvalidArgument",
+    "Limits",
+    "ModelInfo",
+    "ModelSpec",
+    "NotFound",
+    "Overloaded",
+    "PermissionDenied",
+    "SeqloomError",
+    "ServerInfo",
+    "Snapshot",
+    "State",
+    "Stream",
+    "StreamLost",
+    "Timing",
+    "TopK",
+    "TopKOutput",
+    "Unauthenticated",
+    "Unavailable",
+    "VersionMismatch",
+    "__version__",
+]
+ERRORS = [
+    "InvalidArgument",
+    "NotFound",
+    "AlreadyExists",
+    "Overloaded",
+    "DeadlineExceeded",
+    "Cancelled",
+    "Unauthenticated",
+    "PermissionDenied",
+    "VersionMismatch",
+    "StreamLost",
+    "Unavailable",
+    "Internal",
+]
 CLIENT = {
     "__init__": "self, address, *, token=None, tls=None, timeout=60.0, retries=5, keepalive=30.0",
     "infer": "self, model, xs, outputs='logits', *, initial_state=None, weights_version=None, timeout=None",
