@@ -1,0 +1,56 @@
+"""docs/architecture.md: every module is named and every file there is; names and bounds are those of the code."""
+
+import dataclasses
+import pathlib
+import re
+
+import pytest
+from pages import ROOT, table, text
+from seqloom_server.config import ServerConfig
+from seqloom_server.errors import Reason
+
+PAGE = "docs/architecture.md"
+
+
+@pytest.mark.parametrize(
+    ("package", "heading"),
+    [("server/seqloom_server", "The server's files"), ("client/seqloom", "The SDK's files")],
+)
+def test_every_module_is_named_and_no_other(package, heading):
+    folder = ROOT / package
+    modules = {str(path.relative_to(folder)) for path in folder.rglob("*.py")}
+    handwritten = {name for name in modules if not name.startswith("v1/") and pathlib.Path(name).name != "__init__.py"}
+    assert {file for file, _ in table(PAGE, heading)} == handwritten
+
+
+def test_every_other_file_that_it_names_is_there():
+    for name in re.findall(r"`((?:\w+/)+\w+\.py)`", text(PAGE)):
+        assert (ROOT / name).exists() or (ROOT / "server" / "seqloom_server" / name).exists(), name
+
+
+def test_every_class_and_method_that_it_names_is_in_the_code():
+    code = "".join(path.read_text() for path in (ROOT / "server" / "seqloom_server").rglob("*.py"))
+    names = re.findall(r"`((?:[A-Z][a-z]+)+)(?:\.(\w+))?`", text(PAGE))
+    assert len(names) > 15
+    for owner, member in names:
+        assert f"class {owner}" in code or owner == "Infer", owner  # the method, whose servicer another line names
+        assert not member or f"def {member}(" in code, member
+
+
+def test_every_option_that_it_names_is_there_with_the_default_that_it_tells():
+    options = {field.name: field.default for field in dataclasses.fields(ServerConfig)}
+    bounds = table(PAGE, "What is bounded by what")
+    told = dict(re.findall(r"^(\w+_\w+) ([\d,]+)", bound)[0] for _, bound, _ in bounds if "_" in bound)
+    assert len(told) >= 15
+    assert {name: int(default.replace(",", "")) for name, default in told.items()} == {
+        name: options[name] for name in told
+    }
+    limits = {name for name in options if name.startswith(("max_", "idle_", "bulk_", "grace_", "window_"))}
+    assert limits - set(told) == {"max_padding"}, "no bound is left out"
+    for name in re.findall(r"`(\w+_(?:share|padding|slots|ms|seconds|versions))`", text(PAGE)):
+        assert name in options
+
+
+def test_every_reason_that_it_names_is_one():
+    for word in set(re.findall(r"\b[A-Z]+_[A-Z]+\b", text(PAGE))) - {"RESOURCE_EXHAUSTED", "NOT_SERVING"}:
+        assert word in Reason.__members__
