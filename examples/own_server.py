@@ -36,10 +36,13 @@ class OwnServer:
 
 
 @contextlib.contextmanager
-def own_server(models: pathlib.Path) -> Iterator[OwnServer]:
-    """Serves a folder of model folders until the block ends. Raises RuntimeError, with its log, if it does not."""
+def own_server(models: pathlib.Path, *options: str) -> Iterator[OwnServer]:
+    """Serves a folder of model folders until the block ends. Raises RuntimeError, with its log, if it does not.
+
+    options: more flags of `seqloom-server`.
+    """
     command = [sys.executable, "-m", "seqloom_server", "--models", str(models)]
-    command += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+    command += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *options]
     # settings that are meant for another server
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SEQLOOM_")}
     with tempfile.TemporaryFile("w+") as log:

@@ -1,0 +1,99 @@
+"""How one round is measured, and what a row says of its rounds: rates, latencies, and the server's own numbers."""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from own_server import OwnServer
+
+Result = dict[str, float]
+"""Numbers of one round by name, such as frames_per_second."""
+
+
+@dataclass
+class Tally:
+    """What the callers of one round have done. latencies: seconds, one for each answer."""
+
+    seconds: float
+    frames: int = 0
+    latencies: list[float] = field(default_factory=list)
+    start: float = field(default_factory=time.perf_counter)
+
+    @property
+    def running(self) -> bool:
+        """Whether new work is to be begun."""
+        return time.perf_counter() - self.start < self.seconds
+
+    def add(self, frames: int, sent: float) -> None:
+        """Counts an answer to what was sent at this time.perf_counter()."""
+        self.latencies.append(time.perf_counter() - sent)
+        self.frames += frames
+
+    def result(self) -> Result:
+        """Called when the last answer has come."""
+        seconds = time.perf_counter() - self.start
+        rates = {"frames_per_second": self.frames / seconds, "answers_per_second": len(self.latencies) / seconds}
+        return rates | delays(self.latencies)
+
+
+def delays(latencies: list[float]) -> Result:
+    """The median, the 99th percentile and the largest of latencies in seconds, in milliseconds."""
+    p50, p99 = np.percentile(latencies, [50, 99]) * 1e3
+    return {"p50_ms": float(p50), "p99_ms": float(p99), "max_ms": max(latencies) * 1e3}
+
+
+@contextmanager
+def observed(server: OwnServer, result: Result):
+    """Adds what /metrics say of the time within the block: batches, padding, and the device's busy share."""
+    before, start = server.metrics(), time.perf_counter()
+    yield
+    seconds = time.perf_counter() - start
+    grown = server.metrics()
+    grown.subtract(before)
+    steps, padded = grown["seqloom_steps_total"], grown["seqloom_padded_steps_total"]
+    slices = grown["seqloom_batch_sequences_count"]
+    result["batch_sequences"] = grown["seqloom_batch_sequences_sum"] / max(slices, 1)
+    result["batch_steps"] = steps / max(slices, 1)
+    result["padding_share"] = padded / max(steps + padded, 1)
+    result["device_busy_share"] = grown["seqloom_compute_duration_seconds_sum"] / seconds
+
+
+def interleaved(measurings: Mapping[str, Callable[[], Result]], rounds: int) -> dict[str, list[Result]]:
+    """Runs the measurings in turn, `rounds` times over, so that a busy minute of the machine meets all of them."""
+    results: dict[str, list[Result]] = {name: [] for name in measurings}
+    for _ in range(rounds):
+        for name, measure in measurings.items():
+            results[name].append(measure())
+    return results
+
+
+def median(results: list[Result]) -> Result:
+    """The median of each number over the rounds."""
+    return {name: statistics.median(result[name] for result in results) for name in results[0]}
+
+
+def ratio(results: list[Result], others: list[Result], name: str) -> float:
+    """The median over rounds of one number divided by the same of another measuring's round."""
+    return statistics.median(one[name] / other[name] for one, other in zip(results, others, strict=True))
+
+
+class Loop:
+    """The one event loop of this process, since grpc.aio serves only one well; coroutines run on it turn by turn."""
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner()
+
+    def __enter__(self) -> "Loop":
+        self._runner.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._runner.__exit__(*error)
+
+    def run(self, coroutine: Any) -> Any:
+        return self._runner.run(coroutine)

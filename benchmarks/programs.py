@@ -1,0 +1,54 @@
+"""Programs of the benchmark that run in processes of their own, as whoever they stand for would."""
+
+import contextlib
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+_HERE = pathlib.Path(__file__).resolve().parent
+
+
+class Program:
+    """A running program that answers each line, JSON, with one line, JSON. greeting: what it said first."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process = process
+        self.greeting = self._answer()
+
+    def ask(self, question: Any) -> Any:
+        assert self._process.stdin is not None
+        print(json.dumps(question), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self._process.args} ended with status {self._process.wait()}")
+        return json.loads(line)
+
+
+@contextlib.contextmanager
+def program(name: str, *arguments: object) -> Iterator[Program]:
+    """Runs benchmarks/NAME.py until the block ends; it ends by itself when its input does."""
+    command = [sys.executable, str(_HERE / f"{name}.py"), *map(str, arguments)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield Program(process)
+        except BaseException:
+            process.kill()
+            raise
+
+
+def say(message: Any) -> None:
+    """What a program answers with."""
+    print(json.dumps(message), flush=True)
+
+
+def questions() -> Iterator[Any]:
+    """What a program is asked, until its input ends."""
+    for line in sys.stdin:
+        yield json.loads(line)

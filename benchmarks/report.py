@@ -1,0 +1,74 @@
+"""What the benchmark leaves: a Markdown table for people, and JSON with every round."""
+
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from typing import Any
+
+_PACKAGES = ("seqloom", "grpcio", "protobuf", "numpy", "torch")
+
+_COLUMNS = {
+    "frames_per_second": ("frames/s", "{:,.0f}"),
+    "answers_per_second": ("answers/s", "{:,.0f}"),
+    "p50_ms": ("p50 ms", "{:.1f}"),
+    "p99_ms": ("p99 ms", "{:.1f}"),
+    "client_us": ("a call, µs", "{:.0f}"),
+    "batch_sequences": ("sequences a batch", "{:.1f}"),
+    "padding_share": ("padding", "{:.0%}"),
+    "device_busy_share": ("device busy", "{:.0%}"),
+}
+
+
+def conditions(device: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the numbers were taken under; nothing that tells the machine's name or folders."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": device,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in _PACKAGES},
+        **settings,
+    }
+
+
+def table(rows: Sequence[Any]) -> str:
+    """A Markdown table of rows (parts.Row or tune.Row): the columns that any of them has."""
+    shown = [name for name in _COLUMNS if any(name in row.values for row in rows)]
+    lines = [["work", "network", *(_COLUMNS[name][0] for name in shown), "beside"]]
+    for row in rows:
+        cells = [_COLUMNS[name][1].format(row.values[name]) if name in row.values else "" for name in shown]
+        beside = row.beside if row.ratio is None else f"{row.ratio:.2f} of {row.beside}"
+        lines.append([row.work, row.model, *cells, beside])
+    return markdown(lines)
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A Markdown table; the first line is its head."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    padded = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
+    padded.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
+    return "\n".join(padded)
+
+
+def save(folder: pathlib.Path, name: str, taken: dict[str, Any], text: str, rows: Iterable[Any]) -> None:
+    """Writes NAME.json and NAME.md, with the date before the name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{taken['date']}-{name}"
+    content = {"conditions": taken, "rows": [dataclasses.asdict(row) for row in rows]}
+    path.with_suffix(".json").write_text(json.dumps(_rounded(content), indent=1) + "\n")
+    under = ", ".join(f"{key} {value}" for key, value in taken.items())
+    path.with_suffix(".md").write_text(f"{text}\n\nMedians of interleaved rounds. {under}.\n")
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to four digits, since no more of them are repeatable."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value

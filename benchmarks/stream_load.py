@@ -1,0 +1,78 @@
+"""Live streams: as fast as they are answered, and at the speed of speech."""
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator
+
+import numpy as np
+import seqloom
+from measuring import Result, Tally, delays
+from workload import FRAME, RATE
+
+
+async def closed_loop(
+    client: seqloom.AsyncClient, model: str, chunks: list[np.ndarray], count: int, seconds: float
+) -> Result:
+    """One round of `count` streams, each of which sends its next chunk when it has the outputs of the last."""
+    async with contextlib.AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(client.stream(model, outputs="labels")) for _ in range(count)]
+        tally = Tally(seconds)
+
+        async def speak(stream: seqloom.AsyncStream, first: int) -> None:
+            for frames in _from(chunks, first):
+                if not tally.running:
+                    break
+                sent = time.perf_counter()
+                await stream.send(frames)
+                assert len(await stream.receive()) == len(frames)
+                tally.add(len(frames), sent)
+
+        await asyncio.gather(*map(speak, streams, itertools.count()))
+        return tally.result()
+
+
+async def real_time(
+    client: seqloom.AsyncClient, model: str, chunks: list[np.ndarray], count: int, seconds: float
+) -> Result:
+    """One round of `count` streams that each have a chunk when it has been spoken, starting spread over one chunk.
+
+    Latencies are from when a chunk was due, so that a sender that falls behind is not flattered; those named sent_
+    are from when it was sent.
+    """
+    every = len(chunks[0]) * FRAME / RATE  # seconds
+    spoken = max(2, round(seconds / every))
+    from_due: list[float] = []
+    from_sent: list[float] = []
+    async with contextlib.AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(client.stream(model, outputs="labels")) for _ in range(count)]
+        start = time.perf_counter() + every
+
+        async def speak(stream: seqloom.AsyncStream, number: int) -> None:
+            begin = start + every * number / count
+            sent: list[float] = []
+
+            async def microphone() -> AsyncIterator[np.ndarray]:
+                for k, frames in enumerate(itertools.islice(_from(chunks, number), spoken)):
+                    await asyncio.sleep(begin + k * every - time.perf_counter())
+                    sent.append(time.perf_counter())
+                    yield frames
+
+            got = 0
+            async for chunk in stream.run(microphone()):
+                assert len(chunk) == len(chunks[0])
+                now = time.perf_counter()
+                from_due.append(now - (begin + got * every))
+                from_sent.append(now - sent[got])
+                got += 1
+
+        await asyncio.gather(*map(speak, streams, itertools.count()))
+        elapsed = time.perf_counter() - start
+    rate = {"frames_per_second": len(from_due) * len(chunks[0]) / elapsed}
+    return rate | delays(from_due) | {f"sent_{name}": value for name, value in delays(from_sent).items()}
+
+
+def _from(chunks: list[np.ndarray], first: int) -> itertools.islice:
+    """The chunks round and round, each stream from another."""
+    return itertools.islice(itertools.cycle(chunks), 7 * first % len(chunks), None)

@@ -1,0 +1,99 @@
+"""The benchmark's program, run as `make bench` runs it, but short."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import wave
+
+import numpy as np
+import pytest
+
+_PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "bench_server.py"
+
+
+def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(_PROGRAM), "--quick", "--seconds", "0.1", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def taken(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("results")
+    parts = ("callers", "connections", "streams", "blocking")
+    result = run("--callers", 4, "--streams", 4, "--only", *parts, "--out", folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(taken: pathlib.Path) -> list[dict]:
+    (path,) = taken.glob("*.json")
+    return json.loads(path.read_text())["rows"]
+
+
+def test_every_part_leaves_its_rows_with_numbers_of_the_work_done(rows: list[dict]):
+    networks = ["H=1000 O=6000", "H=64 O=40"]
+    assert [(row["work"].split(",")[0], row["model"]) for row in rows] == [
+        ("whole recordings", networks[0]),
+        ("the network alone", networks[0]),
+        ("whole recordings", networks[1]),
+        ("the network alone", networks[1]),
+        ("whole recordings", networks[1]),
+        ("a bare grpc.aio unary echo of the same bytes", networks[1]),
+        ("4 streams", networks[0]),
+        ("4 streams", networks[1]),
+        ("a blocking call", networks[1]),
+    ]
+    for row in rows[:-1]:
+        values = row["values"]
+        assert values["frames_per_second"] > values["answers_per_second"] > 0
+        assert 0 < values["p50_ms"] <= values["p99_ms"] <= values["max_ms"]
+
+
+def test_rows_that_stand_beside_another_tell_the_ratio(rows: list[dict]):
+    served, alone = rows[0], rows[1]
+    expected = served["values"]["frames_per_second"] / alone["values"]["frames_per_second"]
+    assert served["ratio"] == pytest.approx(expected, rel=1e-2)
+    assert served["beside"] == "the network alone"
+
+
+def test_the_servers_own_metrics_stand_in_its_rows(rows: list[dict]):
+    for row in (rows[0], rows[2], rows[4], rows[6], rows[7]):
+        assert 1 <= row["values"]["batch_sequences"] <= 4
+        assert row["values"]["padding_share"] == 0
+        assert 0 < row["values"]["device_busy_share"] <= 1.05
+
+
+def test_the_table_has_a_line_for_each_row_and_what_it_was_taken_under(taken: pathlib.Path, rows: list[dict]):
+    (path,) = taken.glob("*.md")
+    table, conditions = path.read_text().split("\n\n")
+    assert len(table.splitlines()) == 2 + len(rows)
+    assert "torch 2" in conditions
+    assert "cores" in conditions
+
+
+def test_real_time_streams_are_counted_up_to_the_first_count_that_is_late_over_recordings_of_ones_own(
+    tmp_path: pathlib.Path,
+):
+    samples = np.random.default_rng(0).integers(-3000, 3000, 8000).astype("<i2")
+    with wave.open(str(tmp_path / "0_anybody_0.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(samples.tobytes())
+    result = run("--only", "realtime", "--data", tmp_path, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    (path,) = tmp_path.glob("*.json")
+    by_network: dict[str, list[dict]] = {}
+    for row in json.loads(path.read_text())["rows"]:
+        by_network.setdefault(row["model"], []).append(row)
+    assert len(by_network) == 2
+    for found in by_network.values():
+        assert [row["beside"] for row in found] in (["on time", "late"], ["on time"], ["late"])
+        for row in found:
+            assert (row["values"]["p99_ms"] < 100) == (row["beside"] == "on time")
+
+
+def test_a_folder_without_recordings_is_one_clear_line(tmp_path: pathlib.Path):
+    result = run("--data", tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == f"bench_server: {tmp_path} holds no WAV files\n"
