@@ -107,10 +107,10 @@ def _body(method: ast.FunctionDef | ast.AsyncFunctionDef, owner: str) -> str:
         return f"    return Stream(self._portal, {call})"
     if method.name == "__aenter__":
         return f"    self._portal.run({call})\n    return self" if owner == "AsyncStream" else "    return self"
-    if method.name == "__aexit__" and owner == "AsyncClient":
-        return "    self.close()"
+    if method.name == "__aexit__":
+        return f"    self._portal.end({call})" if owner == "AsyncStream" else "    self.close()"
     if method.name == "close":
-        return f"    try:\n        self._portal.run({call})\n    finally:\n        self._portal.stop()"
+        return f"    try:\n        self._portal.end({call})\n    finally:\n        self._portal.stop()"
     if any(isinstance(inner, ast.Yield) for inner in ast.walk(method)):
         return f"    yield from self._portal.iterate({call})"
     waits = f"self._portal.run({call})"

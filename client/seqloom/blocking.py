@@ -44,7 +44,7 @@ class Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Drops the stream, unless it has finished."""
-        self._portal.run(self._asynchronous.__aexit__(kind, error, traceback))
+        self._portal.end(self._asynchronous.__aexit__(kind, error, traceback))
 
     def send(self, frames: Any, timeout: float | None = None) -> None:
         """Sends a chunk of frames, [k, D], k may be 0; waits while the window is full.
@@ -214,7 +214,7 @@ class Client:
     def close(self) -> None:
         """Ends the connection; whatever is open fails with Cancelled."""
         try:
-            self._portal.run(self._asynchronous.close())
+            self._portal.end(self._asynchronous.close())
         finally:
             self._portal.stop()
 

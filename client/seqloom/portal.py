@@ -51,6 +51,11 @@ class Portal:
         finally:
             self._running.discard(future)
 
+    def end(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Runs what ends something; where the client is closed, it has ended already."""
+        with contextlib.suppress(Cancelled):
+            self.run(coroutine)
+
     def stop(self) -> None:
         """Takes no more; what still runs is cancelled."""
         with self._lock:
@@ -65,8 +70,7 @@ class Portal:
             while (item := self.run(_next(asynchronous))) is not _END:
                 yield item
         finally:
-            with contextlib.suppress(Cancelled):
-                self.run(_close(asynchronous))
+            self.end(_close(asynchronous))
 
     async def feed(self, items: Iterable[T]) -> AsyncIterator[T]:
         """Yields what an iterable yields; it is read on a thread of its own, as its next item may take long to come.

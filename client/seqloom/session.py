@@ -105,6 +105,11 @@ class Session:
         return bool(self._due or self._ready)
 
     @property
+    def exhausted(self) -> bool:
+        """Whether it has ended well and everything was received."""
+        return self.final_state is not None and not self.due
+
+    @property
     def ended(self) -> bool:
         """Whether nothing more comes: everything is there, or the session has failed."""
         return self.final_state is not None or self.failure is not None

@@ -57,7 +57,7 @@ class AsyncStream:
         """
         session, _ = self._opened()
         with _told():
-            await _until(session, lambda: session.ready or (session.ended and not session.due), self._deadline(timeout))
+            await _until(session, lambda: session.ready or session.exhausted, self._deadline(timeout))
             if session.ready:
                 return session.receive()
         raise InvalidArgument("the stream is finished: no more outputs are due", reason="NOTHING_DUE")
@@ -108,7 +108,7 @@ class AsyncStream:
         session, _ = self._opened()
         while True:
             with _told():
-                await session.wait(lambda: session.ready or session.ended, math.inf)
+                await session.wait(lambda: session.ready or session.exhausted, math.inf)
                 if not session.ready:
                     return
                 chunk = session.receive()

@@ -7,6 +7,7 @@ import pytest
 import seqloom
 from seqloom_server.nn.spec import ModelSpec
 from serving import SMALL
+from threads import in_threads
 from twin import CLOSE, TOLERANCE, assert_state, hidden_of, log_softmax, noise
 
 CELLS = {"elman": SMALL, "gru": ModelSpec("gru", 5, 7, 3, num_layers=2), "lstm": ModelSpec("lstm", 5, 7, 3, 2)}
@@ -176,7 +177,7 @@ async def test_64_threads_of_one_blocking_client_each_get_their_own(served):
             got = client.infer("small", [noise(1 + i * 5 % 90, seed=i)]).outputs[0]
             np.testing.assert_allclose(got, expected[i], **CLOSE)
 
-        await asyncio.gather(*(asyncio.to_thread(call, i) for i in range(64)))
+        await in_threads(call, range(64))
 
 
 X = noise(3)
