@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import pathlib
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -166,6 +167,7 @@ def main() -> int:
     parser.add_argument("--callers", type=int, default=8, metavar="N", help="how many others there are (8)")
     parser.add_argument("--picture", type=pathlib.Path, default=ROOT / "build" / "zaoshanghao.png", metavar="PNG")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # the server ends with the example
     xs, y = greeting(), labels()
     try:
         with contextlib.ExitStack() as stack:
@@ -178,6 +180,8 @@ def main() -> int:
     except (seqloom.SeqloomError, RuntimeError, ValueError) as error:
         print(f"zaoshanghao: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
 
     exact = forward({name: weight.astype(float) for name, weight in weights.items()}, xs.astype(float))
     exact["log_probs"] = np.log(exact["probs"])
