@@ -1,0 +1,54 @@
+"""A TCP relay in front of a server: the network that a test can hold up, or cut."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+
+class Proxy:
+    """Relays to `target`, HOST:PORT. While `open` is not set, nothing comes back from it. connections: made so far."""
+
+    def __init__(self, target: str) -> None:
+        self.address = ""
+        self.connections = 0
+        self.open = asyncio.Event()
+        self.open.set()
+        self._target = target
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    def cut(self) -> None:
+        """Breaks every connection; what comes later is relayed again."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        there, onward = await asyncio.open_connection(*self._target.split(":"))
+        self._writers |= {writer, onward}
+        with contextlib.suppress(OSError):
+            await asyncio.gather(self._pump(reader, onward, hold=False), self._pump(there, writer, hold=True))
+        for each in (writer, onward):
+            each.transport.abort()
+            self._writers.discard(each)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, hold: bool) -> None:
+        while data := await reader.read(1 << 16):
+            if hold:
+                await self.open.wait()
+            writer.write(data)
+            await writer.drain()
+        writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def proxy_of(target: str) -> AsyncIterator[Proxy]:
+    proxy = Proxy(target)
+    server = await asyncio.start_server(proxy._relay, "127.0.0.1", 0)
+    proxy.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield proxy
+    finally:
+        server.close()
+        proxy.open.set()
+        proxy.cut()
+        await server.wait_closed()
