@@ -17,7 +17,7 @@ _COLUMNS = {
     "answers_per_second": ("answers/s", "{:,.0f}"),
     "p50_ms": ("p50 ms", "{:.1f}"),
     "p99_ms": ("p99 ms", "{:.1f}"),
-    "client_us": ("a call, µs", "{:.0f}"),
+    "client_us": ("µs a call", "{:.0f}"),
     "batch_sequences": ("sequences a batch", "{:.1f}"),
     "padding_share": ("padding", "{:.0%}"),
     "device_busy_share": ("device busy", "{:.0%}"),
