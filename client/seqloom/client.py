@@ -9,13 +9,14 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from seqloom import convert, inference, model_files
-from seqloom.config import MAX_SEND_BYTES, Backoff, Config, may_repeat
+from seqloom.config import Config
 from seqloom.errors import Cancelled, InvalidArgument, NotFound, SeqloomError, from_rpc
+from seqloom.link import Link
+from seqloom.retries import Backoff, may_repeat, remaining
 from seqloom.session import Session
-from seqloom.shared_call import SharedCall
 from seqloom.stream import AsyncStream
 from seqloom.types import TLS, InferenceResult, ModelInfo, ModelSpec, Outputs, ServerInfo, State
-from seqloom.v1 import inference_service_pb2, inference_service_pb2_grpc, model_service_pb2, model_service_pb2_grpc
+from seqloom.v1 import inference_service_pb2, model_service_pb2
 
 T = TypeVar("T")
 
@@ -25,7 +26,7 @@ class AsyncClient:
 
     address: "host:port". token: sent with every call. timeout: seconds for each call that names none, math.inf for no
     limit. retries: how often a call that is safe to repeat is repeated, with growing pauses, where the server cannot be
-    reached or takes no more now. keepalive: seconds of silence after which the connection is checked.
+    reached or takes no more now. keepalive: seconds of silence after which the connection is checked, at least 10.
 
     It connects when it is first used. Every method raises errors of seqloom.SeqloomError, of which InvalidArgument,
     NotFound, Overloaded, Unavailable and DeadlineExceeded are the usual ones.
@@ -42,9 +43,9 @@ class AsyncClient:
         keepalive: float = 30.0,
     ) -> None:
         self._config = Config(address, token, tls, timeout, retries, keepalive)
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._closed = False
-        self._specs: dict[str, ModelSpec] = {}
+        self._known: dict[str, ModelInfo] = {}
 
     async def infer(
         self,
@@ -64,7 +65,7 @@ class AsyncClient:
         deadline = self._config.deadline(timeout)
 
         async def attempt() -> InferenceResult:
-            spec = await self._spec(model, deadline)
+            spec = (await self._info(model, deadline)).spec
             request = inference.Request.checked(model, spec, xs, outputs, initial_state, weights_version)
             return await inference.infer(self._linked().shared, request, deadline)
 
@@ -91,15 +92,19 @@ class AsyncClient:
             deadline = self._config.deadline(timeout)
 
             async def attempt() -> tuple[Session, ModelSpec]:
-                spec = await self._spec(model, deadline)
+                info = await self._info(model, deadline)
                 message = inference_service_pb2.OpenSession(
                     model=model,
                     output=convert.output_spec(outputs),
-                    initial_state=convert.state(initial_state, spec, 1)[0],
+                    initial_state=convert.state(initial_state, info.spec, 1)[0],
                     weights_version=convert.version(weights_version),
                     snapshot_interval_steps=convert.interval(snapshot_interval),
                 )
-                return await self._linked().shared.opened(message, (spec, outputs), deadline), spec
+                session = await self._linked().shared.opened(message, (info.spec, outputs), deadline)
+                if session.weights_version != info.weights_version:  # replaced, perhaps by a model of another shape
+                    self._known.pop(model, None)
+                    info = await self._info(model, deadline)
+                return session, info.spec
 
             return await self._anew(convert.text(model, "model"), attempt, deadline)
 
@@ -145,19 +150,19 @@ class AsyncClient:
         await self._unary(
             "UnloadModel", model_service_pb2.UnloadModelRequest(name=convert.text(name, "name")), timeout, pure=False
         )
-        self._specs.pop(name, None)
+        self._known.pop(name, None)
 
     async def export_model(self, name: str, folder: str | os.PathLike[str], *, timeout: float | None = None) -> None:
         """Writes a served model to `folder` as config.json and model.safetensors, whose names are torch.nn's.
 
         Raises NotFound; InvalidArgument where the folder cannot be written.
         """
-        deadline = self._config.deadline(timeout)
+        deadline, path = self._config.deadline(timeout), model_files.path_of(folder)
 
         async def attempt() -> None:
             request = model_service_pb2.ExportModelRequest(name=convert.text(name, "name"))
             parts = self._linked().models.ExportModel(request, **self._options(deadline))
-            await model_files.write(folder, parts)
+            await model_files.write(path, parts)
 
         await self._repeated(attempt, deadline, pure=True)
 
@@ -169,12 +174,12 @@ class AsyncClient:
         A model that is served already gets the weights as its next version, if its specification is the same; else
         AlreadyExists is raised. Raises InvalidArgument where a file is missing or broken.
         """
-        deadline = self._config.deadline(timeout)
+        deadline, path = self._config.deadline(timeout), model_files.path_of(folder)
 
         async def attempt() -> ModelInfo:
-            parts = model_files.read(convert.text(name, "name"), folder)
-            reply = await self._linked().models.ImportModel(parts, **self._options(deadline))
-            return convert.model_info(reply.model)
+            with model_files.Reader(convert.text(name, "name"), path) as reader:
+                call = self._linked().models.ImportModel(reader.parts(), **self._options(deadline))
+                return convert.model_info((await reader.answer(call)).model)
 
         return await self._repeated(attempt, deadline, pure=False)
 
@@ -192,23 +197,26 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _spec(self, name: str, deadline: float) -> ModelSpec:
-        """What frames of a model must look like; asked for once."""
-        spec = self._specs.get(name)
-        if spec is None:
+    async def _info(self, name: str, deadline: float) -> ModelInfo:
+        """A model as it was when it was asked for last: how its frames must look."""
+        info = self._known.get(name)
+        if info is None:
             request = model_service_pb2.GetModelRequest(name=name)
             reply = await self._linked().models.GetModel(request, **self._options(deadline))
-            spec = self._specs[name] = convert.model_info(reply.model).spec
-        return spec
+            info = self._known[name] = convert.model_info(reply.model)
+        return info
 
     async def _anew(self, model: str, attempt: Callable[[], Awaitable[T]], deadline: float) -> T:
         """Runs what changes nothing; once more where it failed by a specification that is no longer the model's."""
-        known = self._specs.get(model)
+        known = self._known.get(model)
         try:
             return await self._repeated(attempt, deadline, pure=True)
         except (InvalidArgument, NotFound):
-            self._specs.pop(model, None)
-            if known is None or await self._repeated(lambda: self._spec(model, deadline), deadline, pure=True) == known:
+            self._known.pop(model, None)
+            if known is None:
+                raise
+            info = await self._repeated(lambda: self._info(model, deadline), deadline, pure=True)
+            if info.spec == known.spec:
                 raise
         return await self._repeated(attempt, deadline, pure=True)
 
@@ -235,35 +243,13 @@ class AsyncClient:
             await asyncio.sleep(backoff.delay(error))
 
     def _options(self, deadline: float) -> dict[str, Any]:
-        return {"timeout": self._config.remaining(deadline), "metadata": self._config.metadata()}
+        return {"timeout": remaining(deadline), "metadata": self._config.metadata()}
 
-    def _linked(self) -> "_Link":
+    def _linked(self) -> Link:
         if self._closed:
             raise Cancelled("the client is closed", reason="CLIENT_CLOSED")
         if self._link is None:
-            self._link = _Link(self._config)
+            self._link = Link(self._config)
         elif self._link.loop is not asyncio.get_running_loop():
             raise InvalidArgument("the client belongs to another event loop: make one for each, or use seqloom.Client")
         return self._link
-
-
-class _Link:
-    """The channel of a client, with its stubs and the call that its sessions share."""
-
-    def __init__(self, config: Config) -> None:
-        self.loop = asyncio.get_running_loop()
-        options = [*config.channel_options(), ("grpc.max_send_message_length", MAX_SEND_BYTES)]
-        credentials = config.credentials()
-        self._channel = (
-            grpc.aio.insecure_channel(config.address, options)
-            if credentials is None
-            else grpc.aio.secure_channel(config.address, credentials, options)
-        )
-        # the stubs are typed for blocking channels
-        self.models: Any = model_service_pb2_grpc.ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        stub: Any = inference_service_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self.shared = SharedCall(lambda: stub.StreamInfer(metadata=config.metadata()))
-
-    async def close(self) -> None:
-        await self.shared.close()
-        await self._channel.close(None)

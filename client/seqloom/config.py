@@ -1,22 +1,22 @@
-"""How a client behaves: timeouts, retries, keepalive, and the channel options that follow from them."""
+"""A client's settings, checked, and the channel options that follow from them."""
 
 import math
 import os
-import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 
 from seqloom._version import __version__
-from seqloom.errors import InvalidArgument, Overloaded, SeqloomError, Unavailable
+from seqloom.errors import InvalidArgument
+from seqloom.retries import INITIAL_BACKOFF, MAX_BACKOFF, checked_seconds
 from seqloom.types import TLS
 
 MESSAGE_BYTES = 1 << 20  # the most that one message of the shared call takes, and one part of a model
 MAX_RECEIVE_BYTES = 16 << 20  # an entry has one row at least, and a row has up to a million classes
 MAX_SEND_BYTES = 4 << 20  # the server's limit, gRPC's default
 
-INITIAL_BACKOFF, MAX_BACKOFF = 0.1, 2.0  # seconds
+_MIN_KEEPALIVE, _MAX_KEEPALIVE = 10.0, 86_400.0  # seconds; servers end connections that ping more often
 _KEEPALIVE_TIMEOUT = 10.0  # seconds that an answer to a ping may take
 
 
@@ -29,7 +29,7 @@ class Config:
     """
 
     address: str
-    token: str | None
+    token: str | None = field(repr=False)
     tls: TLS | None
     timeout: float
     retries: int
@@ -38,13 +38,20 @@ class Config:
     def __post_init__(self) -> None:
         if not isinstance(self.address, str) or not self.address:
             raise InvalidArgument(f"address: is {self.address!r}: expected 'host:port'")
-        if self.token is not None and (not isinstance(self.token, str) or not self.token.isprintable()):
-            raise InvalidArgument("token: expected a string of printable characters")
+        if self.token is not None and not (
+            isinstance(self.token, str) and self.token.isascii() and self.token.isprintable()
+        ):
+            raise InvalidArgument("token: expected a string of printable ASCII characters")
         if self.tls is not None and not isinstance(self.tls, TLS):
             raise InvalidArgument(f"tls: is a {type(self.tls).__name__}: expected seqloom.TLS")
         for name in ("timeout", "keepalive"):
             checked_seconds(getattr(self, name), name)
-        if not isinstance(self.retries, int) or self.retries < 0:
+        if not _MIN_KEEPALIVE <= self.keepalive <= _MAX_KEEPALIVE and self.keepalive != math.inf:
+            raise InvalidArgument(
+                f"keepalive: is {self.keepalive}: expected seconds from {_MIN_KEEPALIVE:.0f} to {_MAX_KEEPALIVE:.0f}, "
+                "or math.inf for none"
+            )
+        if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
             raise InvalidArgument(f"retries: is {self.retries!r}: expected a count, 0 for none")
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -62,6 +69,7 @@ class Config:
         options: list[tuple[str, str | int]] = [
             ("grpc.primary_user_agent", f"seqloom-python/{__version__}"),
             ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
+            ("grpc.max_send_message_length", MAX_SEND_BYTES),
             ("grpc.use_local_subchannel_pool", 1),  # a client has a connection of its own
             ("grpc.initial_reconnect_backoff_ms", int(INITIAL_BACKOFF * 1e3)),
             ("grpc.min_reconnect_backoff_ms", int(INITIAL_BACKOFF * 1e3)),
@@ -81,48 +89,6 @@ class Config:
         """When a call that starts now must be over, on time.monotonic's clock; None takes the client's timeout."""
         seconds = self.timeout if timeout is None else checked_seconds(timeout, "timeout")
         return time.monotonic() + seconds
-
-    @staticmethod
-    def remaining(deadline: float) -> float | None:
-        """Seconds until a deadline, at least 0, as gRPC takes them: None for no limit."""
-        return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
-
-
-class Backoff:
-    """When to repeat what failed: exponentially later, jittered so that callers do not come back together."""
-
-    def __init__(self, retries: int, deadline: float) -> None:
-        self._retries = retries
-        self._deadline = deadline
-        self._failed = 0
-
-    def progressed(self) -> None:
-        """Something succeeded: the count starts anew."""
-        self._failed = 0
-
-    def delay(self, error: SeqloomError) -> float:
-        """Returns seconds to wait before the next attempt; raises `error` where there should be none."""
-        if self._failed >= self._retries:
-            raise error
-        delay: float = min(MAX_BACKOFF, INITIAL_BACKOFF * 2**self._failed) * random.uniform(0.5, 1.0)
-        if isinstance(error, Overloaded):
-            delay = max(delay, error.retry_after * random.uniform(1.0, 1.25))
-        if time.monotonic() + delay >= self._deadline:
-            raise error
-        self._failed += 1
-        return delay
-
-
-def may_repeat(error: SeqloomError, *, pure: bool) -> bool:
-    """Whether a call may be repeated after this error; pure: whether it changes nothing on the server."""
-    return isinstance(error, Overloaded) or (pure and isinstance(error, Unavailable))
-
-
-def checked_seconds(value: object, name: str) -> float:
-    """Returns seconds above 0, math.inf included. Raises InvalidArgument naming them."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise InvalidArgument(f"{name}: is {value!r}: expected seconds above 0, or math.inf for no limit")
-    return float(value)
 
 
 def _pem(part: bytes | str | None) -> bytes | None:

@@ -7,7 +7,7 @@ SeqloomError
 ├── VersionMismatch      the weights version demanded is not the one served
 ├── Overloaded           more than the server takes now; nothing was done; `retry_after` seconds
 ├── Unavailable          the server cannot be reached, or is shutting down
-├── StreamLost           the connection under an open stream broke; its state on the server is gone
+├── StreamLost           the connection under an open stream broke, or the server dropped it: its state is gone
 ├── DeadlineExceeded     the timeout passed, or the server ended a stream that was idle too long
 ├── Cancelled            the client was closed, or the server cancelled the call
 ├── Unauthenticated      no token, or one that is not known

@@ -2,12 +2,12 @@
 
 import asyncio
 import math
-import time
 from dataclasses import dataclass
 from typing import Any
 
 from seqloom import convert
 from seqloom.errors import Cancelled, DeadlineExceeded, VersionMismatch
+from seqloom.retries import remaining, until
 from seqloom.session import Session
 from seqloom.shared_call import SharedCall
 from seqloom.types import Array, InferenceResult, ModelSpec, Outputs, State, Timing
@@ -42,7 +42,7 @@ async def infer(call: SharedCall, request: Request, deadline: float) -> Inferenc
     """Runs all sequences of a request under one version of the weights. Raises what they fail with."""
     for _ in range(_MIXED_VERSIONS):
         try:
-            async with asyncio.timeout(None if deadline == math.inf else deadline - time.monotonic()):
+            async with until(deadline):
                 sessions = await _run(call, request, deadline)
         except TimeoutError:
             raise DeadlineExceeded("no answer came in time", reason="TIMEOUT") from None
@@ -54,18 +54,19 @@ async def infer(call: SharedCall, request: Request, deadline: float) -> Inferenc
 async def _run(call: SharedCall, request: Request, deadline: float) -> list[Session]:
     kind = (request.spec, request.outputs)
     sessions: list[Session] = []
+    seconds = remaining(deadline)
     try:
         for i, frames in enumerate(request.sequences):
-            session = call.session(kind, greedy=True, frames_name=f"xs[{i}]")
+            session = call.session(kind, f"xs[{i}]")
             sessions.append(session)
             message = inference_service_pb2.OpenSession(
                 model=request.model,
                 output=request.output,
                 initial_state=request.states[i],
                 weights_version=request.weights_version,
-                timeout_seconds=0.0 if deadline == math.inf else max(1e-3, deadline - time.monotonic()),
+                timeout_seconds=0.0 if seconds is None else max(1e-3, seconds),
             )
-            session.open(message, frames)
+            session.open_whole(message, frames)
         unsent = [
             session.feed_rest(frames)
             for session, frames in zip(sessions, request.sequences, strict=True)

@@ -3,11 +3,14 @@
 import asyncio
 import os
 import pathlib
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable
+from typing import Self, TypeVar
 
 from seqloom.config import MESSAGE_BYTES
 from seqloom.errors import InvalidArgument
 from seqloom.v1 import model_service_pb2
+
+T = TypeVar("T")
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -16,27 +19,58 @@ _PART_BYTES = MESSAGE_BYTES - 4096  # room for the name and the framing
 _MAX_CONFIG_BYTES = 64 << 10  # what every server refuses beyond
 
 
-async def read(name: str, folder: str | os.PathLike[str]) -> AsyncIterator[model_service_pb2.ImportModelRequest]:
-    """Yields the messages that carry a model folder. Raises InvalidArgument where a file cannot be read."""
-    path = pathlib.Path(folder)
-    try:
-        with open(path / CONFIG, "rb") as file:
-            config = file.read(_MAX_CONFIG_BYTES + 1)
-        with open(path / WEIGHTS, "rb") as file:
-            part = await asyncio.to_thread(file.read, _PART_BYTES - len(config))
-            yield model_service_pb2.ImportModelRequest(name=name, config=config, weights=part)
-            while part := await asyncio.to_thread(file.read, _PART_BYTES):
+def path_of(folder: object) -> pathlib.Path:
+    """Raises InvalidArgument where it is no path."""
+    if not isinstance(folder, str | os.PathLike):
+        raise InvalidArgument(f"folder: is {folder!r}: expected a path")
+    return pathlib.Path(folder)
+
+
+class Reader:
+    """The messages that carry a model folder. Raises InvalidArgument where a file cannot be read."""
+
+    def __init__(self, name: str, path: pathlib.Path) -> None:
+        self._error: OSError | None = None
+        try:
+            with open(path / CONFIG, "rb") as file:
+                config = file.read(_MAX_CONFIG_BYTES + 1)
+            self._weights = open(path / WEIGHTS, "rb")  # noqa: SIM115 - closed by __exit__
+        except OSError as error:
+            raise _refused(error, path) from None
+        self._first = model_service_pb2.ImportModelRequest(name=name, config=config)
+        self._path = path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._weights.close()
+
+    async def parts(self) -> AsyncIterator[model_service_pb2.ImportModelRequest]:
+        """Yields the messages."""
+        yield self._first
+        try:
+            while part := await asyncio.to_thread(self._weights.read, _PART_BYTES):
                 yield model_service_pb2.ImportModelRequest(weights=part)
-    except OSError as error:
-        raise InvalidArgument(f"folder: {error.filename}: {error.strerror}") from None
+        except OSError as error:
+            self._error = error  # here it would only cancel the call
+            raise
+
+    async def answer(self, call: Awaitable[T]) -> T:
+        """Awaits the call that these messages are sent by."""
+        try:
+            return await call
+        except BaseException:
+            if self._error is not None:
+                raise _refused(self._error, self._path) from None
+            raise
 
 
-async def write(folder: str | os.PathLike[str], parts: AsyncIterable[model_service_pb2.ExportModelResponse]) -> None:
-    """Writes the two files into `folder`, which is made where it is absent; each is there whole or not at all.
+async def write(path: pathlib.Path, parts: AsyncIterable[model_service_pb2.ExportModelResponse]) -> None:
+    """Writes the two files into a folder, which is made where it is absent; each is there whole or not at all.
 
     Raises InvalidArgument where they cannot be written.
     """
-    path = pathlib.Path(folder)
     new = {name: path / f".{name}.being-written" for name in (CONFIG, WEIGHTS)}
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -51,4 +85,8 @@ async def write(folder: str | os.PathLike[str], parts: AsyncIterable[model_servi
             for written in new.values():
                 written.unlink(missing_ok=True)
     except OSError as error:
-        raise InvalidArgument(f"folder: {error.filename or path}: {error.strerror}") from None
+        raise _refused(error, path) from None
+
+
+def _refused(error: OSError, path: pathlib.Path) -> InvalidArgument:
+    return InvalidArgument(f"folder: {error.filename or path}: {error.strerror}")

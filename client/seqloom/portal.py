@@ -10,10 +10,11 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
-from seqloom.errors import Cancelled, InvalidArgument
+from seqloom.errors import Cancelled, InvalidArgument, SeqloomError
 
 T = TypeVar("T")
 
@@ -21,24 +22,32 @@ _END = object()
 _starting = threading.Lock()
 
 
+class _Escaped(Exception):
+    """Carries what must not be raised on the loop to the caller's thread."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(repr(error))
+        self.error = error
+
+
 class Portal:
     """Runs one client's coroutines for threads that wait for them; any number of threads at once."""
 
     def __init__(self) -> None:
         with _starting:
-            self._loop, self._thread = _shared_loop(os.getpid())
-        self._lock = threading.Lock()
+            self._loop, self._thread, self._process = _shared_loop()
+        self._lock = threading.RLock()  # reentrant, as a generator may be collected, and so closed, anywhere
+        self._feeds: weakref.WeakSet[AsyncGenerator[Any, None]] = weakref.WeakSet()
         self._running: set[concurrent.futures.Future[Any]] = set()
         self._stopped = False
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Returns what the coroutine returns, or raises what it raises; an interrupt cancels it."""
         with self._lock:
-            if self._stopped or threading.current_thread() is self._thread:
+            refusal = self._refusal()
+            if refusal is not None:
                 coroutine.close()
-                if self._stopped:
-                    raise Cancelled("the client is closed", reason="CLIENT_CLOSED")
-                raise InvalidArgument("a blocking call from the client's own thread would wait for itself")
+                raise refusal
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
             self._running.add(future)
         try:
@@ -51,9 +60,18 @@ class Portal:
         finally:
             self._running.discard(future)
 
+    def _refusal(self) -> SeqloomError | None:
+        if self._stopped:
+            return Cancelled("the client is closed", reason="CLIENT_CLOSED")
+        if os.getpid() != self._process:
+            return InvalidArgument("gRPC does not outlive a fork: start processes by spawn, or before the first client")
+        if threading.current_thread() is self._thread:
+            return InvalidArgument("a blocking call from the client's own thread would wait for itself")
+        return None
+
     def end(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Runs what ends something; where the client is closed, it has ended already."""
-        with contextlib.suppress(Cancelled):
+        """Runs what ends something; where that cannot be run any more, it has ended already."""
+        with contextlib.suppress(Cancelled, InvalidArgument):
             self.run(coroutine)
 
     def stop(self) -> None:
@@ -63,20 +81,29 @@ class Portal:
             running = list(self._running)
         for future in running:
             future.cancel()
+        for feed in list(self._feeds):
+            asyncio.run_coroutine_threadsafe(_close(feed), self._loop)
 
     def iterate(self, asynchronous: AsyncIterator[T]) -> Iterator[T]:
         """Yields what an asynchronous generator yields."""
         try:
             while (item := self.run(_next(asynchronous))) is not _END:
                 yield item
+        except _Escaped as escaped:
+            raise escaped.error from None
         finally:
             self.end(_close(asynchronous))
 
-    async def feed(self, items: Iterable[T]) -> AsyncIterator[T]:
+    def feed(self, items: Iterable[T]) -> AsyncIterator[T]:
         """Yields what an iterable yields; it is read on a thread of its own, as its next item may take long to come.
 
         One item is read ahead. A thread that waits in an iterable whose reader has gone ends with its next item.
         """
+        feed = self._feed(items)
+        self._feeds.add(feed)
+        return feed
+
+    async def _feed(self, items: Iterable[T]) -> AsyncGenerator[T, None]:
         queue: asyncio.Queue[tuple[bool, Any]] = asyncio.Queue(1)
         gone = threading.Event()
 
@@ -94,8 +121,10 @@ class Portal:
                     if gone.is_set():
                         return
                 put(False, None)
-            except BaseException as error:
+            except Exception as error:
                 put(False, error)
+            except BaseException as error:  # on the loop it would end the loop
+                put(False, _Escaped(error))
 
         threading.Thread(target=read, name="seqloom-chunks", daemon=True).start()
         try:
@@ -117,13 +146,14 @@ async def _next(asynchronous: AsyncIterator[Any]) -> Any:
 
 
 async def _close(asynchronous: AsyncIterator[Any]) -> None:
-    await asynchronous.aclose()  # type: ignore[attr-defined]
+    with contextlib.suppress(RuntimeError):  # it runs: then who runs it ends it
+        await asynchronous.aclose()  # type: ignore[attr-defined]
 
 
 @functools.cache
-def _shared_loop(process: int) -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
-    """The loop and its thread; another in a process that was forked, where the thread does not run."""
+def _shared_loop() -> tuple[asyncio.AbstractEventLoop, threading.Thread, int]:
+    """The loop, its thread and its process."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="seqloom-client", daemon=True)
     thread.start()
-    return loop, thread
+    return loop, thread, os.getpid()

@@ -6,14 +6,14 @@ and the next session opens another.
 
 import asyncio
 import collections
-import contextlib
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import grpc
 
 from seqloom.config import MESSAGE_BYTES
-from seqloom.errors import Cancelled, DeadlineExceeded, SeqloomError, Unavailable, from_rpc
+from seqloom.errors import Cancelled, DeadlineExceeded, Internal, SeqloomError, Unavailable, from_rpc
 from seqloom.session import INITIAL_WINDOW, Outgoing, Session
 from seqloom.v1 import inference_service_pb2
 
@@ -33,7 +33,7 @@ class SharedCall:
         self._windows: dict[Any, int] = {}  # by what determines them, as servers told them last
         self._closed = False
 
-    def session(self, kind: Any, *, greedy: bool = False, frames_name: str = "frames") -> Session:
+    def session(self, kind: Any, frames_name: str = "frames") -> Session:
         """Returns a new session, not opened yet. `kind`: what the size of its window hangs on."""
         if self._closed:
             raise Cancelled("the client is closed", reason="CLIENT_CLOSED")
@@ -41,7 +41,7 @@ class SharedCall:
             self._windows.clear()
             self._call = _Call(self._begin())
         window = self._windows.get(kind, INITIAL_WINDOW)
-        return self._call.add(window, greedy=greedy, frames_name=frames_name)
+        return self._call.add(window, frames_name)
 
     async def opened(self, message: inference_service_pb2.OpenSession, kind: Any, deadline: float) -> Session:
         """Opens a live session; returns it when the server has. Raises what it fails with, and DeadlineExceeded."""
@@ -80,9 +80,9 @@ class _Call:
         self._wake = asyncio.Event()
         self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
 
-    def add(self, window: int, *, greedy: bool, frames_name: str) -> Session:
+    def add(self, window: int, frames_name: str) -> Session:
         self._numbers += 1
-        session = Session(self, self._numbers, window, greedy=greedy, frames_name=frames_name)
+        session = Session(self, self._numbers, window, frames_name=frames_name)
         self._sessions[session.number] = session
         return session
 
@@ -101,13 +101,17 @@ class _Call:
         self._call.cancel()
 
     async def _write(self) -> None:
-        # what ended the call is for the reader to tell: a write only knows that it has ended
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        try:
             while True:
                 while self._outbox:
                     await self._call.write(self._next_message())
                 self._wake.clear()
                 await self._wake.wait()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # what ended the call is for the reader to tell: a write only knows that it has ended
+        except Exception as bug:
+            self._fail(Internal(f"what was to be sent could not be: {bug!r}", reason="UNSENT"))
+            self._call.cancel()
 
     async def _read(self) -> None:
         error: SeqloomError
@@ -130,7 +134,7 @@ class _Call:
             error = Cancelled("the call was cancelled", reason="CANCELLED")
             raise
         except Exception as bug:  # a message that is none of this protocol
-            error = Unavailable(f"the server sent what cannot be read: {bug}", reason="MALFORMED_REPLY")
+            error = Internal(f"the server sent what cannot be read: {bug!r}", reason="MALFORMED_REPLY")
             self._call.cancel()
         finally:
             self._fail(error)
@@ -140,7 +144,7 @@ class _Call:
         self.broken = True
         sessions, self._sessions = self._sessions, {}
         for session in sessions.values():
-            session.fail(error)
+            session.fail(copy.copy(error))  # each is raised with a traceback of its own
         self._outbox.clear()
 
     def _next_message(self) -> inference_service_pb2.StreamInferRequest:

@@ -9,7 +9,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from seqloom import convert
-from seqloom.errors import Cancelled, DeadlineExceeded, InvalidArgument, SeqloomError, StreamLost, Unavailable
+from seqloom.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidArgument,
+    Overloaded,
+    SeqloomError,
+    StreamLost,
+    Unavailable,
+)
+from seqloom.retries import checked_seconds
 from seqloom.session import Session
 from seqloom.types import Chunk, ModelSpec, Snapshot, State
 
@@ -75,8 +84,9 @@ class AsyncStream:
         """
         session, _ = self._opened()
         with _told():
-            session.end()
-            await _until(session, lambda: session.final_state is not None, self._deadline(timeout))
+            deadline = self._deadline(timeout)
+            await session.end(deadline)
+            await _until(session, lambda: session.final_state is not None, deadline)
         assert session.final_state is not None
         return session.final_state
 
@@ -150,7 +160,7 @@ class AsyncStream:
         return self._session, self._spec
 
     def _deadline(self, timeout: float | None) -> float:
-        return time.monotonic() + (self._timeout if timeout is None else timeout)
+        return time.monotonic() + (self._timeout if timeout is None else checked_seconds(timeout, "timeout"))
 
 
 async def _until(session: Session, condition: Callable[[], bool], deadline: float) -> None:
@@ -162,10 +172,13 @@ async def _until(session: Session, condition: Callable[[], bool], deadline: floa
 
 @contextlib.contextmanager
 def _told() -> Any:
-    """An open stream that loses its connection is StreamLost: what a repeat could mend elsewhere, it cannot here."""
+    """An open stream that loses its connection is StreamLost: what a repeat could mend elsewhere, it cannot here.
+
+    So is one that the server drops since it takes no more now.
+    """
     try:
         yield
-    except Unavailable as error:
+    except (Unavailable, Overloaded) as error:
         raise StreamLost(error.message, reason=error.reason, request_id=error.request_id) from None
     except SeqloomError as error:
         raise error.with_traceback(None) from None

@@ -93,7 +93,8 @@ class InferenceResult:
     """What `infer` returns for N sequences, in their order.
 
     outputs: one array a sequence, of the model's dtype: [T_i, O], or [T_i, H] for "hidden"; int32 [T_i] for "labels";
-    TopKOutput for TopK. final_state: State of [L, N, H]. All of it was made by the weights of `weights_version`.
+    TopKOutput for TopK; they may be read-only. final_state: State of [L, N, H]. All of it was made by the weights of
+    `weights_version`.
     """
 
     outputs: list[Any]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import seqloom
 from proxy import proxy_of
-from seqloom.config import INITIAL_BACKOFF, MAX_BACKOFF, Backoff
+from seqloom.retries import INITIAL_BACKOFF, MAX_BACKOFF, Backoff
 from seqloom_server.nn.spec import ModelSpec
 from serving import SMALL, until, write_models
 from twin import CLOSE, noise
@@ -250,6 +250,19 @@ async def test_a_server_that_dies_loses_its_streams_and_one_on_its_address_serve
         async with client.stream("small", initial_state=kept.state) as stream:
             await stream.send(X)
             np.testing.assert_allclose((await stream.receive()).outputs, whole[6:], rtol=1e-5, atol=1e-6)
+
+
+async def test_a_server_with_a_smaller_window_in_its_place_is_asked_for_its_own(serve):
+    x = noise(500)
+    async with contextlib.AsyncExitStack() as stack:
+        async with serve(window_steps=4096) as served:
+            client = await stack.enter_async_context(seqloom.AsyncClient(served.address, timeout=60, retries=1000))
+            expected = served.expected("small", x)[0]
+            await client.infer("small", [x])
+        async with serve(window_steps=64, listen=served.address):
+            np.testing.assert_allclose((await client.infer("small", [x])).outputs[0], expected, **CLOSE)
+            async with client.stream("small") as stream:
+                assert stream.window == 64
 
 
 async def test_a_call_of_200_megabytes_is_cut_and_works(serve):

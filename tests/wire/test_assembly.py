@@ -97,7 +97,7 @@ def test_each_chunk_gets_its_own_outputs_however_the_server_cuts_them(lengths, d
     async def send(session):
         for frames in sent:
             await session.send(frames, math.inf)
-        session.end()
+        await session.end(math.inf)
 
     async def scenario():
         echo, session = make()
@@ -124,8 +124,8 @@ def test_a_whole_sequence_is_one_array_however_it_was_cut(length, data):
     (frames,) = frames_of([length])
 
     async def scenario():
-        echo, session = make(greedy=True)
-        session.open(pb.OpenSession(), frames)
+        echo, session = make()
+        session.open_whole(pb.OpenSession(), frames)
         feeding = asyncio.create_task(session.feed_rest(frames))
         while session.final_state is None:
             await settle()

@@ -1,0 +1,92 @@
+"""Outputs, cut and merged as the server ran them, become one chunk for each that was sent.
+
+Here it is also counted which steps the caller has received, which is what the window lets more be sent for.
+"""
+
+import collections
+from dataclasses import dataclass, field
+
+from seqloom import convert, tensors
+from seqloom.types import Array, Chunk
+from seqloom.v1 import inference_service_pb2
+
+
+@dataclass(slots=True)
+class Due:
+    """A chunk of `steps` whose outputs are not all there: `got` of them have come.
+
+    early: what has come counts as received at once. For a chunk larger than the window, the rest of which could not be
+    sent otherwise; and where the caller waits for everything.
+    """
+
+    steps: int
+    early: bool
+    got: int = 0
+    first_step: int = 0
+    parts: list[tuple[Array | None, Array | None]] = field(default_factory=list)
+
+
+class Assembly:
+    """The chunks of one session that are due, in order. received: steps that count as received."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._due: collections.deque[Due] = collections.deque()
+        self._ready: collections.deque[tuple[Chunk, int]] = collections.deque()  # with the steps to count as received
+
+    @property
+    def ready(self) -> bool:
+        """Whether a chunk is complete."""
+        return bool(self._ready)
+
+    @property
+    def missing(self) -> int:
+        """How many chunks are not complete."""
+        return len(self._due)
+
+    def expect(self, steps: int, *, early: bool) -> Due:
+        """Says that the outputs of one more chunk will come."""
+        due = Due(steps, early)
+        self._due.append(due)
+        return due
+
+    def shorten(self, due: Due, steps: int) -> None:
+        """Says that only so many steps of the chunk were sent after all."""
+        due.steps = steps
+        self._complete()
+
+    def take(self, message: inference_service_pb2.SessionOutputs) -> None:
+        """Takes outputs of the next steps; none for a chunk of 0 steps."""
+        outputs = message.outputs
+        values = tensors.decode(outputs.values) if outputs.HasField("values") else None
+        labels = tensors.decode(outputs.labels) if outputs.HasField("labels") else None
+        rows = max(len(array) for array in (values, labels) if array is not None)
+        at = 0
+        while self._due:
+            due = self._due[0]
+            steps = min(rows - at, due.steps - due.got)
+            if not due.parts:
+                due.first_step = message.first_step + at
+            cut = slice(at, at + steps)
+            due.parts.append((None if values is None else values[cut], None if labels is None else labels[cut]))
+            due.got += steps
+            at += steps
+            if due.early:
+                self.received += steps
+            self._complete()
+            if at == rows:
+                break
+
+    def receive(self) -> Chunk:
+        """Takes out the next chunk, which must be ready."""
+        chunk, unreceived = self._ready.popleft()
+        self.received += unreceived
+        return chunk
+
+    def _complete(self) -> None:
+        """Moves the first chunk to the ready ones if all of it is there."""
+        due = self._due[0] if self._due else None
+        if due is not None and due.parts and due.got == due.steps:
+            self._due.popleft()
+            chunk = Chunk(due.first_step, convert.joined_outputs(due.parts))
+            self._ready.append((chunk, 0 if due.early else due.steps))

@@ -1,0 +1,32 @@
+"""A client's connection: the channel, its stubs, and the call that all sessions share."""
+
+import asyncio
+from typing import Any
+
+import grpc
+
+from seqloom.config import Config
+from seqloom.shared_call import SharedCall
+from seqloom.v1 import inference_service_pb2_grpc, model_service_pb2_grpc
+
+
+class Link:
+    """The channel of a client, with its stubs and the call that its sessions share."""
+
+    def __init__(self, config: Config) -> None:
+        self.loop = asyncio.get_running_loop()
+        options = config.channel_options()
+        credentials = config.credentials()
+        self._channel = (
+            grpc.aio.insecure_channel(config.address, options)
+            if credentials is None
+            else grpc.aio.secure_channel(config.address, credentials, options)
+        )
+        # the stubs are typed for blocking channels
+        self.models: Any = model_service_pb2_grpc.ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        stub: Any = inference_service_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self.shared = SharedCall(lambda: stub.StreamInfer(metadata=config.metadata()))
+
+    async def close(self) -> None:
+        await self.shared.close()
+        await self._channel.close(None)
