@@ -95,6 +95,34 @@ async def test_a_demanded_version_is_the_one_served_or_refused(served, client, t
         await client.infer("small", [noise(4)], weights_version=1)
 
 
+async def test_a_call_is_of_one_version_while_the_weights_are_replaced(serve, tmp_path):
+    wide = ModelSpec("elman", 8192, 4, 3)
+    # more than a message, so that its sequences are opened one after the other
+    xs = [noise(5, 8192, seed=i).astype("f4") for i in range(10)]
+    async with serve({"m": (wide, 0), "other": (wide, 1)}) as served, seqloom.AsyncClient(served.address) as client:
+        expected = [[served.expected(name, x)[0] for x in xs] for name in ("other", "m")]
+        for name in ("m", "other"):
+            await client.export_model(name, tmp_path / name)
+        done = asyncio.Event()
+
+        async def replace():
+            for version in range(2, 12):
+                await client.import_model("m", tmp_path / ("m" if version % 2 else "other"))
+            done.set()
+
+        async def call():
+            met = set()
+            while not done.is_set():
+                result = await client.infer("m", xs)
+                met.add(result.weights_version)
+                for got, wanted in zip(result.outputs, expected[result.weights_version % 2], strict=True):
+                    np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3)
+            return met
+
+        (*met, _) = await asyncio.gather(call(), call(), replace())
+        assert len(set.union(*met)) > 1
+
+
 @pytest.mark.parametrize(
     "given",
     [
