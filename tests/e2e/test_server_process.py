@@ -219,7 +219,7 @@ def test_a_created_model_is_what_the_seed_says(tmp_path):
     ("name", "changes", "words"),
     [
         ("made", {"--hidden-size": 0}, "--hidden-size: is 0: expected an integer from 1"),
-        ("made", {"--activation": "relu"}, "--activation: is 'relu': a gru has only 'tanh'"),
+        ("made", {"--activation": "relu"}, "--activation: is 'relu': gru has only 'tanh'"),
         ("Made", {}, "name: is 'Made'"),
     ],
 )

@@ -18,7 +18,7 @@ GOOD = {"cell": "gru", "input_size": 3, "hidden_size": 4, "output_size": 5}
         ("cell", None, "is None"),
         ("cell", ["gru"], "expected one of"),
         ("activation", "sigmoid", "expected one of tanh, relu"),
-        ("activation", "relu", "a gru has only 'tanh'"),
+        ("activation", "relu", "gru has only 'tanh'"),
         ("dtype", "float16", "expected one of float32, float64"),
         ("input_size", 0, "is 0: expected an integer from 1 to 16384"),
         ("input_size", 16385, "from 1 to 16384"),

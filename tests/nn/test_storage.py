@@ -1,6 +1,7 @@
 """Model folders: written and read back, broken ones refused by name, and a crash that leaves the old or the new one."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -95,6 +96,21 @@ def spoiled(value):
     return spoil
 
 
+def of_type(name):
+    """The weights with a type in their header that no model has, of as many bytes."""
+
+    def change(config, weights):
+        size = int.from_bytes(weights[:8], "little")
+        header = json.loads(weights[8 : 8 + size])
+        tensor = header["output.bias"]
+        tensor["dtype"] = name
+        tensor["shape"] = [2 * (tensor["data_offsets"][1] - tensor["data_offsets"][0])]
+        text = json.dumps(header).encode()
+        return config, len(text).to_bytes(8, "little") + text + weights[8 + size :]
+
+    return change
+
+
 class Trap:
     """Unpickling one ends the test run."""
 
@@ -128,6 +144,12 @@ BROKEN = {
         put("output.weight", lambda tensor: tensor.t().contiguous()),
         "tensor output.weight has shape [5, 7]: expected [7, 5]",
     ),
+    "a version that no reader of JSON keeps": (
+        changed(weights_version=2**53 + 1),
+        "weights_version: is 9007199254740993",
+    ),
+    "a type that torch has no tensors of": (of_type("F4"), "model.safetensors: "),
+    "a type that nobody has": (of_type("X9"), "model.safetensors: "),
     "half precision": (put("output.bias", lambda tensor: tensor.half()), "tensor output.bias is float16"),
     "nan": (put("output.bias", spoiled(float("nan"))), "tensor output.bias holds a number that is not finite"),
     "infinity": (put("rnn.bias_hh_l1", spoiled(float("-inf"))), "tensor rnn.bias_hh_l1 holds a number that is not"),
@@ -164,8 +186,24 @@ def test_a_missing_file_is_named(name, tmp_path):
     with pytest.raises(BrokenModel, match=f"^digits: {name} is missing"):
         storage.load(tmp_path / "digits")
     (tmp_path / "digits" / name).mkdir()
-    with pytest.raises(BrokenModel, match=r"^digits: "):
+    with pytest.raises(BrokenModel, match=f"^digits: {name} is no regular file$"):
         storage.load(tmp_path / "digits")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_pipe_in_the_place_of_a_file_holds_up_nobody(name, tmp_path):
+    storage.save(tmp_path / "digits", make_network(make_spec("gru")))
+    (tmp_path / "digits" / name).unlink()
+    os.mkfifo(tmp_path / "digits" / name)
+    with pytest.raises(BrokenModel, match=f"^digits: {name} is no regular file$"):
+        storage.load(tmp_path / "digits")
+
+
+def test_a_type_of_tensor_that_torch_does_not_know_is_told_in_words():
+    _, weights = of_type("F4")(b"", storage.to_bytes(make_network(make_spec("gru", layers=2)))[1])
+    config, _ = storage.to_bytes(make_network(make_spec("gru", layers=2)))
+    with pytest.raises(BrokenModel, match=r"a tensor has the type 'F4': config.json says float64"):
+        storage.load_bytes(config, weights)
 
 
 def test_a_folder_that_is_not_there_is_missing_its_config(tmp_path):

@@ -66,7 +66,7 @@ class ModelSpec:
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
                 raise InvalidSpec(field, f"is {_shown(value)}: expected an integer from 1 to {most}")
         if self.activation != "tanh" and self.cell != "elman":
-            raise InvalidSpec("activation", f"is {self.activation!r}: a {self.cell} has only 'tanh'")
+            raise InvalidSpec("activation", f"is {self.activation!r}: {self.cell} has only 'tanh'")
         if self.parameter_count > MAX_PARAMETERS:
             # the field that could be made smaller with most effect
             field = "output_size" if self.output_size > self.hidden_size else "hidden_size"

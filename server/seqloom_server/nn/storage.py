@@ -7,8 +7,9 @@ ModelSpec.parameter_shapes(). Nothing is ever unpickled.
 import json
 import os
 import pathlib
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import safetensors
@@ -17,10 +18,10 @@ import torch
 
 from seqloom_server.nn.network import Network
 from seqloom_server.nn.spec import InvalidSpec, ModelSpec
-from seqloom_server.nn.torch_modules import from_torch as from_torch
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+MAX_VERSION = 2**53  # the integers that every reader of JSON keeps
 
 _VERSION = "weights_version"
 _MAX_CONFIG_BYTES = 64 * 1024
@@ -32,16 +33,31 @@ class BrokenModel(ValueError):
     """A model folder that cannot be loaded; the text names the file, and the field or tensor at fault."""
 
 
-def load(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> tuple[Network, int]:
-    """Returns the network of a model folder on `device`, and its weights version. Raises BrokenModel."""
+def _take_any(spec: ModelSpec) -> None:
+    """What load() and load_bytes() do with a specification that nobody looks at."""
+
+
+def load(
+    folder: str | os.PathLike[str],
+    device: torch.device | str = "cpu",
+    check: Callable[[ModelSpec], None] = _take_any,
+) -> tuple[Network, int]:
+    """Returns the network of a model folder on `device`, and its weights version.
+
+    check: sees the specification before any weights are read, and raises what it likes. Raises BrokenModel.
+    """
     path = pathlib.Path(folder)
     if not path.exists():
         recover(path)
     try:
         try:
+            for name in (CONFIG, WEIGHTS):
+                if (path / name).exists() and not (path / name).is_file():  # to open a pipe would wait for a writer
+                    raise BrokenModel(f"{name} is no regular file")
             with open(path / CONFIG, "rb") as file:
                 config = file.read(_MAX_CONFIG_BYTES + 1)
             spec, version = _read_config(config)
+            check(spec)
             with safetensors.safe_open(path / WEIGHTS, "pt") as archive:
                 headers = {name: archive.get_slice(name) for name in archive.keys()}  # noqa: SIM118 - no mapping
                 _check_names_and_shapes(spec, {name: tuple(header.get_shape()) for name, header in headers.items()})
@@ -50,7 +66,7 @@ def load(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> 
         except FileNotFoundError as error:
             raise BrokenModel(f"{CONFIG if not (path / CONFIG).exists() else WEIGHTS} is missing") from error
         except OSError as error:
-            raise BrokenModel(f"cannot be read: {error.strerror}") from error
+            raise BrokenModel(f"cannot be read: {error.strerror or error}") from error
         except safetensors.SafetensorError as error:
             raise BrokenModel(f"{WEIGHTS}: {error}") from error
         _check_numbers(spec, tensors)
@@ -59,12 +75,20 @@ def load(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> 
     return Network(spec, tensors, device), version
 
 
-def load_bytes(config: bytes, weights: bytes, device: torch.device | str = "cpu") -> tuple[Network, int]:
+def load_bytes(
+    config: bytes,
+    weights: bytes,
+    device: torch.device | str = "cpu",
+    check: Callable[[ModelSpec], None] = _take_any,
+) -> tuple[Network, int]:
     """Returns the same from the contents of the two files. Raises BrokenModel."""
     spec, version = _read_config(config)
+    check(spec)
     try:
         tensors = safetensors.torch.load(weights)
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+    except KeyError as error:  # of a table of types
+        raise BrokenModel(f"{WEIGHTS}: a tensor has the type {error}: {CONFIG} says {spec.dtype}") from error
+    except (safetensors.SafetensorError, ValueError) as error:
         raise BrokenModel(f"{WEIGHTS}: {error}") from error
     _check_names_and_shapes(spec, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     _check_numbers(spec, tensors)
@@ -78,9 +102,13 @@ def to_bytes(network: Network, weights_version: int = 1) -> tuple[bytes, bytes]:
 
 def max_weights_bytes(config: bytes) -> int:
     """Returns the most bytes that model.safetensors may have beside this config.json. Raises BrokenModel."""
-    spec, _ = _read_config(config)
+    return weights_bytes(_read_config(config)[0]) + _MAX_HEADER_BYTES
+
+
+def weights_bytes(spec: ModelSpec) -> int:
+    """Returns how many bytes the weights of such a network have."""
     dtype: torch.dtype = getattr(torch, spec.dtype)
-    return spec.parameter_count * dtype.itemsize + _MAX_HEADER_BYTES
+    return spec.parameter_count * dtype.itemsize
 
 
 def save(folder: str | os.PathLike[str], network: Network, weights_version: int = 1) -> None:
@@ -97,7 +125,8 @@ def save(folder: str | os.PathLike[str], network: Network, weights_version: int 
         try:
             safetensors.torch.save_file(_on_cpu(network), new / WEIGHTS, {"format": "pt"})
         except safetensors.SafetensorError as error:
-            raise OSError(f"{new / WEIGHTS} cannot be written: {error}") from error
+            number = re.search(r"os error (\d+)", str(error))  # all that it keeps of the system's
+            raise OSError(*([int(number[1]), os.strerror(int(number[1]))] if number else [str(error)])) from error
         shutil.copymode(new / CONFIG, new / WEIGHTS)  # safetensors lets nobody else read
         for each in (new / CONFIG, new / WEIGHTS, new):
             _sync(each)
@@ -157,8 +186,8 @@ def _read_config(config: bytes) -> tuple[ModelSpec, int]:
         if not isinstance(fields, dict):
             raise BrokenModel(f"{CONFIG} holds a {type(fields).__name__}: expected an object")
         version = fields.pop(_VERSION, 1)
-        if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version < 2**63:
-            raise BrokenModel(f"{CONFIG}: {_VERSION}: is {version!r:.80}: expected an integer, at least 1")
+        if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= MAX_VERSION:
+            raise BrokenModel(f"{CONFIG}: {_VERSION}: is {version!r:.80}: expected an integer from 1 to {MAX_VERSION}")
         return ModelSpec.from_json(fields), version
     except InvalidSpec as error:
         raise BrokenModel(f"{CONFIG}: {error}") from error
