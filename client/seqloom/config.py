@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import time
 from dataclasses import dataclass, field
 
@@ -15,6 +16,8 @@ from seqloom.types import TLS
 MESSAGE_BYTES = 1 << 20  # the most that one message of the shared call takes, and one part of a model
 MAX_RECEIVE_BYTES = 16 << 20  # an entry has one row at least, and a row has up to a million classes
 MAX_SEND_BYTES = 4 << 20  # the server's limit, gRPC's default
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+-]*:/.*|.+:\d{1,5}")  # what gRPC calls a target, or HOST:PORT
 
 _MIN_KEEPALIVE, _MAX_KEEPALIVE = 10.0, 86_400.0  # seconds; servers end connections that ping more often
 _KEEPALIVE_TIMEOUT = 10.0  # seconds that an answer to a ping may take
@@ -36,7 +39,7 @@ class Config:
     keepalive: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.address, str) or not self.address:
+        if not isinstance(self.address, str) or not _ADDRESS.fullmatch(self.address):
             raise InvalidArgument(f"address: is {self.address!r}: expected 'host:port'")
         if self.token is not None and not (
             isinstance(self.token, str) and self.token.isascii() and self.token.isprintable()

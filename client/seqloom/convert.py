@@ -160,10 +160,12 @@ def server_info(message: model_service_pb2.GetServerInfoResponse) -> ServerInfo:
 
 
 def _numbers(value: Any, spec: ModelSpec, name: str) -> Array:
+    if type(value) is np.ndarray and value.dtype == spec.dtype and value.flags.c_contiguous:
+        return value  # as on every chunk of a well-fed stream
     try:
         array = np.asarray(value)
-    except ValueError:
-        array = np.empty((), object)
+    except Exception as error:  # what __array__ of foreign types raises is theirs to choose
+        raise InvalidArgument(f"{name}: is a {type(value).__name__}, which is no array: {error}") from None
     if array.dtype == bool or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
         raise InvalidArgument(f"{name}: is an array of {array.dtype}: expected numbers that fit {spec.dtype}")
     with np.errstate(over="ignore"):  # the server refuses the infinity that comes of it

@@ -4,6 +4,7 @@ Everything here runs on one event loop.
 """
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -207,7 +208,7 @@ class Session:
         """Waits until something holds. Raises what the session failed with; TimeoutError at `deadline`."""
         if condition():
             return
-        async with until(deadline):
+        async with until(deadline) if deadline < math.inf else contextlib.nullcontext():
             while not condition():
                 if self.failure is not None:
                     raise self.failure

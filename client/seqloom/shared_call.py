@@ -6,6 +6,7 @@ and the next session opens another.
 
 import asyncio
 import collections
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ StreamCall = grpc.aio.StreamStreamCall[
 ]
 
 _MAX_ENTRIES = 4096  # in one message
+_LAST_WORDS = 1.0  # seconds that the server gets to end a call that we have ended
 
 
 class SharedCall:
@@ -94,7 +96,13 @@ class _Call:
         self._wake.set()
 
     async def close(self) -> None:
+        quiet = not self._sessions and not self.broken
         self._fail(Cancelled("the client is closed", reason="CLIENT_CLOSED"))
+        if quiet:  # a call that ends by itself is no cancelled one to the server
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS):
+                    await self._call.done_writing()
+                    await asyncio.wait(self._tasks[1:])
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -130,6 +138,10 @@ class _Call:
             error = Unavailable(f"the server ended the call ({code.name})", reason="CALL_ENDED")
         except grpc.aio.AioRpcError as failed:
             error = from_rpc(failed)
+            if (
+                isinstance(error, Cancelled | Internal) and not error.request_id
+            ):  # the transport's words for a lost call
+                error = Unavailable(f"the connection to the server broke: {error}", reason="CALL_LOST")
         except asyncio.CancelledError:
             error = Cancelled("the call was cancelled", reason="CANCELLED")
             raise

@@ -66,7 +66,8 @@ class AsyncStream:
         """
         session, _ = self._opened()
         with _told():
-            await _until(session, lambda: session.ready or session.exhausted, self._deadline(timeout))
+            if not session.ready:
+                await _until(session, lambda: session.ready or session.exhausted, self._deadline(timeout))
             if session.ready:
                 return session.receive()
         raise InvalidArgument("the stream is finished: no more outputs are due", reason="NOTHING_DUE")
@@ -167,7 +168,8 @@ async def _until(session: Session, condition: Callable[[], bool], deadline: floa
     try:
         await session.wait(condition, deadline)
     except TimeoutError:
-        raise DeadlineExceeded("no answer came in time", reason="TIMEOUT") from None
+        waited = "no answer came in time" if session.due else "nothing was sent that an answer is due to"
+        raise DeadlineExceeded(waited, reason="TIMEOUT") from None
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 """What callers give and get: model specifications, output kinds, hidden state, results, a server's word of itself."""
 
+import dataclasses
 import operator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import numpy.typing as npt
 
 from seqloom.errors import InvalidArgument
@@ -55,8 +57,26 @@ class TopK:
 Outputs: TypeAlias = OutputName | TopK
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TopKOutput:
+class _Brief:
+    """Shows arrays by data type and shape, not by their numbers."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        fields = ((each.name, getattr(self, each.name)) for each in dataclasses.fields(self))  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{name}={_brief(value)}' for name, value in fields)})"
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_brief, value[:4]))}{f', ... {len(value)} in all' if len(value) > 4 else ''}]"
+    return repr(value)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class TopKOutput(_Brief):
     """The k best classes of T steps, best first.
 
     labels: [T, k] int32. scores: their log-probabilities, [T, k].
@@ -69,8 +89,8 @@ class TopKOutput:
         return len(self.labels)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class State:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class State(_Brief):
     """The hidden state of N sequences.
 
     hidden: [L, N, H]. cell: [L, N, H] of an LSTM, else None.
@@ -88,8 +108,8 @@ class Timing:
     compute_seconds: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class InferenceResult:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class InferenceResult(_Brief):
     """What `infer` returns for N sequences, in their order.
 
     outputs: one array a sequence, of the model's dtype: [T_i, O], or [T_i, H] for "hidden"; int32 [T_i] for "labels";
@@ -103,8 +123,8 @@ class InferenceResult:
     timing: Timing
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Chunk:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Chunk(_Brief):
     """The outputs of one chunk of k frames that a stream was sent.
 
     first_step: the stream's step of the first frame, counted from 0 over resets. outputs: [k, O], [k, H], [k] or
@@ -118,8 +138,8 @@ class Chunk:
         return len(self.outputs)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Snapshot:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Snapshot(_Brief):
     """A stream's state after so many steps, State of [L, 1, H]; a stream that is opened with it continues there."""
 
     steps: int

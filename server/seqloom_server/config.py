@@ -62,7 +62,13 @@ class ServerConfig:
     max_queue_items: int = _option(16_384, "sequences that may wait", least=1)
     max_queue_steps: int = _option(2_000_000, "steps that may wait", least=1)
     max_queue_bytes: int = _option(1 << 30, "bytes of frames that may wait", least=1)
-    max_padding: float = _option(0.25, "share of a slice's cells that may be padding, on a GPU", least=0, most=1)
+    max_output_bytes: int = _option(
+        512 << 20, "bytes of outputs that callers may leave unread, all together", least=1 << 20
+    )
+    max_model_bytes: int = _option(2 << 30, "bytes of one model's weights", least=1)
+    max_padding: float = _option(
+        0.25, "share of a slice's cells that would be padding before the slice is cut", least=0, most=1
+    )
     live_share: float = _option(0.5, "share of the device that live frames are owed", least=0, most=1)
     inference_share: float = _option(0.2, "share of the device that whole sequences are owed", least=0, most=1)
     max_sequences_per_request: int = _option(1024, "sequences in one request", least=1)
@@ -137,12 +143,19 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str]) -> ServerConf
     """
     fields = {field.name: field for field in dataclasses.fields(ServerConfig)}
     values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
+
+    def take(name: str, value: Any, source: str) -> None:
+        try:
+            _check(fields[name], value)  # also what a later source overrides
+        except _Refused as error:
+            raise ConfigError(f"{source}: {error}") from None
+        values[name] = value
+
     path = flags.get("config", environment.get(_CONFIG_VARIABLE))
     for key, value in (_read(path) if path is not None else {}).items():
         if key not in fields:
             raise ConfigError(f"{path}: {key}: is no option; --help lists them")
-        values[key], sources[key] = value, f"{path}: {key}"
+        take(key, value, f"{path}: {key}")
     by_variable = {_variable(name): name for name in fields}
     for variable, text in environment.items():
         if not variable.startswith(_PREFIX) or variable == _CONFIG_VARIABLE or _OF_OTHERS.fullmatch(variable):
@@ -150,13 +163,10 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str]) -> ServerConf
         if variable not in by_variable:
             raise ConfigError(f"{variable}: is no option; --help lists them")
         name = by_variable[variable]
-        values[name], sources[name] = _parsed(fields[name], text, variable), variable
+        take(name, _parsed(fields[name], text, variable), variable)
     for name in fields.keys() & flags.keys():
-        values[name], sources[name] = _parsed(fields[name], flags[name], _flag(name)), _flag(name)
-    try:
-        return ServerConfig(**values)
-    except _Refused as error:
-        raise ConfigError(f"{sources.get(error.field, error.field)}: {error}") from None
+        take(name, _parsed(fields[name], flags[name], _flag(name)), _flag(name))
+    return ServerConfig(**values)
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -161,3 +161,17 @@ async def test_padding_does_not_leak_into_results_and_is_not_computed_on_the_cpu
         labels = {"op": "infer", "model": "m0"}
         await until(lambda: metric(engine, "steps_total", **labels) == sum(lengths))
         assert metric(engine, "padded_steps_total", **labels) == 0
+
+
+@pytest.mark.parametrize("op", list(Op))
+async def test_nothing_is_delivered_after_a_cancel_that_crosses_the_last_outputs(tmp_path, op):
+    async with running_engine(tmp_path, SPEC) as engine:
+        sequence, sink = open_sequence(engine, op)
+        feed(engine, sequence, *make_frames(SPEC, 5), end=True)
+        while not sequence.over:  # without a turn of the loop, on which its outcome waits
+            pass
+        engine.cancel([sequence])
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not sink.pieces
+        assert not sink.endings

@@ -38,6 +38,7 @@ class SliceCost:
         """Takes in a slice of `cells` rows, the longest member `steps` long, that took `seconds`."""
         if not steps or seconds <= 0:
             return
+        seconds = max(seconds, 1e-7)  # far below what any slice takes, far above where the sums lose their digits
         for name in ("_ss", "_sc", "_cc", "_sy", "_cy"):
             setattr(self, name, getattr(self, name) * _FADE)
         self._add(steps, cells, seconds)

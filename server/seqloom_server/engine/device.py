@@ -29,6 +29,8 @@ class Outcomes(Protocol):
 
     def failed(self, sequences: list[Sequence]) -> None: ...
 
+    def exhausted(self, sequences: list[Sequence]) -> None: ...
+
     def expired(self, sequences: list[Sequence]) -> None: ...
 
     def died(self, error: BaseException) -> None: ...
@@ -111,14 +113,21 @@ class DeviceThread:
         """Runs one slice; a failure is its members' alone, until there are too many in a row."""
         start = time.monotonic()
         results: Results | None = None
+        exhausted = False
         try:
             results = runner.run(piece, poison=self._poison)
+        except (MemoryError, torch.OutOfMemoryError):
+            log.error("no memory for a slice of %d sequences, %d steps", len(piece.members), piece.cells)
+            exhausted = True
         except Exception:
             log.exception("a slice of %d sequences failed", len(piece.members))
         finally:
             now = time.monotonic()
             with self._ready:
                 self._scheduler.complete(piece, now - start, now, failed=results is None)
+        if exhausted:  # no fault of the device
+            self._hand_back(self._outcomes.exhausted, [member.sequence for member in piece.members])
+            return
         if results is None:
             self._failures += 1
             self._hand_back(self._outcomes.failed, [member.sequence for member in piece.members])

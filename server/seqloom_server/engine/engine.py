@@ -38,7 +38,9 @@ class Engine:
     def __init__(self, config: ServerConfig, metrics: Metrics) -> None:
         self._config = config
         self.device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        self.registry = Registry(pathlib.Path(config.models), self.device, config.max_live_versions)
+        self.registry = Registry(
+            pathlib.Path(config.models), self.device, config.max_live_versions, config.max_model_bytes
+        )
         self._scheduler = Scheduler(_limits(config, self.device))
         self._report = Report(metrics, self._scheduler, self.registry, self.device)
         self._lock = threading.Condition()
@@ -217,6 +219,12 @@ class Engine:
     def failed(self, sequences: list[Sequence]) -> None:
         """The device thread's: a slice failed, and its members with it."""
         self._fail(sequences, ServerError(Reason.INTERNAL, "the batch failed on the device"))
+
+    def exhausted(self, sequences: list[Sequence]) -> None:
+        """The device thread's: there was no memory for a slice."""
+        error = ServerError(Reason.OVERLOADED, "the server's memory is exhausted", retry_after=1.0)
+        for _ in self._fail(sequences, error):
+            self._report.rejected(error.reason)
 
     def expired(self, sequences: list[Sequence]) -> None:
         """The device thread's: deadlines passed in the queue."""

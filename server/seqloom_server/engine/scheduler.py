@@ -67,9 +67,9 @@ class Scheduler:
 
     def cancel(self, sequence: Sequence) -> None:
         """Takes the sequence out, whatever its stage; what it has in flight runs on and is dropped."""
+        sequence.dropped = True  # also where its last outputs are on their way back
         if sequence.over:
             return
-        sequence.dropped = True
         self._end(sequence)
         if not sequence.in_flight:
             self._dequeue(sequence)
@@ -146,7 +146,9 @@ class Scheduler:
         limits = self._limits
         seconds = limits.slice_seconds if self.live_sessions else limits.bulk_slice_seconds
         candidates = list(itertools.islice(queue, limits.max_batch_sequences - len(piece.members)))
-        lengths = np.fromiter(map(steps.runnable, candidates), np.int64, len(candidates))
+        lengths = np.fromiter(
+            (steps.runnable(sequence, limits.max_batch_steps) for sequence in candidates), np.int64, len(candidates)
+        )
         count, cut = Room(limits, seconds, piece).fit(lengths)
         for sequence in candidates[:count]:
             self._dequeue(sequence)

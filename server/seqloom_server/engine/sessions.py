@@ -9,16 +9,17 @@ from seqloom_server.errors import Reason, ServerError, invalid
 class Session:
     """A session that is open: its sequence, and the counts that bound it.
 
-    window: the most steps received and not acknowledged.
+    window: the most steps received and not acknowledged. answered: steps whose outputs went out; its owner counts them.
     """
 
-    __slots__ = ("_empty", "acknowledged", "ended", "received", "sequence", "window")
+    __slots__ = ("_empty", "acknowledged", "answered", "ended", "received", "sequence", "window")
 
     def __init__(self, sequence: Sequence, window: int, empty: Array) -> None:
         self.sequence = sequence
         self.window = window
         self.received = 0
         self.acknowledged = 0
+        self.answered = 0
         self.ended = False
         self._empty = empty
 
@@ -30,9 +31,9 @@ class Session:
         if self.ended:
             raise ServerError(Reason.SESSION_ENDED, "the session has ended: it takes nothing more")
         if acknowledged:
-            if acknowledged > self.received:
+            if acknowledged > self.answered:
                 raise invalid(
-                    "entries.acknowledged_steps", f"is {acknowledged}: only {self.received} steps were received so far"
+                    "entries.acknowledged_steps", f"is {acknowledged}: only {self.answered} steps were answered so far"
                 )
             self.acknowledged = max(self.acknowledged, acknowledged)
         if frames is not None:

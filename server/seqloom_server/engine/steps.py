@@ -3,18 +3,21 @@
 from seqloom_server.engine.request import Chunk, Member, Sequence
 
 
-def runnable(sequence: Sequence) -> int:
-    """Steps that may run in one slice: up to a reset, a chunk of 0 steps or a snapshot; 0 for a chunk of 0 steps."""
+def runnable(sequence: Sequence, most: int) -> int:
+    """Steps that may run in one slice: up to a reset, a chunk of 0 steps or a snapshot; 0 for a chunk of 0 steps.
+
+    most: more need not be counted.
+    """
     steps = 0
     for chunk in sequence.chunks:
         rows = len(chunk.rows) - chunk.taken
         if steps and (chunk.reset or not rows):
             break
         steps += rows
-        if not rows:
+        if not rows or steps >= most:
             break
     interval = sequence.snapshot_interval
-    return min(steps, interval - sequence.steps_done % interval) if interval else steps
+    return min(steps, most, interval - sequence.steps_done % interval if interval else most)
 
 
 def take(sequence: Sequence, cut: int, now: float) -> Member:
@@ -33,7 +36,7 @@ def take(sequence: Sequence, cut: int, now: float) -> Member:
         final=False,
         snapshot=False,
     )
-    wanted = min(cut, runnable(sequence))
+    wanted = runnable(sequence, cut)
     while True:
         chunk = sequence.chunks[0]
         rows = chunk.rows[chunk.taken : chunk.taken + wanted - member.steps]

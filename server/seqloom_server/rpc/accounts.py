@@ -13,8 +13,8 @@ class RequestAccounts:
         self._models = {""}
         self._children: dict[tuple[str, str, str], tuple[Any, Any]] = {}
 
-    def count(self, method: str, model: str, code: str, seconds: float) -> None:
-        """Counts one request that took `seconds`. code: a gRPC code's name. model: "" where it had or has none."""
+    def count(self, method: str, model: str, code: str, seconds: float | None) -> None:
+        """Counts one request. code: a gRPC code's name. model: "" where it has none. seconds: None for one refused."""
         key = (method, model if model in self._models else "", code)
         children = self._children.get(key)
         if children is None:  # looked up once, since labels() costs more than the counting
@@ -23,7 +23,8 @@ class RequestAccounts:
                 self._metrics.request_duration_seconds.labels(*key[:2]),
             )
         children[0].inc()
-        children[1].observe(seconds)
+        if seconds is not None:
+            children[1].observe(seconds)
 
     def serving(self, name: str, version: int) -> None:
         self._models.add(name)

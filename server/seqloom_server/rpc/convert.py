@@ -45,7 +45,9 @@ def array(message: tensor_pb2.Tensor, dtype: str, field: str) -> Array:
         raise invalid(field, str(error)) from None
     if decoded.dtype != np.dtype(dtype):
         raise invalid(field, f"is {decoded.dtype.name}: the model takes {dtype}")
-    if not np.isfinite(decoded).all():
+    flat = decoded.reshape(-1)
+    # a product is the cheaper look; where it overflows, each number is looked at
+    if not math.isfinite(np.dot(flat, flat)) and not np.isfinite(decoded).all():
         index = np.argwhere(~np.isfinite(decoded))[0].tolist()
         raise invalid(field, f"is {decoded[tuple(index)]} at {index}: expected finite numbers")
     return decoded
@@ -117,13 +119,18 @@ def output_bytes(output: OutputSpec, spec: ModelSpec) -> int:
 _LENGTH_BYTES = 5  # the most that a length takes on the wire
 
 
-def check_reply_size(output: OutputSpec, spec: ModelSpec, steps: int, count: int, limit: int) -> None:
-    """Refuses a call whose reply could not be sent in one message."""
+def state_bytes(spec: ModelSpec) -> int:
+    """Bytes of the state of one sequence."""
     item = 8 if spec.dtype == "float64" else 4
-    state = item * spec.num_layers * spec.hidden_size * len(spec.state_parts)
-    size = steps * output_bytes(output, spec) + count * (state + _LENGTH_BYTES)
+    return item * spec.num_layers * spec.hidden_size * len(spec.state_parts)
+
+
+def reply_bytes(output: OutputSpec, spec: ModelSpec, steps: int, count: int, limit: int) -> int:
+    """About how large a reply will be. Refuses a call whose reply could not be sent in one message."""
+    size = steps * output_bytes(output, spec) + count * (state_bytes(spec) + _LENGTH_BYTES)
     if size + 1024 > limit:
         raise _over_limit("output", f"would take {size} bytes: a reply has at most {limit}; cut the call, or stream")
+    return size
 
 
 def _over_limit(field: str, message: str) -> ServerError:

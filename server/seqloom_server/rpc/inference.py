@@ -15,6 +15,7 @@ from seqloom_server.engine.request import Array, Chunk, Op, Piece, Sequence
 from seqloom_server.errors import ServerError
 from seqloom_server.rpc import convert
 from seqloom_server.rpc.accounts import RequestAccounts
+from seqloom_server.rpc.budget import OutputBudget
 from seqloom_server.rpc.interceptors import set_model
 from seqloom_server.rpc.session_call import SessionCall
 
@@ -28,6 +29,7 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self._engine = engine
         self._config = config
         self._accounts = accounts
+        self._budget = OutputBudget(config.max_output_bytes)
         self._calls: dict[SessionCall, asyncio.Task[Any]] = {}
         self._draining = False
 
@@ -40,10 +42,13 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         xs = convert.sequences(request.sequences, spec, config.max_sequences_per_request, config.max_steps_per_sequence)
         output = convert.output_spec(request.output, spec, "output")
         steps = sum(map(len, xs))
-        convert.check_reply_size(output, spec, steps, len(xs), config.max_message_bytes)
+        size = convert.reply_bytes(output, spec, steps, len(xs), config.max_message_bytes)
         initial = None
         if request.HasField("initial_state"):
             initial = convert.state(request.initial_state, spec, len(xs), "initial_state")
+        self._budget.take(size)
+        # given back when the caller has read it, or has gone
+        context.add_done_callback(lambda _: self._budget.give(size))  # type: ignore[arg-type]
         remaining = context.time_remaining()
         now = time.monotonic()
         gathering = Gathering(len(xs))
@@ -72,7 +77,7 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     async def StreamInfer(
         self, requests: AsyncIterator[inference_service_pb2.StreamInferRequest], context: Context
     ) -> None:
-        call = SessionCall(self._engine, self._config, self._accounts)
+        call = SessionCall(self._engine, self._config, self._accounts, self._budget)
         task = asyncio.current_task()
         assert task is not None
         self._calls[call] = task

@@ -12,8 +12,9 @@ from seqloom.v1 import inference_service_pb2
 
 from seqloom_server.engine.request import Array, StateArrays
 from seqloom_server.rpc import convert
+from seqloom_server.rpc.budget import OutputBudget
 
-# A caller that reads nothing is read from no longer; far above what the windows of many sessions let through.
+# Of outputs that were promised or computed: a caller that has not read so much is read from no longer.
 _MAX_UNREAD_BYTES = 64 << 20
 
 
@@ -21,7 +22,8 @@ _MAX_UNREAD_BYTES = 64 << 20
 class Outgoing:
     """One entry that is due: arrays, not messages, so that a message is built once, in its place, when it is sent.
 
-    steps: the session's steps up to the snapshot or the end. timing: queue and compute seconds.
+    steps: the session's steps up to the snapshot or the end. timing: queue and compute seconds. promised: bytes that
+    were promised for it.
     """
 
     number: int
@@ -34,6 +36,7 @@ class Outgoing:
     final_state: StateArrays | None = None
     timing: tuple[float, float] = (0.0, 0.0)
     error: status_pb2.Status | None = None
+    promised: int = 0
 
     @property
     def size(self) -> int:
@@ -63,27 +66,47 @@ class Outgoing:
 class Outbox:
     """Entries in the order in which they became due. `changed` is set whenever one is added.
 
-    max_message_bytes: what a message takes, unless its one entry is larger.
+    max_message_bytes: what a message takes, unless its one entry is larger. budget: what outputs are charged to.
     """
 
-    def __init__(self, max_message_bytes: int) -> None:
+    def __init__(self, max_message_bytes: int, budget: OutputBudget) -> None:
         self.changed = asyncio.Event()
         self._max_message_bytes = max_message_bytes
+        self._budget = budget
         self._entries: collections.deque[tuple[Outgoing, int]] = collections.deque()  # with their sizes
         self._bytes = 0
+        self._promised = 0
         self._room = asyncio.Event()
         self._room.set()
 
     def __len__(self) -> int:
         return len(self._entries)
 
+    def promise(self, size: int) -> None:
+        """Says that outputs of so many bytes will come. Raises ServerError OVERLOADED, and then promises nothing."""
+        self._budget.take(size)
+        self._promised += size
+        self._look()
+
+    def withdraw(self, size: int) -> None:
+        """Says that they will not come after all."""
+        self._budget.give(size)
+        self._promised -= size
+        self._look()
+
     def put(self, outgoing: Outgoing) -> None:
+        """Adds an entry, with which what was promised of it is there."""
         size = outgoing.size
         self._entries.append((outgoing, size))
         self._bytes += size
-        if self._bytes > _MAX_UNREAD_BYTES:
-            self._room.clear()
+        self._promised -= outgoing.promised
+        self._look()
         self.changed.set()
+
+    @property
+    def full(self) -> bool:
+        """Whether the caller has to read before it is read from."""
+        return not self._room.is_set()
 
     async def has_room(self) -> None:
         """Returns when the caller has read enough of what was due to it."""
@@ -98,6 +121,19 @@ class Outbox:
             outgoing.fill(message.entries.add())
             room -= size
             self._bytes -= size
-        if self._bytes <= _MAX_UNREAD_BYTES:
-            self._room.set()
+            self._budget.give(outgoing.promised)
+        self._look()
         return message
+
+    def clear(self) -> None:
+        """Forgets what nobody will read."""
+        self._budget.give(sum(outgoing.promised for outgoing, _ in self._entries))
+        self._entries.clear()
+        self._bytes = 0
+        self._look()
+
+    def _look(self) -> None:
+        if self._bytes + self._promised > _MAX_UNREAD_BYTES:
+            self._room.clear()
+        else:
+            self._room.set()

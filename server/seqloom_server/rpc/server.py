@@ -33,6 +33,7 @@ SERVICES = (
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
 )
 
+_MAX_PENDING = 1_000_000
 _LAST_WORDS = 1.0  # seconds that calls get to end by themselves once nothing of theirs is left
 
 
@@ -140,6 +141,9 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),  # else a second server would share the port and take half of the calls
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", -1),  # what may come out is bounded by what was asked
+        # a burst is for us to refuse, with a reason and RetryInfo; gRPC would cancel it without a word
+        ("grpc.server.max_pending_requests", _MAX_PENDING),
+        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
         # clients may ping every few seconds, also while nothing is under way
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),

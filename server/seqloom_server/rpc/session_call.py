@@ -17,6 +17,7 @@ from seqloom_server.engine.sessions import Session, empty_frames
 from seqloom_server.errors import Reason, ServerError
 from seqloom_server.rpc import convert
 from seqloom_server.rpc.accounts import RequestAccounts
+from seqloom_server.rpc.budget import OutputBudget
 from seqloom_server.rpc.interceptors import request_id
 from seqloom_server.rpc.outbox import Outbox, Outgoing
 from seqloom_server.rpc.session_sink import SessionSink, only_acknowledges
@@ -35,13 +36,13 @@ _REMEMBERED = 4096  # sessions that are over, so that what still comes for them 
 class SessionCall:
     """The sessions of one call. `read_from` takes messages, `write_to` sends until the call is over."""
 
-    def __init__(self, engine: Engine, config: ServerConfig, accounts: RequestAccounts) -> None:
+    def __init__(self, engine: Engine, config: ServerConfig, accounts: RequestAccounts, budget: OutputBudget) -> None:
         self._engine = engine
         self._config = config
         self._accounts = accounts
         self._sinks: dict[int, SessionSink] = {}
         self._over: OrderedDict[int, bool] = OrderedDict()  # by number: whether the caller has been told of an error
-        self._outbox = Outbox(config.max_stream_message_bytes)
+        self._outbox = Outbox(config.max_stream_message_bytes, budget)
         self._half_closed = False
         self._draining = False
         self._failure: Exception | None = None
@@ -51,7 +52,7 @@ class SessionCall:
         """Takes messages until the caller sends no more. What is no message of ours ends the call, by `write_to`."""
         try:
             async for request in requests:
-                self._receive(request)
+                await self._receive(request)
                 await self._outbox.has_room()
             self._half_close()
         except Exception as error:
@@ -81,9 +82,13 @@ class SessionCall:
         """Drops whatever is still open."""
         for number in list(self._sinks):
             self._drop(number)
+        self._outbox.clear()
 
     def send(self, outgoing: Outgoing) -> None:
         self._outbox.put(outgoing)
+
+    def promise(self, size: int) -> None:
+        self._outbox.promise(size)
 
     def fail(self, number: int, error: ServerError) -> None:
         """Tells the caller that this session has failed; it is gone, and what still comes for it is passed over."""
@@ -96,7 +101,7 @@ class SessionCall:
     def ended(self, number: int) -> None:
         self._gone(number, "OK")
 
-    def _receive(self, request: inference_service_pb2.StreamInferRequest) -> None:
+    async def _receive(self, request: inference_service_pb2.StreamInferRequest) -> None:
         """Takes a message; what is wrong with an entry fails that entry's session alone."""
         if len(request.entries) > _MAX_ENTRIES:
             raise ServerError(
@@ -107,6 +112,11 @@ class SessionCall:
         now = time.monotonic()
         work: dict[SessionSink, list[Chunk]] = {}
         for entry in request.entries:
+            if self._outbox.full:  # one message may ask for more than there is memory
+                self._feed(work)
+                work.clear()
+                await self._outbox.has_room()
+                now = time.monotonic()
             if entry.cancel:
                 self._drop(entry.session)
                 continue
@@ -173,7 +183,9 @@ class SessionCall:
             deadline=None if timeout is None else now + timeout,
             snapshot_interval=wanted.snapshot_interval_steps,
         )
-        window = min(self._config.window_steps, _WINDOW_BYTES // convert.output_bytes(output, spec))
+        if wanted.snapshot_interval_steps:
+            sink.step_bytes += convert.state_bytes(spec) // wanted.snapshot_interval_steps
+        window = min(self._config.window_steps, _WINDOW_BYTES // sink.step_bytes)
         window = max(window, _MIN_WINDOW_STEPS)
         sink.session = Session(sequence, window, empty_frames(spec.input_size, spec.dtype))
         sink.model, sink.opened_at = weights.model, now
@@ -190,15 +202,19 @@ class SessionCall:
         sink = self._sinks.pop(number, None)
         if sink is not None:
             self._engine.cancel([sink.session.sequence])
+            self._outbox.withdraw(sink.promised)
             self._count(sink, "CANCELLED")
             self._outbox.changed.set()
 
     def _gone(self, number: int, code: str) -> None:
-        self._count(self._sinks.pop(number, None), code)
+        sink = self._sinks.pop(number, None)
+        self._count(sink, code)
+        if sink is not None:
+            self._outbox.withdraw(sink.promised)
         self._over[number] = code != "OK"
         if len(self._over) > _REMEMBERED:
             self._over.popitem(last=False)
 
     def _count(self, sink: SessionSink | None, code: str) -> None:
-        model, seconds = ("", 0.0) if sink is None else (sink.model, time.monotonic() - sink.opened_at)
+        model, seconds = ("", None) if sink is None else (sink.model, time.monotonic() - sink.opened_at)
         self._accounts.count(_METHOD, model, code, seconds)

@@ -19,6 +19,8 @@ class Owner(Protocol):
 
     def send(self, outgoing: Outgoing) -> None: ...
 
+    def promise(self, size: int) -> None: ...
+
     def ended(self, number: int) -> None: ...
 
     def fail(self, number: int, error: ServerError) -> None: ...
@@ -28,10 +30,22 @@ class SessionSink:
     """Where one session's pieces become entries of the call.
 
     max_steps: how long a whole sequence may be; None for a live session, which has no end. opened_at: on
-    time.monotonic's clock.
+    time.monotonic's clock. step_bytes: what a step's outputs are charged as. promised: bytes still to come.
     """
 
-    __slots__ = ("_number", "_output", "_owner", "_spec", "max_steps", "model", "opened", "opened_at", "session")
+    __slots__ = (
+        "_number",
+        "_output",
+        "_owner",
+        "_spec",
+        "max_steps",
+        "model",
+        "opened",
+        "opened_at",
+        "promised",
+        "session",
+        "step_bytes",
+    )
 
     session: Session
 
@@ -44,6 +58,8 @@ class SessionSink:
         self.max_steps: int | None = None
         self.model = ""
         self.opened_at = 0.0
+        self.step_bytes = convert.output_bytes(output, spec)
+        self.promised = 0
 
     def outgoing(self) -> Outgoing:
         """A new entry of this session, with `opened` if that is still due."""
@@ -70,12 +86,20 @@ class SessionSink:
             raise ServerError(
                 Reason.WINDOW_EXCEEDED, f"{session.window} chunks wait already: receive outputs before sending more"
             )
-        return session.chunks(frames, reset=entry.reset, end=entry.end, acknowledged=entry.acknowledged_steps, now=now)
+        chunks = session.chunks(
+            frames, reset=entry.reset, end=entry.end, acknowledged=entry.acknowledged_steps, now=now
+        )
+        if frames is not None:
+            size = len(frames) * self.step_bytes
+            self._owner.promise(size)
+            self.promised += size
+        return chunks
 
     def deliver(self, sequence: Sequence, piece: Piece) -> None:
         out = self.outgoing()
         out.first_step = piece.first_step
         if piece.steps:
+            self.session.answered += piece.steps
             rows = max(1, _ENTRY_BYTES // convert.output_bytes(self._output, self._spec))
             for start in range(0, piece.steps, rows):
                 if start:
@@ -83,6 +107,8 @@ class SessionSink:
                     out = Outgoing(self._number, first_step=piece.first_step + start)
                 out.values = None if piece.values is None else piece.values[start : start + rows]
                 out.labels = None if piece.labels is None else piece.labels[start : start + rows]
+                out.promised = min(rows, piece.steps - start) * self.step_bytes
+                self.promised -= out.promised
         elif piece.answers:
             out.values, out.labels = convert.empty_outputs(self._output, self._spec)
         elif piece.final_state is None and out.opened is None:
