@@ -20,9 +20,12 @@ class Reason(enum.StrEnum):
     SESSION_ENDED = "SESSION_ENDED"  # something after end
     SESSION_IDLE = "SESSION_IDLE"  # nothing came for too long
     WINDOW_EXCEEDED = "WINDOW_EXCEEDED"  # more unacknowledged steps than the session's window
+    STORAGE_FAILED = "STORAGE_FAILED"  # the folder of models cannot be written or read: a full disk, no rights
     VERSION_MISMATCH = "VERSION_MISMATCH"  # the weights version demanded is not the one served
     OVERLOADED = "OVERLOADED"  # more than the server takes now; nothing was done
-    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"  # passed while queued; no device time was spent on it
+    DEADLINE_EXCEEDED = (
+        "DEADLINE_EXCEEDED"  # passed while queued, or a part of an import did not come; no device time was spent
+    )
     CANCELLED = "CANCELLED"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     ENGINE_DEAD = "ENGINE_DEAD"  # the device thread died

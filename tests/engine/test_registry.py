@@ -4,10 +4,12 @@ import asyncio
 import dataclasses
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
 from engine_kit import alone, close_to, feed, make_frames, make_spec, metric, open_sequence, running_engine, until
+from seqloom_server.engine import registry
 from seqloom_server.engine.registry import check_name
 from seqloom_server.engine.request import Op
 from seqloom_server.errors import Reason, ServerError
@@ -149,24 +151,24 @@ async def test_a_session_keeps_the_weights_it_was_opened_with(tmp_path):
 async def test_versions_in_use_are_bounded_and_room_comes_when_their_sessions_end(tmp_path):
     files = storage.to_bytes(Network.create(SPEC, 5))
     async with running_engine(tmp_path, SPEC, max_live_versions=2) as engine:
-        registry = engine.registry
+        models = engine.registry
         for _ in range(5):
-            await registry.import_("m0", *files)  # nobody uses those before: they are gone
-        assert len(registry.alive()) == 1
+            await models.import_("m0", *files)  # nobody uses those before: they are gone
+        assert len(models.alive()) == 1
         first, first_sink = open_sequence(engine)
-        await registry.import_("m0", *files)
+        await models.import_("m0", *files)
         second, _ = open_sequence(engine)
-        assert len(registry.alive()) == 2
-        for change in (registry.import_("m0", *files), registry.load("m0")):
+        assert len(models.alive()) == 2
+        for change in (models.import_("m0", *files), models.load("m0")):
             refused = await refusal(change)
             assert refused.reason is Reason.OVERLOADED
             assert refused.retry_after > 0
-        assert registry.current("m0") is second.weights, "nothing was done"
+        assert models.current("m0") is second.weights, "nothing was done"
         feed(engine, first, end=True)
         await first_sink.wait()
-        await registry.load("m0")
+        await models.load("m0")
         engine.cancel([second])
-        assert len(registry.alive()) == 1
+        assert len(models.alive()) == 1
 
 
 async def test_memory_in_the_metrics_is_that_of_what_is_alive(tmp_path):
@@ -237,6 +239,88 @@ async def test_what_is_exported_can_be_imported_elsewhere(tmp_path):
         np.testing.assert_array_equal(*(alone(each, frames)[0] for each in weights))
         assert (await refusal(engine.registry.import_("bad", files[0], b"none"))).reason is Reason.MODEL_BROKEN
         assert not (tmp_path / "bad").exists()
+
+
+class Hold:
+    """Stands before a function that a worker thread calls: it waits there, and goes on when it is told to."""
+
+    def __init__(self, monkeypatch, module, name):
+        self._function = getattr(module, name)
+        self.arrived, self._go_on = threading.Event(), threading.Event()
+        monkeypatch.setattr(module, name, self._wait)
+
+    def _wait(self, *arguments):
+        self.arrived.set()
+        assert self._go_on.wait(60)
+        return self._function(*arguments)
+
+    async def until_arrived(self):
+        assert await asyncio.to_thread(self.arrived.wait, 60)
+
+    def go_on(self):
+        self._go_on.set()
+
+
+async def test_a_change_whose_caller_went_away_is_finished_and_served_and_nobody_writes_beside_it(
+    tmp_path, monkeypatch
+):
+    hold = Hold(monkeypatch, storage, "save")
+    async with running_engine(tmp_path) as engine:
+        first = asyncio.create_task(engine.registry.create("m0", SPEC, 0))
+        await hold.until_arrived()
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        second = asyncio.create_task(engine.registry.create("m0", SPEC, 1))
+        await asyncio.sleep(0)
+        assert not (tmp_path / "m0").exists()
+        hold.go_on()
+        assert (await refusal(second)).reason is Reason.MODEL_EXISTS
+        assert engine.registry.get("m0").weights_version == 1
+        assert (tmp_path / "m0").is_dir()
+
+
+async def test_a_change_that_is_refused_late_has_not_replaced_the_folder(tmp_path, monkeypatch):
+    async with running_engine(tmp_path, SPEC, max_live_versions=1) as engine:
+        hold = Hold(monkeypatch, registry, "warm_up")
+        importing = asyncio.create_task(engine.registry.import_("m0", *storage.to_bytes(Network.create(SPEC, 5))))
+        await hold.until_arrived()
+        open_sequence(engine)
+        hold.go_on()
+        assert (await refusal(importing)).reason is Reason.OVERLOADED
+        assert engine.registry.get("m0").weights_version == 1
+        assert storage.load(tmp_path / "m0")[1] == 1
+
+
+async def test_a_model_that_has_had_the_last_version_gets_no_other_and_the_server_starts_again(tmp_path):
+    files = storage.to_bytes(Network.create(SPEC, 5), storage.MAX_VERSION)
+    beyond = storage.to_bytes(Network.create(SPEC, 5), storage.MAX_VERSION + 1)
+    async with running_engine(tmp_path) as engine:
+        assert (await refusal(engine.registry.import_("m1", *beyond))).reason is Reason.MODEL_BROKEN
+        assert (await engine.registry.import_("m0", *files)).weights_version == storage.MAX_VERSION
+        for change in (engine.registry.import_("m0", *files), engine.registry.load("m0")):
+            refused = await refusal(change)
+            assert refused.reason is Reason.OVER_LIMIT
+            assert "there is none after it" in refused.message
+    async with running_engine(tmp_path) as engine:
+        assert engine.registry.get("m0").weights_version == storage.MAX_VERSION
+
+
+async def test_a_model_above_the_bound_of_its_bytes_is_refused_whichever_way_it_comes(tmp_path):
+    size = storage.weights_bytes(SPEC)
+    larger = dataclasses.replace(SPEC, hidden_size=6)
+    storage.save(tmp_path / "m1", Network.create(SPEC, 0))
+    async with running_engine(tmp_path, SPEC, max_model_bytes=size) as engine:
+        storage.save(tmp_path / "m2", Network.create(larger, 0))
+        for change in (
+            engine.registry.create("m3", larger, 0),
+            engine.registry.import_("m3", *storage.to_bytes(Network.create(larger, 0))),
+            engine.registry.load("m2"),
+        ):
+            refused = await refusal(change)
+            assert refused.reason is Reason.OVER_LIMIT
+            assert f"at most {size}" in refused.message
+        assert not (tmp_path / "m3").exists()
 
 
 @pytest.mark.parametrize("name", ["", "A", ".hidden", "-x", "a/b", "..", "a\n", "ä", "a" * 65, "x" * 10_000])

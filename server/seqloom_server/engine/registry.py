@@ -1,15 +1,17 @@
 """The models that are served, their folders on disk, and the versions of weights that are still alive.
 
-Everything that reads or writes files or builds networks runs in a worker thread, one change at a time; what is served
-is replaced in one assignment on the event loop.
+Everything that reads or writes files or builds networks runs in a worker thread, one change at a time, to its end even
+where its caller goes away; what is served is replaced in one assignment on the event loop.
 """
 
 import asyncio
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+import torch
 
 from seqloom_server.engine.request import Weights
 from seqloom_server.engine.runner import ServedWeights, warm_up
@@ -56,17 +58,19 @@ class Registry:
     """The served models of one folder `root`, on one device.
 
     max_live_versions: how many versions of a model's weights may be alive at once; open sequences keep theirs alive.
-    watchers: who is told of changes.
+    max_model_bytes: how large the weights of one model may be. watchers: who is told of changes.
     """
 
-    def __init__(self, root: pathlib.Path, device: str, max_live_versions: int) -> None:
+    def __init__(self, root: pathlib.Path, device: str, max_live_versions: int, max_model_bytes: int = 2 << 30) -> None:
         self._root = root
         self._device = device
         self._max_live_versions = max_live_versions
+        self._max_model_bytes = max_model_bytes
         self._served: dict[str, ServedWeights] = {}
         self._users: dict[ServedWeights, int] = {}  # open sequences of each version that has any
         self._last: dict[str, int] = {}  # the highest version that each name has had here
         self._changing = asyncio.Lock()
+        self._change: asyncio.Task[Any] | None = None  # the one that has the lock
         self.watchers: list[Watcher] = []
 
     def current(self, name: str, version: int = 0) -> ServedWeights:
@@ -120,49 +124,55 @@ class Registry:
     async def load(self, name: str) -> ModelInfo:
         """Serves the folder of that name; read anew, the weights get a version above the one served.
 
-        Raises MODEL_NOT_FOUND, MODEL_BROKEN, or OVERLOADED where too many versions are in use.
+        Raises MODEL_NOT_FOUND, MODEL_BROKEN, OVER_LIMIT, STORAGE_FAILED, or OVERLOADED where too many versions are in
+        use or there is no memory.
         """
-        check_name(name)
-        async with self._changing:
-            self._check_live_versions(name)
-            network, version = await _off_loop(self._read, name)
-            last = self._last.get(name, 0)
-            if version < last or (version == last and name in self._served):
-                version = last + 1
-                await _off_loop(storage.save, self._root / name, network, version)
-            return await self._serve(name, version, network)
+        return await self._run_change(self._load, check_name(name))
 
     async def create(self, name: str, spec: ModelSpec, seed: int) -> ModelInfo:
-        """Draws weights from the seed, writes the folder, serves it. Raises MODEL_EXISTS."""
-        folder = self._root / check_name(name)
-        async with self._changing:
-            if name in self._served or folder.exists():
-                raise ServerError(Reason.MODEL_EXISTS, f"a model {name!r} exists already", field="name")
-            version = self._last.get(name, 0) + 1
-            network = await _off_loop(Network.create, spec, seed, self._device)
-            await _off_loop(storage.save, folder, network, version)
-            return await self._serve(name, version, network)
+        """Draws weights from the seed, writes the folder, serves it.
+
+        Raises MODEL_EXISTS, OVER_LIMIT, STORAGE_FAILED, or OVERLOADED where there is no memory.
+        """
+        self._check_size(spec)
+        return await self._run_change(self._create, check_name(name), spec, seed)
 
     async def import_(self, name: str, config: bytes, weights: bytes) -> ModelInfo:
         """Checks a model folder's two files, writes and serves them; a known model gets them as its next version.
 
-        Raises MODEL_BROKEN, MODEL_EXISTS where the served model is of another specification, or OVERLOADED.
+        Raises MODEL_BROKEN, MODEL_EXISTS where the served model is of another specification, OVER_LIMIT,
+        STORAGE_FAILED, or OVERLOADED.
         """
-        folder = self._root / check_name(name)
-        async with self._changing:
-            self._check_live_versions(name)
-            network, version = await _off_loop(storage.load_bytes, config, weights, self._device)
-            served = self._served.get(name)
-            if served is not None and served.network.spec != network.spec:
-                raise ServerError(
-                    Reason.MODEL_EXISTS,
-                    f"a model {name!r} of another specification is served: unload it first",
-                    field="name",
-                )
-            if name in self._last:
-                version = self._last[name] + 1
-            await _off_loop(storage.save, folder, network, version)
-            return await self._serve(name, version, network)
+        return await self._run_change(self._import, check_name(name), config, weights)
+
+    async def _load(self, name: str) -> ModelInfo:
+        self._check_live_versions(name)
+        network, version = await _off_loop(self._read, name)
+        last = self._last.get(name, 0)
+        if version < last or (version == last and name in self._served):
+            return await self._serve(name, self._next_version(name), network, save=True)
+        return await self._serve(name, version, network, save=False)
+
+    async def _create(self, name: str, spec: ModelSpec, seed: int) -> ModelInfo:
+        if name in self._served or (self._root / name).exists():
+            raise ServerError(Reason.MODEL_EXISTS, f"a model {name!r} exists already", field="name")
+        version = self._next_version(name)
+        network = await _off_loop(Network.create, spec, seed, self._device)
+        return await self._serve(name, version, network, save=True)
+
+    async def _import(self, name: str, config: bytes, weights: bytes) -> ModelInfo:
+        self._check_live_versions(name)
+        network, version = await _off_loop(storage.load_bytes, config, weights, self._device, self._check_size)
+        served = self._served.get(name)
+        if served is not None and served.network.spec != network.spec:
+            raise ServerError(
+                Reason.MODEL_EXISTS,
+                f"a model {name!r} of another specification is served: unload it first",
+                field="name",
+            )
+        if name in self._last:
+            version = self._next_version(name)
+        return await self._serve(name, version, network, save=True)
 
     async def unload(self, name: str) -> None:
         """Stops serving the model; open sequences keep their weights, the folder stays. Raises MODEL_NOT_FOUND."""
@@ -186,7 +196,30 @@ class Registry:
     def _read(self, name: str) -> tuple[Network, int]:
         if not (self._root / name).is_dir():
             raise ServerError(Reason.MODEL_NOT_FOUND, f"there is no model folder {name!r}", field="name")
-        return storage.load(self._root / name, self._device)
+        return storage.load(self._root / name, self._device, self._check_size)
+
+    def _check_size(self, spec: ModelSpec) -> None:
+        size = storage.weights_bytes(spec)
+        if size > self._max_model_bytes:
+            raise ServerError(
+                Reason.OVER_LIMIT, f"the model has {size} bytes of weights: at most {self._max_model_bytes} are taken"
+            )
+
+    def _next_version(self, name: str) -> int:
+        version = self._last.get(name, 0) + 1
+        if version > storage.MAX_VERSION:
+            raise ServerError(Reason.OVER_LIMIT, f"{name!r} has had version {version - 1}: there is none after it")
+        return version
+
+    async def _run_change(
+        self, change: Callable[P, Coroutine[Any, Any, ModelInfo]], *arguments: P.args, **keywords: P.kwargs
+    ) -> ModelInfo:
+        """Runs a change under the lock, as a task of its own: the worker thread goes on when a caller is cancelled, and
+        must neither meet another nor leave a folder that is not served."""
+        await self._changing.acquire()
+        self._change = asyncio.create_task(change(*arguments, **keywords))
+        self._change.add_done_callback(lambda _: self._changing.release())
+        return await asyncio.shield(self._change)
 
     def _check_live_versions(self, name: str) -> None:
         in_use = sum(1 for weights in self._users if weights.model == name)
@@ -197,10 +230,13 @@ class Registry:
                 retry_after=1.0,
             )
 
-    async def _serve(self, name: str, version: int, network: Network) -> ModelInfo:
-        served = ServedWeights(name, version, network)
-        await asyncio.to_thread(warm_up, served)
+    async def _serve(self, name: str, version: int, network: Network, *, save: bool) -> ModelInfo:
+        """Everything that may fail comes before the folder is replaced, and that before the weights in use are."""
+        served = await _off_loop(ServedWeights, name, version, network)
+        await _off_loop(warm_up, served)
         self._check_live_versions(name)  # sessions came meanwhile
+        if save:
+            await _off_loop(storage.save, self._root / name, network, version)
         self._served[name] = served
         self._last[name] = version
         for watcher in self.watchers:
@@ -214,8 +250,18 @@ class Registry:
 
 
 async def _off_loop(function: Callable[P, R], *arguments: P.args, **keywords: P.kwargs) -> R:
-    """Runs file work and building of networks in a worker thread. Raises MODEL_BROKEN for BrokenModel."""
+    """Runs file work and building of networks in a worker thread.
+
+    Raises MODEL_BROKEN for BrokenModel, STORAGE_FAILED for OSError, OVERLOADED where there is no memory.
+    """
     try:
         return await asyncio.to_thread(function, *arguments, **keywords)
     except BrokenModel as error:
         raise ServerError(Reason.MODEL_BROKEN, str(error)) from error
+    except OSError as error:
+        why = error.strerror or error
+        raise ServerError(Reason.STORAGE_FAILED, f"the server's folder of models failed: {why}") from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise ServerError(Reason.OVERLOADED, "the server has no memory for the model", retry_after=10.0) from error
+        raise

@@ -102,7 +102,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         try:
             return await handle(request, context)
         except ServerError as error:
-            if error.reason is Reason.INTERNAL:  # its traceback was logged where it happened
+            if error.reason in (Reason.INTERNAL, Reason.STORAGE_FAILED):  # a bug's traceback was logged where it was
                 log.error("request %s: %s: %s", request_id(), method, error)
             status = rpc_status.to_status(status_of(error, request_id()))
             code = status.code.name

@@ -26,6 +26,7 @@ CODES: dict[Reason, int] = {
     Reason.SESSION_ENDED: code_pb2.FAILED_PRECONDITION,
     Reason.SESSION_IDLE: code_pb2.DEADLINE_EXCEEDED,
     Reason.WINDOW_EXCEEDED: code_pb2.FAILED_PRECONDITION,
+    Reason.STORAGE_FAILED: code_pb2.INTERNAL,  # nothing that the caller could do otherwise
     Reason.VERSION_MISMATCH: code_pb2.FAILED_PRECONDITION,
     Reason.OVERLOADED: code_pb2.RESOURCE_EXHAUSTED,
     Reason.DEADLINE_EXCEEDED: code_pb2.DEADLINE_EXCEEDED,
