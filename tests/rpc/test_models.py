@@ -333,6 +333,71 @@ async def test_an_import_that_is_dropped_half_way_holds_up_no_other(served, chan
     await until(lambda: served.value("requests_total", code="CANCELLED") == 1)
 
 
+async def test_an_import_of_which_no_more_comes_holds_up_no_other_and_is_ended(served, stub, monkeypatch):
+    monkeypatch.setattr(models, "_SECONDS_WITHOUT_PROGRESS", 0.2)
+    parts = list(parts_of("made", SMALL, size=100))
+    for silent in (parts[:1], parts[:3], [parts[0], *[pb.ImportModelRequest()] * 3], []):
+        stalled = stub.ImportModel(timeout=30)
+        for part in silent:
+            await stalled.write(part)
+        failure = await refused(stalled)
+        assert (failure.code, failure.reason) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
+        assert "0.2 s" in failure.message
+    monkeypatch.setattr(models, "_SECONDS_WITHOUT_PROGRESS", 30.0)
+    stalled = stub.ImportModel(timeout=30)
+    for part in parts[:3]:
+        await stalled.write(part)
+    assert (await import_parts(stub, *parts)).model.name == "made"
+    stalled.cancel()
+
+
+async def test_imports_that_are_together_too_large_are_told_to_come_later(serve):
+    wide = ModelSpec("elman", 5, 7, 100_000)
+    size = storage.weights_bytes(wide)
+    async with serve(max_model_bytes=size) as served, open_channel(served.address) as channel:
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        parts = list(parts_of("made", wide))
+        held = stub.ImportModel(timeout=30)
+        for part in parts[:-1]:
+            await held.write(part)
+        failure = await refused(import_parts(stub, *parts_of("other", wide)))
+        assert (failure.code, failure.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+        assert failure.retry_after > 0
+        await held.write(parts[-1])
+        await held.done_writing()
+        assert (await held).model.name == "made"
+        assert (await import_parts(stub, *parts_of("other", wide))).model.name == "other"
+
+
+async def test_exports_that_nobody_reads_are_bounded_and_ended(serve, monkeypatch):
+    wide = ModelSpec("elman", 5, 100, 100_000)
+    async with serve({"wide": wide}) as served, open_channel(served.address) as channel:
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        monkeypatch.setattr(models, "_SECONDS_WITHOUT_PROGRESS", 0.5)
+        unread = [stub.ExportModel(pb.ExportModelRequest(name="wide")) for _ in range(2)]
+        for call in unread:
+            assert (await call.read()).config
+        failure = await refused(stub.ExportModel(pb.ExportModelRequest(name="wide")).read())
+        assert (failure.code, failure.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+        await until(lambda: served.value("requests_total", code="CANCELLED") == 2)
+        whole = [part async for part in stub.ExportModel(pb.ExportModelRequest(name="wide"))]
+        assert sum(len(part.weights) for part in whole) > storage.weights_bytes(wide)
+
+
+async def test_a_model_above_the_bound_of_its_bytes_is_refused_before_its_weights_come(serve):
+    async with serve(max_model_bytes=10_000) as served, open_channel(served.address) as channel:
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        large = pb.ModelSpec(cell=pb.CELL_TYPE_LSTM, input_size=9, hidden_size=500, output_size=9, num_layers=1)
+        spec = ModelSpec("lstm", 9, 500, 9)
+        for call in (
+            stub.CreateModel(pb.CreateModelRequest(name="made", spec=large)),
+            import_parts(stub, next(parts_of("made", spec))),
+        ):
+            failure = await refused(call)
+            assert (failure.code, failure.reason) == ("INVALID_ARGUMENT", "OVER_LIMIT")
+        await assert_serves(served, channel)
+
+
 async def test_the_server_tells_its_version_device_and_limits(serve):
     async with (
         serve(max_sequences_per_request=5, window_steps=99, max_batch_steps=77) as served,

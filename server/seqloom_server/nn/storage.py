@@ -102,7 +102,12 @@ def to_bytes(network: Network, weights_version: int = 1) -> tuple[bytes, bytes]:
 
 def max_weights_bytes(config: bytes) -> int:
     """Returns the most bytes that model.safetensors may have beside this config.json. Raises BrokenModel."""
-    return weights_bytes(_read_config(config)[0]) + _MAX_HEADER_BYTES
+    return most_weights_bytes(weights_bytes(_read_config(config)[0]))
+
+
+def most_weights_bytes(size: int) -> int:
+    """Returns the most bytes that model.safetensors may have around weights of `size` bytes."""
+    return size + _MAX_HEADER_BYTES
 
 
 def weights_bytes(spec: ModelSpec) -> int:

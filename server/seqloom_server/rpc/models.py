@@ -1,6 +1,7 @@
 """ModelService: what is served, creating, loading, moving models in and out, and the server's limits."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar
 
@@ -14,13 +15,15 @@ from seqloom_server.engine.engine import Engine
 from seqloom_server.engine.registry import ModelInfo, check_name
 from seqloom_server.errors import Reason, ServerError, invalid
 from seqloom_server.nn.spec import Activation, Cell, DType, InvalidSpec, ModelSpec
-from seqloom_server.nn.storage import BrokenModel, max_weights_bytes
+from seqloom_server.nn.storage import BrokenModel, max_weights_bytes, most_weights_bytes
 from seqloom_server.rpc.interceptors import set_model
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _PART_BYTES = 1 << 20
 _MAX_PASSED_OVER_BYTES = 256 << 20
+_SECONDS_WITHOUT_PROGRESS = 30.0  # of the caller, in an import or an export
+_MAX_EXPORTS = 2  # at once: each is a whole model in memory
 
 _CELLS: "dict[pb.CellType, Cell]" = {pb.CELL_TYPE_ELMAN: "elman", pb.CELL_TYPE_GRU: "gru", pb.CELL_TYPE_LSTM: "lstm"}
 _ACTIVATIONS: "dict[pb.Activation, Activation]" = {pb.ACTIVATION_TANH: "tanh", pb.ACTIVATION_RELU: "relu"}
@@ -37,7 +40,9 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         self._engine = engine
         self._registry = engine.registry
         self._config = config
-        self._importing = asyncio.Lock()
+        self._import_bytes = 0  # of parts that have come, of all imports that are under way
+        self._max_import_bytes = most_weights_bytes(config.max_model_bytes)  # so that one may always come
+        self._exports = 0
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=map(_model, self._registry.models()))
@@ -74,7 +79,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         return pb.ImportModelResponse(model=_model(info))
 
     async def _import(self, requests: AsyncIterator[pb.ImportModelRequest]) -> ModelInfo:
-        first = await anext(requests, None)
+        first = await _next_part(requests)
         if first is None:
             raise invalid("name", "is missing: expected a first part with the name and the configuration")
         check_name(first.name)
@@ -82,23 +87,70 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
             most = max_weights_bytes(first.config)
         except BrokenModel as error:
             raise invalid("config", str(error)) from None
-        async with self._importing:  # one at a time: each is a whole model in memory
-            weights = await _collect(first.weights, requests, most)
-            try:
-                return await self._registry.import_(first.name, first.config, weights)
-            except ServerError as error:
-                if error.reason is Reason.MODEL_BROKEN:  # here it is the caller's argument
-                    raise invalid("weights", error.message) from None
-                raise
+        if most > self._max_import_bytes:
+            raise ServerError(
+                Reason.OVER_LIMIT,
+                f"the configuration needs up to {most} bytes of weights: at most {self._max_import_bytes} are taken",
+                field="config",
+            )
+        taken: list[bytes] = []
+        try:
+            await self._collect(taken, first.weights, requests, most)
+            return await self._registry.import_(first.name, first.config, b"".join(taken))
+        except MemoryError:
+            raise ServerError(Reason.OVERLOADED, "the server has no memory for the model", retry_after=10.0) from None
+        except ServerError as error:
+            if error.reason is Reason.MODEL_BROKEN:  # here it is the caller's argument
+                raise invalid("weights", error.message) from None
+            raise
+        finally:
+            self._import_bytes -= sum(map(len, taken))
+
+    async def _collect(
+        self, taken: list[bytes], weights: bytes, requests: AsyncIterator[pb.ImportModelRequest], most: int
+    ) -> None:
+        """Appends the parts of model.safetensors to `taken`, and counts them.
+
+        Raises INVALID_FIELD as soon as there are more bytes than `most`; OVERLOADED where all imports together are
+        more than the server takes.
+        """
+        size = 0
+        while True:
+            size += len(weights)
+            if size > most:
+                raise invalid("weights", f"has more than {most} bytes, which is what the configuration can need")
+            if self._import_bytes + len(weights) > self._max_import_bytes:
+                raise ServerError(Reason.OVERLOADED, "other models are being imported", retry_after=10.0)
+            self._import_bytes += len(weights)
+            taken.append(weights)
+            part = await _next_part(requests)
+            if part is None:
+                return
+            if part.name or part.config:
+                raise invalid("config" if part.config else "name", "is given again: expected in the first part only")
+            weights = part.weights
 
     async def ExportModel(
         self, request: pb.ExportModelRequest, context: Context
     ) -> AsyncIterator[pb.ExportModelResponse]:
-        config, weights = await self._registry.export(request.name)
-        set_model(request.name)
-        yield pb.ExportModelResponse(config=config)
-        for start in range(0, len(weights), _PART_BYTES):
-            yield pb.ExportModelResponse(weights=weights[start : start + _PART_BYTES])
+        if self._exports >= _MAX_EXPORTS:
+            raise ServerError(Reason.OVERLOADED, "other models are being exported", retry_after=1.0)
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None, "a handler runs as one"
+        self._exports += 1
+        try:
+            config, weights = await self._registry.export(request.name)
+            set_model(request.name)
+            yield pb.ExportModelResponse(config=config)
+            for start in range(0, len(weights), _PART_BYTES):
+                # what is yielded is written by the same task, which waits for a caller that does not read
+                watch = loop.call_later(_SECONDS_WITHOUT_PROGRESS, task.cancel)
+                try:
+                    yield pb.ExportModelResponse(weights=weights[start : start + _PART_BYTES])
+                finally:
+                    watch.cancel()
+        finally:
+            self._exports -= 1
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         config = self._config
@@ -109,25 +161,23 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
 async def _pass_over(requests: AsyncIterator[pb.ImportModelRequest]) -> None:
     """Reads on, up to a bound: a caller that is cut off while it sends may never see why."""
     size = 0
-    async for part in requests:
-        size += len(part.weights)
-        if size > _MAX_PASSED_OVER_BYTES:
-            return
+    with contextlib.suppress(ServerError):
+        while size <= _MAX_PASSED_OVER_BYTES and (part := await _next_part(requests)) is not None:
+            size += len(part.weights)
 
 
-async def _collect(first: bytes, requests: AsyncIterator[pb.ImportModelRequest], most: int) -> bytes:
-    """Joins the parts of model.safetensors. Raises INVALID_FIELD as soon as there are more bytes than `most`."""
-    parts, size = [first], len(first)
-    async for part in requests:
-        if part.name or part.config:
-            raise invalid("config" if part.config else "name", "is given again: expected in the first part only")
-        size += len(part.weights)
-        if size > most:
-            break
-        parts.append(part.weights)
-    if size > most:
-        raise invalid("weights", f"has more than {most} bytes, which is what the configuration can need")
-    return b"".join(parts)
+async def _next_part(requests: AsyncIterator[pb.ImportModelRequest]) -> pb.ImportModelRequest | None:
+    """Returns the next part that holds anything, or None where there is no more. Raises DEADLINE_EXCEEDED."""
+    try:
+        async with asyncio.timeout(_SECONDS_WITHOUT_PROGRESS):
+            async for part in requests:
+                if part.ByteSize():
+                    return part
+    except TimeoutError:
+        raise ServerError(
+            Reason.DEADLINE_EXCEEDED, f"nothing came of the import for {_SECONDS_WITHOUT_PROGRESS:g} s"
+        ) from None
+    return None
 
 
 def _spec(message: pb.ModelSpec) -> ModelSpec:
