@@ -42,6 +42,8 @@ class CommandFailed(Exception):
 
 
 def _serve(settings: ServerConfig, _: dict[str, Any]) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # nothing is under way yet that would have to end
+
     import torch
 
     from seqloom_server.rpc.server import CannotStart, Server
@@ -110,7 +112,7 @@ def _write(settings: ServerConfig, name: str, change: Any) -> int:
     from seqloom_server.errors import ServerError
 
     async def write() -> None:
-        info = await change(Registry(folder, "cpu", 1))
+        info = await change(Registry(folder, "cpu", 1, settings.max_model_bytes))
         print(f"seqloom-server: {folder / name} has {info.parameter_count} parameters")
 
     folder = pathlib.Path(settings.models)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -167,6 +168,66 @@ def test_a_folder_of_models_that_is_none_is_told_and_one_that_is_absent_is_made(
     assert f"models: {file} cannot be a folder" in stderr
     assert server_process("--models", tmp_path / "new" / "models").end(signal.SIGTERM)[0] == 0
     assert (tmp_path / "new" / "models").is_dir()
+
+
+def create(stub, name, hidden_size=7):
+    spec = model_service_pb2.ModelSpec(
+        cell=model_service_pb2.CELL_TYPE_ELMAN, input_size=5, hidden_size=hidden_size, output_size=3, num_layers=1
+    )
+    return stub.CreateModel(model_service_pb2.CreateModelRequest(name=name, spec=spec), timeout=60)
+
+
+def test_a_full_disk_is_told_as_such_and_the_old_model_stays_whole(server_process, models):
+    started = server_process("--models", models)
+    with grpc.insecure_channel(started.address) as channel:
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        parts = list(stub.ExportModel(model_service_pb2.ExportModelRequest(name="small")))
+        first = model_service_pb2.ImportModelRequest(name="small", config=parts[0].config)
+        rest = [model_service_pb2.ImportModelRequest(weights=part.weights) for part in parts[1:]]
+        load = model_service_pb2.LoadModelRequest(name="small")
+        for most in (50, 400):  # config.json does not go in; model.safetensors does not
+            resource.prlimit(started.process.pid, resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+            for call in (
+                lambda: create(stub, "made"),
+                lambda: stub.ImportModel(iter([first, *rest]), timeout=60),
+                lambda: stub.LoadModel(load, timeout=60),
+            ):
+                with pytest.raises(grpc.RpcError) as caught:
+                    call()
+                assert caught.value.code() is grpc.StatusCode.INTERNAL
+                assert caught.value.details().endswith(": File too large")
+        assert [path.name for path in models.iterdir()] == ["small"]
+        assert storage.load(models / "small")[1] == 1
+        assert stub.GetModel(model_service_pb2.GetModelRequest(name="small")).model.weights_version == 1
+        unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.prlimit(started.process.pid, resource.RLIMIT_FSIZE, unlimited)
+        assert create(stub, "made").model.name == "made"
+    _, stderr = started.end(signal.SIGTERM)
+    assert "Traceback" not in stderr
+    assert stderr.count("File too large") == 6
+
+
+def test_a_model_for_which_there_is_no_memory_is_refused_as_load(server_process, models):
+    started = server_process("--models", models)
+    with grpc.insecure_channel(started.address) as channel:
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        in_use = int(pathlib.Path(f"/proc/{started.process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        limit = (in_use + (400 << 20), resource.RLIM_INFINITY)
+        resource.prlimit(started.process.pid, resource.RLIMIT_AS, limit)
+        with pytest.raises(grpc.RpcError) as caught:
+            create(stub, "made", 16_384)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert caught.value.details() == "the server has no memory for the model"
+        assert create(stub, "made").model.name == "made"
+    assert "Traceback" not in started.end(signal.SIGTERM)[1]
+
+
+def test_a_signal_while_it_starts_ends_it_quietly(server_process, models):
+    started = server_process("--models", models, ready=False)
+    maps = pathlib.Path(f"/proc/{started.process.pid}/maps")
+    while "libtorch" not in maps.read_text():
+        assert started.process.poll() is None
+    assert started.end(signal.SIGTERM) == (0, "")
 
 
 def test_options_come_from_flags_before_the_environment_before_the_file(server_process, models, tmp_path):
