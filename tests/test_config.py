@@ -45,7 +45,7 @@ def test_the_environment_may_name_the_file_and_a_flag_names_another(file, tmp_pa
     assert load(["--config", str(other)], named).threads == 7
 
 
-OTHER_VALUES = {int: 64 * 1024, float: 0.75, bool: True}
+OTHER_VALUES = {int: 2 << 20, float: 0.75, bool: True}
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(ServerConfig), ids=lambda field: field.name)
@@ -120,6 +120,14 @@ def test_what_is_wrong_with_a_file_is_told_by_file_and_key(file, text, expected)
         load(["--config", path])
     assert str(caught.value).startswith(f"{path}: ")
     assert expected in str(caught.value)
+
+
+def test_what_is_wrong_is_told_also_where_another_source_goes_before_it(file):
+    path = file("threads = 'many'")
+    with pytest.raises(ConfigError, match="threads: is 'many': expected an integer"):
+        load(["--config", path, "--threads", "2"])
+    with pytest.raises(ConfigError, match=r"^SEQLOOM_THREADS: is -1: expected at least 0"):
+        load(["--threads", "2"], {"SEQLOOM_THREADS": "-1"})
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path):
