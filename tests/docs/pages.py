@@ -25,7 +25,6 @@ def table(page: str, heading: str) -> list[list[str]]:
     return [[cell.strip().replace("`", "") for cell in row.split(" |")] for row in rows[2:]]
 
 
-def code(page: str) -> str:
-    """The one block of Python on a page."""
-    (block,) = re.findall(r"```python\n(.*?)```", text(page), re.DOTALL)
-    return block
+def code(page: str) -> list[str]:
+    """The blocks of Python on a page."""
+    return re.findall(r"```python\n(.*?)```", text(page), re.DOTALL)

@@ -26,7 +26,7 @@ PAGE = "docs/protocol.md"
 def test_the_example_is_a_client_that_works(server_process, tmp_path):
     shutil.copytree(ROOT / "examples" / "models", tmp_path / "models")
     started = server_process("--models", tmp_path / "models")
-    example = code(PAGE)
+    (example,) = code(PAGE)
     assert example.count('"localhost:50051"') == 1
     names = {}
     exec(compile(example.replace("localhost:50051", started.address), PAGE, "exec"), names)

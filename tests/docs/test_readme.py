@@ -15,8 +15,8 @@ README = text("README.md")
 ADDRESS = "localhost:50051"
 
 
-def test_the_example_runs_and_prints_what_the_network_computes(server_process, tmp_path, capsys):
-    example = code("README.md")
+def test_the_examples_run_and_print_what_the_network_computes(server_process, tmp_path, capsys, monkeypatch):
+    example, by_hand = code("README.md")
     assert len(example.splitlines()) <= 15
     assert example.count(f'"{ADDRESS}"') == 1
     shutil.copytree(ROOT / "examples" / "models", tmp_path / "models")
@@ -34,6 +34,10 @@ def test_the_example_runs_and_prints_what_the_network_computes(server_process, t
     live = re.findall(r"^from step (\d+) likeliest: \[([\d ]+)\]$", printed, re.MULTILINE)
     assert [int(step) for step, _ in live] == list(range(0, 100, 10))
     assert [int(label) for _, row in live for label in row.split()] == expected[0][0].argmax(axis=1).tolist()
+
+    monkeypatch.chdir(tmp_path)
+    exec(compile(by_hand.replace(ADDRESS, started.address), "README.md", "exec"), {})
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == {storage.CONFIG, storage.WEIGHTS}
 
 
 def reference(network, xs):
