@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--data", type=pathlib.Path, metavar="DIR", help="a folder of WAV files to train on and to say")
     parser.add_argument("--callers", type=int, default=16, metavar="N", help="how many speak at once (16)")
     parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="for how long each speaks (4)")
-    parser.add_argument("--picture", type=pathlib.Path, default=ROOT / "build" / "demo.png", metavar="PNG")
+    parser.add_argument("--picture", type=pathlib.Path, metavar="PNG")
     options = parser.parse_args()
     if options.callers < 1 or options.seconds <= 0:
         parser.error("--callers and --seconds must be above 0")
@@ -53,8 +53,9 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     title = f"One of {len(calls)} callers: what was said, and what the network made of it"
-    draw(options.picture, calls[0], corpus.classes, title)
-    print(f"Caller 1, waveform and posteriorgram: {options.picture}")
+    picture = options.picture or ROOT / "build" / ("demo-data.png" if options.data else "demo.png")
+    draw(picture, calls[0], corpus.classes, title)
+    print(f"Caller 1, waveform and posteriorgram: {picture}")
     return 0
 
 

@@ -71,6 +71,8 @@ def folder(path: pathlib.Path) -> Corpus:
     Files of other names are left out. Index 0 to 4 of each digit and speaker is held out. Raises ValueError where that
     leaves nothing to train on or nothing to test, and for a file that is no WAV file.
     """
+    if not path.is_dir():
+        raise ValueError(f"{path}: there is no such folder")
     names = {file: match for file in sorted(path.glob("*")) if (match := _NAME.fullmatch(file.name))}
     classes = tuple(sorted({match["digit"] for match in names.values()}))
     recordings = []

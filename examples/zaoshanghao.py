@@ -149,7 +149,9 @@ def draw(path: pathlib.Path, xs: np.ndarray, numbers: Arrays) -> None:
         probs.plot(middles, numbers["probs"][:, number], label=word)
     probs.axhline(1 / SPEC.output_size, color="0.6", linewidth=0.8, linestyle="--", label="1 / 6,000")
     probs.set(xlabel="seconds", ylabel="$p_t$ of the labels")
-    probs.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    probs.legend(loc="upper right", ncols=4, fontsize="small")
+    probs.ticklabel_format(axis="y", scilimits=(-4, -4))
+    figure.suptitle("One second of zao shang hao; the weights are drawn from a seed, not trained")
     end = 0
     for word, frames in FRAMES.items():
         begin, end = end, end + frames
