@@ -1,8 +1,17 @@
-"""/metrics for Prometheus and /healthz for load balancers, from threads of their own, which never hold up the loop."""
+"""/metrics for Prometheus and /healthz for load balancers, from threads of their own, which never hold up the loop.
 
+Connections are few and short: one that is not answered within seconds is closed, and where there are too many the
+oldest gives way, so that callers who send nothing, or little by little, keep nobody out.
+"""
+
+import contextlib
+import io
+import logging
 import socket
 import socketserver
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -11,7 +20,10 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from seqloom_server.config import split_address
 
-_SECONDS_PER_REQUEST = 10.0
+log = logging.getLogger(__name__)
+
+_SECONDS_PER_REQUEST = 10.0  # from the connection to the last byte of the answer
+_MAX_CONNECTIONS = 32
 _SECONDS_TO_CLOSE = 0.05
 
 
@@ -40,17 +52,35 @@ class HttpServer:
         self._server.server_close()
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return _text(start_response, "405 Method Not Allowed", "only GET is answered here")
+        method = environ["REQUEST_METHOD"]
+        if method not in ("GET", "HEAD"):
+            return _text(start_response, "405 Method Not Allowed", "only GET and HEAD are answered here")
+        started: list[Any] = []
+        try:
+            body = b"".join(self._get({**environ, "REQUEST_METHOD": "GET"}, lambda *status: started.extend(status)))
+        except Exception:
+            log.exception("an HTTP request failed")
+            raise
+        status, headers = started
+        start_response(status, [*headers, ("Content-Length", str(len(body)))])
+        return [body] if method == "GET" else []
+
+    def _get(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if path == "/metrics":
-            metrics: Iterable[bytes] = self._metrics(environ, start_response)
-            return metrics
+            return self._scrape(environ, start_response)
         if path == "/healthz":
             if self._serving():
                 return _text(start_response, "200 OK", "ok")
             return _text(start_response, "503 Service Unavailable", "not serving")
         return _text(start_response, "404 Not Found", "there are /metrics and /healthz here")
+
+    def _scrape(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        try:
+            metrics: Iterable[bytes] = self._metrics(environ, start_response)
+        except (TypeError, ValueError):  # what the caller says that it accepts names a version that is none
+            metrics = self._metrics({**environ, "HTTP_ACCEPT": ""}, start_response)
+        return metrics
 
 
 def _text(start_response: Callable[..., Any], status: str, text: str) -> Iterable[bytes]:
@@ -60,6 +90,41 @@ def _text(start_response: Callable[..., Any], status: str, text: str) -> Iterabl
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        self._lock = threading.Lock()
+        self._since: dict[socket.socket, float] = {}  # when each connection came, oldest first
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            while len(self._since) >= _MAX_CONNECTIONS:
+                self._drop(next(iter(self._since)))
+            self._since[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Called by serve_forever() again and again: drops what takes too long."""
+        super().service_actions()
+        with self._lock:
+            overdue = time.monotonic() - _SECONDS_PER_REQUEST
+            for request in [request for request, since in self._since.items() if since < overdue]:
+                self._drop(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._since.pop(request, None)
+        super().shutdown_request(request)
+
+    def _drop(self, request: socket.socket) -> None:
+        """Wakes the connection's thread, which then ends."""
+        del self._since[request]
+        with contextlib.suppress(OSError):  # it is gone already
+            request.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):  # a caller that went away or fell silent is no news
+            log.exception("an HTTP request failed")
 
     def server_bind(self) -> None:
         # not HTTPServer's, which asks the name service for the host's name and may wait for it
@@ -73,7 +138,11 @@ class _Server6(_Server):
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = _SECONDS_PER_REQUEST  # a caller that sends nothing holds a thread no longer
+    timeout = _SECONDS_PER_REQUEST  # of one read or write
+
+    def get_stderr(self) -> Any:
+        """Takes wsgiref's traceback of an answer that could not be written."""
+        return io.StringIO()
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Scrapes are not worth a line each."""
