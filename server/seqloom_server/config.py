@@ -26,11 +26,7 @@ class ConfigError(ValueError):
 
 
 class _Refused(ValueError):
-    """A value that its field does not take; `field` is the field's name."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(problem)
-        self.field = field
+    """A value that its field does not take."""
 
 
 def _option(default: Any, help: str, *, least: float | None = None, most: float | None = None, **more: Any) -> Any:
@@ -82,38 +78,41 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check(field, getattr(self, field.name))
+            try:
+                _check(field, getattr(self, field.name))
+            except _Refused as error:
+                raise ValueError(f"{field.name}: {error}") from None
 
 
 def _check(field: "dataclasses.Field[Any]", value: Any) -> None:
-    name, kind = field.name, field.type
+    kind = field.type
     fits = isinstance(value, (int, float) if kind is float else kind)  # type: ignore[arg-type]
     if not fits or (isinstance(value, bool) and kind is not bool):
-        raise _Refused(name, f"is {value!r}: expected {_EXPECTED[kind]}")
+        raise _Refused(f"is {value!r}: expected {_EXPECTED[kind]}")
     if field.metadata.get("choices") and value not in field.metadata["choices"]:
-        raise _Refused(name, f"is {value!r}: expected one of {', '.join(field.metadata['choices'])}")
+        raise _Refused(f"is {value!r}: expected one of {', '.join(field.metadata['choices'])}")
     if field.metadata.get("address"):
-        split_address(value, name)
+        split_address(value)
     least, most = field.metadata["least"], field.metadata["most"]
     if kind in (int, float) and not (
         (least is None or value >= least) and value <= (math.inf if most is None else most)
     ):
-        raise _Refused(name, f"is {value}: expected at least {least}" + ("" if most is None else f", at most {most}"))
+        raise _Refused(f"is {value}: expected at least {least}" + ("" if most is None else f", at most {most}"))
     if kind is float and not math.isfinite(value):
-        raise _Refused(name, f"is {value}: expected a finite number")
+        raise _Refused(f"is {value}: expected a finite number")
     if kind is str and not value:
-        raise _Refused(name, "is empty")
+        raise _Refused("is empty")
 
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "true|false", str: "HOST:PORT"}
 _EXPECTED: dict[Any, str] = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
-def split_address(address: str, name: str = "address") -> tuple[str, int]:
+def split_address(address: str) -> tuple[str, int]:
     """Returns host and port of "HOST:PORT"; an IPv6 host stands in brackets. Raises ValueError."""
     found = _ADDRESS.fullmatch(address)
     if found is None or int(found[2]) > 65535:
-        raise _Refused(name, f"is {address!r}: expected HOST:PORT, with a port from 0 to 65535")
+        raise _Refused(f"is {address!r}: expected HOST:PORT, with a port from 0 to 65535")
     return found[1], int(found[2])
 
 

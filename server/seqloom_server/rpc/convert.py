@@ -86,7 +86,7 @@ def state(message: tensor_pb2.State, spec: ModelSpec, count: int, field: str) ->
     for part in ("hidden", "cell"):
         if part not in spec.state_parts:
             if message.HasField(part):
-                raise invalid(f"{field}.{part}", f"is given: a {spec.cell} has none")
+                raise invalid(f"{field}.{part}", f"is given: {spec.cell} has none")
             continue
         values = array(getattr(message, part), spec.dtype, f"{field}.{part}")
         if values.shape != shape:
