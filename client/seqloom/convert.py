@@ -86,8 +86,8 @@ def state(value: State | None, spec: ModelSpec, count: int) -> list[tensor_pb2.S
     if not isinstance(value, State):
         raise InvalidArgument(f"initial_state: is a {type(value).__name__}: expected seqloom.State")
     if (value.cell is None) != (spec.cell != "lstm"):
-        wanted = "needs" if spec.cell == "lstm" else "has no"
-        raise InvalidArgument(f"initial_state.cell: a {spec.cell} {wanted} cell state")
+        wanted = "needs a" if spec.cell == "lstm" else "has no"
+        raise InvalidArgument(f"initial_state.cell: the model, of {spec.cell} cells, {wanted} cell state")
     shape = [spec.num_layers, count, spec.hidden_size]
     parts = {}
     for name, part in (("hidden", value.hidden), ("cell", value.cell)):

@@ -42,7 +42,9 @@ class ServerConfig:
     listen: str = _option("127.0.0.1:50051", "HOST:PORT of gRPC; port 0 takes a free one", address=True)
     http: str = _option("127.0.0.1:9464", "HOST:PORT of /metrics and /healthz; port 0 takes a free one", address=True)
     device: str = _option("auto", "where networks run", choices=("auto", "cpu", "cuda"))
-    threads: int = _option(0, "torch's threads on the CPU; 0 leaves it to torch", least=0, most=1024)
+    threads: int = _option(
+        0, "torch's threads on the CPU; 0 takes one for small networks, all cores for others", least=0, most=1024
+    )
     switch_interval_ms: float = _option(
         1.0, "how long the device thread and the event loop may hold the interpreter against each other", least=0.01
     )

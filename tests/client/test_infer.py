@@ -233,7 +233,10 @@ WRONG = [
     ({"outputs": seqloom.TopK(4)}, r"outputs\.top_k: is 4: expected 1 to 3"),
     ({"outputs": seqloom.TopK(2**40)}, r"outputs\.top_k"),
     ({"initial_state": STATE}, "initial_state: is a ndarray"),
-    ({"initial_state": seqloom.State(STATE, STATE)}, r"initial_state\.cell: a elman has no cell state"),
+    (
+        {"initial_state": seqloom.State(STATE, STATE)},
+        r"initial_state\.cell: the model, of elman cells, has no cell state",
+    ),
     ({"initial_state": seqloom.State(STATE[0])}, r"initial_state\.hidden: has shape \[1, 7\]"),
     ({"initial_state": seqloom.State(np.zeros((1, 2, 7)))}, r"initial_state\.hidden: has shape"),
     ({"initial_state": seqloom.State("speech")}, r"initial_state\.hidden"),

@@ -39,7 +39,7 @@ class Outcomes(Protocol):
 class DeviceThread:
     """The one thread that runs networks.
 
-    ready: the lock around `scheduler`, notified when there is something to do. threads: torch's; 0 leaves it to torch.
+    ready: the lock around `scheduler`, notified when there is something to do. threads: torch's; 0 chooses by network.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class DeviceThread:
         self._report = report
         self._outcomes = outcomes
         self._threads = threads
+        self._in_use = 0
         self._poison = poison
         self._stopping = False
         self._failures = 0
@@ -78,8 +79,6 @@ class DeviceThread:
 
     def _serve(self) -> None:
         try:
-            if self._threads:
-                torch.set_num_threads(self._threads)
             while self._turn():
                 pass
         except BaseException as error:
@@ -111,6 +110,8 @@ class DeviceThread:
 
     def _run(self, piece: Slice) -> None:
         """Runs one slice; a failure is its members' alone, until there are too many in a row."""
+        assert isinstance(piece.weights, ServedWeights)
+        self._set_threads(self._threads or piece.weights.threads)
         start = time.monotonic()
         results: Results | None = None
         exhausted = False
@@ -137,9 +138,13 @@ class DeviceThread:
         self._failures = 0
         self._hand_back(self._outcomes.ran, results)
         # the callers have their outputs: now there is time for the books
-        assert isinstance(piece.weights, ServedWeights)
         piece.weights.cost.observe(piece.steps, piece.cells, now - start)
         self._report.ran(piece, now - start)
+
+    def _set_threads(self, count: int) -> None:
+        if count != self._in_use:  # it would tell OpenMP anew each time
+            torch.set_num_threads(count)
+            self._in_use = count
 
     def _hand_back(self, callback: Callable[..., object], argument: object) -> None:
         assert self._loop is not None

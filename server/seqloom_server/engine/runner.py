@@ -17,6 +17,9 @@ from seqloom_server.nn.network import Network
 from seqloom_server.nn.outputs import chunk_rows
 
 _ZERO, _DISCARD = 0, 1  # the reserved slots
+# A smaller network's products end before a second thread has joined in, and the event loop has a use for its core
+# (benchmarks/results: the tuning tables).
+_THREADED_PARAMETERS = 500_000
 _FLOPS_GUESS = {"cpu": 5e10, "cuda": 1e13}  # only until the first slices have run
 _WARM_UP = ((1, 8), (8, 8), (64, 4))  # sequences, steps
 
@@ -27,7 +30,7 @@ class ServedWeights:
     """One version of one model's weights on the device, with the states of the sequences that run under it.
 
     states: [L, capacity, H] per part of the cell's state; slot 0 stays zero, slot 1 takes what nobody needs.
-    max_cells: a slice has no more rows, so that no [rows, O] buffer is too large.
+    max_cells: a slice has no more rows, so that no [rows, O] buffer is too large. threads: torch's, on the CPU.
     """
 
     def __init__(self, model: str, version: int, network: Network) -> None:
@@ -37,6 +40,7 @@ class ServedWeights:
         self.slots = SlotPool(reserved=2)
         self.cost = SliceCost(2.0 * network.spec.parameter_count, _FLOPS_GUESS[network.device.type])
         self.states = self._allocate(16)
+        self.threads = torch.get_num_threads() if network.spec.parameter_count >= _THREADED_PARAMETERS else 1
         self.max_cells = chunk_rows(network.spec.output_size, self.states[0].element_size())
 
     def _allocate(self, capacity: int) -> States:
