@@ -185,6 +185,8 @@ async def test_what_is_still_open_when_time_is_up_is_told(tmp_path, how):
 async def test_draining_with_nothing_open_is_done_at_once(tmp_path):
     async with running_engine(tmp_path, SPEC) as engine:
         await asyncio.wait_for(engine.drain(3600), 60)
+        with pytest.raises(ServerError):
+            open_sequence(engine)
 
 
 async def test_an_idle_device_thread_keeps_no_weights_and_no_outputs_alive(tmp_path):
