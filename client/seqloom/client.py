@@ -101,9 +101,13 @@ class AsyncClient:
                     snapshot_interval_steps=convert.interval(snapshot_interval),
                 )
                 session = await self._linked().shared.opened(message, (info.spec, outputs), deadline)
-                if session.weights_version != info.weights_version:  # replaced, perhaps by a model of another shape
-                    self._known.pop(model, None)
-                    info = await self._info(model, deadline)
+                try:
+                    if session.weights_version != info.weights_version:  # replaced, perhaps by one of another shape
+                        self._known.pop(model, None)
+                        info = await self._info(model, deadline)
+                except BaseException:
+                    session.cancel(Cancelled("the stream was given up", reason="CANCELLED"))
+                    raise
                 return session, info.spec
 
             return await self._anew(convert.text(model, "model"), attempt, deadline)

@@ -137,7 +137,10 @@ class Session:
         try:
             self._check_open()
             least = min(len(frames), self.window)
-            await self._until_room(lambda: self._room >= least and self._chunks.missing < self.window, deadline)
+            entries = max(1, math.ceil(least / _rows(frames)))  # which the server bounds, too
+            await self._until_room(
+                lambda: self._room >= least and self._chunks.missing + entries <= self.window, deadline
+            )
             due, start = self._chunks.expect(len(frames), early=len(frames) > self.window), 0
             try:
                 while True:
@@ -226,9 +229,6 @@ class Session:
                 future.set_result(None)
 
     async def _take_turn(self, deadline: float) -> None:
-        if not self._sending.locked():
-            await self._sending.acquire()
-            return
         try:
             async with until(deadline):
                 await self._sending.acquire()

@@ -98,7 +98,13 @@ class AsyncStream:
         """
         session, _ = self._opened()
         feeding = asyncio.create_task(self._feed(chunks))
-        feeding.add_done_callback(lambda _: session.notify())
+
+        def fed(task: asyncio.Task[None]) -> None:
+            session.notify()
+            if not task.cancelled():
+                task.exception()  # looked at, should nobody come back for it
+
+        feeding.add_done_callback(fed)
         try:
             while True:
                 with _told():

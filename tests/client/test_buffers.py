@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 import seqloom
+from seqloom_server.nn.spec import ModelSpec
 from serving import until
 
 
@@ -157,3 +158,49 @@ async def test_no_thread_outlives_its_client(served):
 
     await asyncio.to_thread(run)
     await until(lambda: not [thread for thread in threading.enumerate() if thread.name == "seqloom-chunks"])
+
+
+async def test_many_empty_chunks_before_wide_ones_wait_instead_of_breaking_the_stream(serve):
+    async with (
+        serve({"broad": ModelSpec("elman", 16_384, 2, 2)}, window_steps=64) as served,
+        seqloom.AsyncClient(served.address, timeout=30.0) as client,
+        client.stream("broad") as stream,
+    ):
+        for _ in range(stream.window - 1):
+            await stream.send(np.zeros((0, 16_384), "f4"))
+        await stream.send(np.zeros((12, 16_384), "f4"))  # in several entries
+        assert [len(await stream.receive()) for _ in range(stream.window)] == [0] * (stream.window - 1) + [12]
+
+
+async def test_a_send_in_the_moment_between_two_others_keeps_its_timeout(client):
+    async with client.stream("small") as stream:
+        await stream.send(np.zeros((stream.window, 5), "f4"))
+        first = asyncio.create_task(stream.send(np.zeros((1, 5), "f4"), timeout=0.1))
+        await asyncio.sleep(0)
+        waiter = asyncio.create_task(stream.send(np.zeros((1, 5), "f4"), timeout=20.0))
+        with pytest.raises(seqloom.DeadlineExceeded):
+            await first
+        with pytest.raises(seqloom.DeadlineExceeded):
+            await asyncio.wait_for(stream.send(np.zeros((1, 5), "f4"), timeout=0.1), 10)
+        assert not waiter.done()
+        await stream.receive()
+        await waiter
+
+
+async def test_a_stream_that_is_given_up_while_it_opens_leaves_nothing_open(served, client, monkeypatch):
+    async with client.stream("small"):
+        pass
+    async with seqloom.AsyncClient(served.address) as other:  # so that the next stream meets another version
+        await other.export_model("small", served.models / "exported")
+        await other.import_model("small", served.models / "exported")
+    ask = client._info
+
+    async def slow(name, deadline):
+        if name not in client._known:
+            await asyncio.Event().wait()
+        return await ask(name, deadline)
+
+    monkeypatch.setattr(client, "_info", slow)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(client.stream("small").__aenter__(), 0.5)
+    await until(lambda: served.engine.open_sessions == 0)

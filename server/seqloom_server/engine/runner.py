@@ -20,6 +20,7 @@ _ZERO, _DISCARD = 0, 1  # the reserved slots
 # A smaller network's products end before a second thread has joined in, and the event loop has a use for its core
 # (benchmarks/results: the tuning tables).
 _THREADED_PARAMETERS = 500_000
+_CORES = torch.get_num_threads()  # as torch finds them, before anybody tells it otherwise
 _FLOPS_GUESS = {"cpu": 5e10, "cuda": 1e13}  # only until the first slices have run
 _WARM_UP = ((1, 8), (8, 8), (64, 4))  # sequences, steps
 
@@ -40,7 +41,7 @@ class ServedWeights:
         self.slots = SlotPool(reserved=2)
         self.cost = SliceCost(2.0 * network.spec.parameter_count, _FLOPS_GUESS[network.device.type])
         self.states = self._allocate(16)
-        self.threads = torch.get_num_threads() if network.spec.parameter_count >= _THREADED_PARAMETERS else 1
+        self.threads = _CORES if network.spec.parameter_count >= _THREADED_PARAMETERS else 1
         self.max_cells = chunk_rows(network.spec.output_size, self.states[0].element_size())
 
     def _allocate(self, capacity: int) -> States:
