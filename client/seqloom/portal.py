@@ -37,7 +37,7 @@ class Portal:
         with _starting:
             self._loop, self._thread, self._process = _shared_loop()
         self._lock = threading.RLock()  # reentrant, as a generator may be collected, and so closed, anywhere
-        self._feeds: weakref.WeakSet[AsyncGenerator[Any, None]] = weakref.WeakSet()
+        self._readers: weakref.WeakSet[_Reader] = weakref.WeakSet()
         self._running: set[concurrent.futures.Future[Any]] = set()
         self._stopped = False
 
@@ -81,8 +81,8 @@ class Portal:
             running = list(self._running)
         for future in running:
             future.cancel()
-        for feed in list(self._feeds):
-            asyncio.run_coroutine_threadsafe(_close(feed), self._loop)
+        for reader in list(self._readers):
+            reader.end()
 
     def iterate(self, asynchronous: AsyncIterator[T]) -> Iterator[T]:
         """Yields what an asynchronous generator yields."""
@@ -95,50 +95,62 @@ class Portal:
             self.end(_close(asynchronous))
 
     def feed(self, items: Iterable[T]) -> AsyncIterator[T]:
-        """Yields what an iterable yields; it is read on a thread of its own, as its next item may take long to come.
+        """Yields what an iterable yields; it is read on a thread of its own, as its next item may take long to come."""
+        reader = _Reader(items, self._loop)
+        self._readers.add(reader)
+        threading.Thread(target=reader.read, name="seqloom-chunks", daemon=True).start()
+        return reader.items()
 
-        One item is read ahead. A thread that waits in an iterable whose reader has gone ends with its next item.
-        """
-        feed = self._feed(items)
-        self._feeds.add(feed)
-        return feed
 
-    async def _feed(self, items: Iterable[T]) -> AsyncGenerator[T, None]:
-        queue: asyncio.Queue[tuple[bool, Any]] = asyncio.Queue(1)
-        gone = threading.Event()
+class _Reader:
+    """Reads an iterable, one item ahead of who takes them on the loop.
 
-        def put(more: bool, item: Any) -> None:
-            # either is raised where the reader or the loop has gone
-            with contextlib.suppress(concurrent.futures.CancelledError, RuntimeError):
-                asyncio.run_coroutine_threadsafe(queue.put((more, item)), self._loop).result()
+    A thread that waits in an iterable whose taker has gone ends with its next item.
+    """
 
-        def read() -> None:
-            try:
-                for item in items:
-                    if gone.is_set():
-                        return
-                    put(True, item)
-                    if gone.is_set():
-                        return
-                put(False, None)
-            except Exception as error:
-                put(False, error)
-            except BaseException as error:  # on the loop it would end the loop
-                put(False, _Escaped(error))
+    def __init__(self, items: Iterable[Any], loop: asyncio.AbstractEventLoop) -> None:
+        self._items = items
+        self._loop = loop
+        self._read: asyncio.Queue[tuple[bool, Any]] = asyncio.Queue()
+        self._room = threading.Semaphore(1)
+        self._gone = False
 
-        threading.Thread(target=read, name="seqloom-chunks", daemon=True).start()
+    def read(self) -> None:
+        """The thread's work."""
+        try:
+            for item in self._items:
+                self._room.acquire()
+                if self._gone:
+                    return
+                self._put(True, item)
+            self._put(False, None)
+        except Exception as error:
+            self._put(False, error)
+        except BaseException as error:  # on the loop it would end the loop
+            self._put(False, _Escaped(error))
+
+    def end(self) -> None:
+        """Ends the thread, and whoever waits for its items."""
+        self._gone = True
+        self._room.release()
+        self._put(False, None)
+
+    async def items(self) -> AsyncGenerator[Any, None]:
+        """Yields the items, on the loop."""
         try:
             while True:
-                more, item = await queue.get()
+                more, item = await self._read.get()
                 if not more:
                     if item is not None:
                         raise item
                     return
+                self._room.release()
                 yield item
         finally:
-            gone.set()
-            while not queue.empty():
-                queue.get_nowait()
+            self.end()
+
+    def _put(self, more: bool, item: Any) -> None:
+        self._loop.call_soon_threadsafe(self._read.put_nowait, (more, item))
 
 
 async def _next(asynchronous: AsyncIterator[Any]) -> Any:
