@@ -29,7 +29,7 @@ ACTIVATION_TANH: Activation
 ACTIVATION_RELU: Activation
 
 class ModelSpec(_message.Message):
-    __slots__ = ("cell", "activation", "input_size", "hidden_size", "output_size", "num_layers", "data_type")
+    __slots__ = ("cell", "activation", "input_size", "hidden_size", "output_size", "num_layers", "data_type", "conv_channels", "conv_width", "bidirectional")
     CELL_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_FIELD_NUMBER: _ClassVar[int]
     INPUT_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,9 @@ class ModelSpec(_message.Message):
     OUTPUT_SIZE_FIELD_NUMBER: _ClassVar[int]
     NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
     DATA_TYPE_FIELD_NUMBER: _ClassVar[int]
+    CONV_CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    CONV_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    BIDIRECTIONAL_FIELD_NUMBER: _ClassVar[int]
     cell: CellType
     activation: Activation
     input_size: int
@@ -44,7 +47,10 @@ class ModelSpec(_message.Message):
     output_size: int
     num_layers: int
     data_type: _tensor_pb2.DataType
-    def __init__(self, cell: _Optional[_Union[CellType, str]] = ..., activation: _Optional[_Union[Activation, str]] = ..., input_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., output_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., data_type: _Optional[_Union[_tensor_pb2.DataType, str]] = ...) -> None: ...
+    conv_channels: int
+    conv_width: int
+    bidirectional: bool
+    def __init__(self, cell: _Optional[_Union[CellType, str]] = ..., activation: _Optional[_Union[Activation, str]] = ..., input_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., output_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., data_type: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., conv_channels: _Optional[int] = ..., conv_width: _Optional[int] = ..., bidirectional: bool = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("name", "spec", "weights_version", "parameter_count")
@@ -163,7 +169,7 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., device: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_sequences_per_request", "max_steps_per_sequence", "max_message_bytes", "max_stream_message_bytes", "window_steps", "max_sessions", "max_batch_sequences", "max_batch_steps")
+    __slots__ = ("max_sequences_per_request", "max_steps_per_sequence", "max_message_bytes", "max_stream_message_bytes", "window_steps", "max_sessions", "max_batch_sequences", "max_batch_steps", "max_training_bytes", "max_training_steps")
     MAX_SEQUENCES_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_PER_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -172,6 +178,8 @@ class Limits(_message.Message):
     MAX_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_STEPS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TRAINING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_TRAINING_STEPS_FIELD_NUMBER: _ClassVar[int]
     max_sequences_per_request: int
     max_steps_per_sequence: int
     max_message_bytes: int
@@ -180,4 +188,6 @@ class Limits(_message.Message):
     max_sessions: int
     max_batch_sequences: int
     max_batch_steps: int
-    def __init__(self, max_sequences_per_request: _Optional[int] = ..., max_steps_per_sequence: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_stream_message_bytes: _Optional[int] = ..., window_steps: _Optional[int] = ..., max_sessions: _Optional[int] = ..., max_batch_sequences: _Optional[int] = ..., max_batch_steps: _Optional[int] = ...) -> None: ...
+    max_training_bytes: int
+    max_training_steps: int
+    def __init__(self, max_sequences_per_request: _Optional[int] = ..., max_steps_per_sequence: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_stream_message_bytes: _Optional[int] = ..., window_steps: _Optional[int] = ..., max_sessions: _Optional[int] = ..., max_batch_sequences: _Optional[int] = ..., max_batch_steps: _Optional[int] = ..., max_training_bytes: _Optional[int] = ..., max_training_steps: _Optional[int] = ...) -> None: ...

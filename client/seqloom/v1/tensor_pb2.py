@@ -24,27 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17seqloom/v1/tensor.proto\x12\nseqloom.v1\"N\n\x06Tensor\x12\'\n\tdata_type\x18\x01 \x01(\x0e\x32\x14.seqloom.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"B\n\rSequenceBatch\x12 \n\x04rows\x18\x01 \x01(\x0b\x32\x12.seqloom.v1.Tensor\x12\x0f\n\x07lengths\x18\x02 \x03(\x05\"M\n\x05State\x12\"\n\x06hidden\x18\x01 \x01(\x0b\x32\x12.seqloom.v1.Tensor\x12 \n\x04\x63\x65ll\x18\x02 \x01(\x0b\x32\x12.seqloom.v1.Tensor\"A\n\nOutputSpec\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.seqloom.v1.OutputKind\x12\r\n\x05top_k\x18\x02 \x01(\x05\"Q\n\x07Outputs\x12\"\n\x06values\x18\x01 \x01(\x0b\x32\x12.seqloom.v1.Tensor\x12\"\n\x06labels\x18\x02 \x01(\x0b\x32\x12.seqloom.v1.Tensor\"8\n\x06Timing\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x02 \x01(\x01*h\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x02\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x03*\xba\x01\n\nOutputKind\x12\x1b\n\x17OUTPUT_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12OUTPUT_KIND_LOGITS\x10\x01\x12\x15\n\x11OUTPUT_KIND_PROBS\x10\x02\x12\x19\n\x15OUTPUT_KIND_LOG_PROBS\x10\x03\x12\x16\n\x12OUTPUT_KIND_LABELS\x10\x04\x12\x16\n\x12OUTPUT_KIND_HIDDEN\x10\x05\x12\x15\n\x11OUTPUT_KIND_TOP_K\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17seqloom/v1/tensor.proto\x12\nseqloom.v1\"N\n\x06Tensor\x12\'\n\tdata_type\x18\x01 \x01(\x0e\x32\x14.seqloom.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"B\n\rSequenceBatch\x12 \n\x04rows\x18\x01 \x01(\x0b\x32\x12.seqloom.v1.Tensor\x12\x0f\n\x07lengths\x18\x02 \x03(\x05\"q\n\x05State\x12\"\n\x06hidden\x18\x01 \x01(\x0b\x32\x12.seqloom.v1.Tensor\x12 \n\x04\x63\x65ll\x18\x02 \x01(\x0b\x32\x12.seqloom.v1.Tensor\x12\"\n\x06inputs\x18\x03 \x01(\x0b\x32\x12.seqloom.v1.Tensor\"A\n\nOutputSpec\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.seqloom.v1.OutputKind\x12\r\n\x05top_k\x18\x02 \x01(\x05\"Q\n\x07Outputs\x12\"\n\x06values\x18\x01 \x01(\x0b\x32\x12.seqloom.v1.Tensor\x12\"\n\x06labels\x18\x02 \x01(\x0b\x32\x12.seqloom.v1.Tensor\"8\n\x06Timing\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x02 \x01(\x01*\x80\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x02\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x03\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x04*\xba\x01\n\nOutputKind\x12\x1b\n\x17OUTPUT_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12OUTPUT_KIND_LOGITS\x10\x01\x12\x15\n\x11OUTPUT_KIND_PROBS\x10\x02\x12\x19\n\x15OUTPUT_KIND_LOG_PROBS\x10\x03\x12\x16\n\x12OUTPUT_KIND_LABELS\x10\x04\x12\x16\n\x12OUTPUT_KIND_HIDDEN\x10\x05\x12\x15\n\x11OUTPUT_KIND_TOP_K\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'seqloom.v1.tensor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATATYPE']._serialized_start=474
-  _globals['_DATATYPE']._serialized_end=578
-  _globals['_OUTPUTKIND']._serialized_start=581
-  _globals['_OUTPUTKIND']._serialized_end=767
+  _globals['_DATATYPE']._serialized_start=511
+  _globals['_DATATYPE']._serialized_end=639
+  _globals['_OUTPUTKIND']._serialized_start=642
+  _globals['_OUTPUTKIND']._serialized_end=828
   _globals['_TENSOR']._serialized_start=39
   _globals['_TENSOR']._serialized_end=117
   _globals['_SEQUENCEBATCH']._serialized_start=119
   _globals['_SEQUENCEBATCH']._serialized_end=185
   _globals['_STATE']._serialized_start=187
-  _globals['_STATE']._serialized_end=264
-  _globals['_OUTPUTSPEC']._serialized_start=266
-  _globals['_OUTPUTSPEC']._serialized_end=331
-  _globals['_OUTPUTS']._serialized_start=333
-  _globals['_OUTPUTS']._serialized_end=414
-  _globals['_TIMING']._serialized_start=416
-  _globals['_TIMING']._serialized_end=472
+  _globals['_STATE']._serialized_end=300
+  _globals['_OUTPUTSPEC']._serialized_start=302
+  _globals['_OUTPUTSPEC']._serialized_end=367
+  _globals['_OUTPUTS']._serialized_start=369
+  _globals['_OUTPUTS']._serialized_end=450
+  _globals['_TIMING']._serialized_start=452
+  _globals['_TIMING']._serialized_end=508
 # @@protoc_insertion_point(module_scope)

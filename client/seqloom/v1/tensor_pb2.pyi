@@ -13,6 +13,7 @@ class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DATA_TYPE_FLOAT32: _ClassVar[DataType]
     DATA_TYPE_FLOAT64: _ClassVar[DataType]
     DATA_TYPE_INT32: _ClassVar[DataType]
+    DATA_TYPE_BFLOAT16: _ClassVar[DataType]
 
 class OutputKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -27,6 +28,7 @@ DATA_TYPE_UNSPECIFIED: DataType
 DATA_TYPE_FLOAT32: DataType
 DATA_TYPE_FLOAT64: DataType
 DATA_TYPE_INT32: DataType
+DATA_TYPE_BFLOAT16: DataType
 OUTPUT_KIND_UNSPECIFIED: OutputKind
 OUTPUT_KIND_LOGITS: OutputKind
 OUTPUT_KIND_PROBS: OutputKind
@@ -54,12 +56,14 @@ class SequenceBatch(_message.Message):
     def __init__(self, rows: _Optional[_Union[Tensor, _Mapping]] = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class State(_message.Message):
-    __slots__ = ("hidden", "cell")
+    __slots__ = ("hidden", "cell", "inputs")
     HIDDEN_FIELD_NUMBER: _ClassVar[int]
     CELL_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     hidden: Tensor
     cell: Tensor
-    def __init__(self, hidden: _Optional[_Union[Tensor, _Mapping]] = ..., cell: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    inputs: Tensor
+    def __init__(self, hidden: _Optional[_Union[Tensor, _Mapping]] = ..., cell: _Optional[_Union[Tensor, _Mapping]] = ..., inputs: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class OutputSpec(_message.Message):
     __slots__ = ("kind", "top_k")

@@ -14,6 +14,7 @@ OutputKind = Literal["logits", "probs", "log_probs", "labels", "hidden", "top_k"
 MAX_INPUT_SIZE = MAX_HIDDEN_SIZE = 16_384
 MAX_OUTPUT_SIZE = 1_000_000
 MAX_LAYERS = 16
+MAX_CONV_WIDTH = 64
 MAX_PARAMETERS = 2**31
 
 # rows of weight_ih and weight_hh in units of H: gates that torch.nn keeps in one matrix
@@ -25,10 +26,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": ("float32", "float64"),
 }
 _BOUNDS = {
-    "input_size": MAX_INPUT_SIZE,
-    "hidden_size": MAX_HIDDEN_SIZE,
-    "output_size": MAX_OUTPUT_SIZE,
-    "num_layers": MAX_LAYERS,
+    "input_size": (1, MAX_INPUT_SIZE),
+    "hidden_size": (1, MAX_HIDDEN_SIZE),
+    "output_size": (1, MAX_OUTPUT_SIZE),
+    "num_layers": (1, MAX_LAYERS),
+    "conv_channels": (0, MAX_HIDDEN_SIZE),
+    "conv_width": (0, MAX_CONV_WIDTH),
 }
 
 
@@ -45,7 +48,9 @@ class ModelSpec:
     """A recurrent network: `num_layers` layers of one cell type, H units each, and a linear output layer.
 
     input_size is D, hidden_size H, output_size O. activation is Elman's phi and stays "tanh" for the other cells, whose
-    functions are fixed. Raises InvalidSpec.
+    functions are fixed. conv_channels and conv_width: a causal convolution of so many channels over the last so many
+    inputs, then relu, in front of the first layer; 0 and 0 for none. bidirectional: each layer also runs from the
+    last step to the first, so that only whole sequences can be run. Raises InvalidSpec.
     """
 
     cell: Cell
@@ -55,16 +60,24 @@ class ModelSpec:
     num_layers: int = 1
     activation: Activation = "tanh"
     dtype: DType = "float32"
+    conv_channels: int = 0
+    conv_width: int = 0
+    bidirectional: bool = False
 
     def __post_init__(self) -> None:
         for field, choices in _CHOICES.items():
             value = getattr(self, field)
             if not (isinstance(value, str) and value in choices):
                 raise InvalidSpec(field, f"is {_shown(value)}: expected one of {', '.join(choices)}")
-        for field, most in _BOUNDS.items():
+        for field, (least, most) in _BOUNDS.items():
             value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-                raise InvalidSpec(field, f"is {_shown(value)}: expected an integer from 1 to {most}")
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise InvalidSpec(field, f"is {_shown(value)}: expected an integer from {least} to {most}")
+        if not isinstance(self.bidirectional, bool):
+            raise InvalidSpec("bidirectional", f"is {_shown(self.bidirectional)}: expected true or false")
+        if bool(self.conv_channels) != bool(self.conv_width):
+            missing = "conv_width" if self.conv_channels else "conv_channels"
+            raise InvalidSpec(missing, "is 0: a convolution has channels and a width")
         if self.activation != "tanh" and self.cell != "elman":
             raise InvalidSpec("activation", f"is {self.activation!r}: {self.cell} has only 'tanh'")
         if self.parameter_count > MAX_PARAMETERS:
@@ -95,12 +108,17 @@ class ModelSpec:
         """Shapes by torch.nn's names, in torch.nn's order: "rnn.weight_ih_l0" [gates H, D], ... "output.bias" [O]."""
         rows, hidden = GATES[self.cell] * self.hidden_size, self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {}
+        if self.conv_channels:
+            shapes["conv.weight"] = (self.conv_channels, self.input_size, self.conv_width)
+            shapes["conv.bias"] = (self.conv_channels,)
         for layer in range(self.num_layers):
-            shapes[f"rnn.weight_ih_l{layer}"] = (rows, hidden if layer else self.input_size)
-            shapes[f"rnn.weight_hh_l{layer}"] = (rows, hidden)
-            shapes[f"rnn.bias_ih_l{layer}"] = (rows,)
-            shapes[f"rnn.bias_hh_l{layer}"] = (rows,)
-        shapes["output.weight"] = (self.output_size, hidden)
+            width = self.outputs_width if layer else self.conv_channels or self.input_size
+            for direction in ("", "_reverse")[: self.directions]:
+                shapes[f"rnn.weight_ih_l{layer}{direction}"] = (rows, width)
+                shapes[f"rnn.weight_hh_l{layer}{direction}"] = (rows, hidden)
+                shapes[f"rnn.bias_ih_l{layer}{direction}"] = (rows,)
+                shapes[f"rnn.bias_hh_l{layer}{direction}"] = (rows,)
+        shapes["output.weight"] = (self.output_size, self.outputs_width)
         shapes["output.bias"] = (self.output_size,)
         return shapes
 
@@ -110,9 +128,32 @@ class ModelSpec:
         return sum(math.prod(shape) for shape in self.parameter_shapes().values())
 
     @property
+    def directions(self) -> int:
+        """2 where layers are bidirectional, else 1."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def outputs_width(self) -> int:
+        """The width of a layer's s_t, and of "hidden" outputs: H, or 2 H where both directions are side by side."""
+        return self.directions * self.hidden_size
+
+    def state_shapes(self) -> dict[str, tuple[int, int]]:
+        """The parts of a sequence's state, by name, as (rows, width): a part of N sequences is [rows, N, width].
+
+        "hidden" and an LSTM's "cell": a row for each layer and direction, ordered as torch.nn orders them. "inputs": the
+        last conv_width - 1 inputs, oldest first, zeros before the first.
+        """
+        shapes = {"hidden": (self.num_layers * self.directions, self.hidden_size)}
+        if self.cell == "lstm":
+            shapes["cell"] = shapes["hidden"]
+        if self.conv_width > 1:
+            shapes["inputs"] = (self.conv_width - 1, self.input_size)
+        return shapes
+
+    @property
     def state_parts(self) -> tuple[str, ...]:
-        """The parts of the recurrent state, [L, N, H] each."""
-        return ("hidden", "cell") if self.cell == "lstm" else ("hidden",)
+        """The names of state_shapes(), in the order in which states are kept."""
+        return tuple(self.state_shapes())
 
 
 def cell_of_gates(gates: int) -> Cell | None:
