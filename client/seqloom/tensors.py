@@ -1,10 +1,11 @@
 """Numpy arrays to and from the wire's tensors: the one module that the SDK and the server share.
 
 A tensor is its data type, its shape, and its elements in C order, little-endian. Decoding is a view on the message's
-bytes, never a copy, and so read-only.
+bytes, never a copy, and so read-only; except of bfloat16, which numpy has not: it becomes a float32 array.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,19 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     tensor_pb2.DATA_TYPE_INT32: np.dtype("<i4"),
 }
 _TYPES: dict[np.dtype[Any], Any] = {dtype: data_type for data_type, dtype in _DTYPES.items()}
+_STORED = _DTYPES | {tensor_pb2.DATA_TYPE_BFLOAT16: np.dtype("<u2")}
 
 
 class MalformedTensor(ValueError):
     """A tensor message whose type, shape and bytes do not belong together; the text says which."""
+
+
+def data_type_of(dtype: npt.DTypeLike) -> Any:
+    """Returns the DataType of float32, float64 or int32, of either byte order. Raises TypeError for another dtype."""
+    data_type = _TYPES.get(np.dtype(dtype).newbyteorder("<"))
+    if data_type is None:
+        raise TypeError(f"dtype {np.dtype(dtype)} has no place on the wire: float32, float64 or int32")
+    return data_type
 
 
 def encode_into(array: Array, tensor: tensor_pb2.Tensor) -> None:
@@ -34,9 +44,7 @@ def encode_into(array: Array, tensor: tensor_pb2.Tensor) -> None:
     Into a message that stands in its place already, since protobuf copies what is put together from parts.
     Raises TypeError for another dtype.
     """
-    data_type = _TYPES.get(array.dtype.newbyteorder("<"))
-    if data_type is None:
-        raise TypeError(f"dtype {array.dtype} has no place on the wire: float32, float64 or int32")
+    data_type = data_type_of(array.dtype)
     tensor.data_type = data_type
     tensor.shape.extend(array.shape)
     tensor.data = array.astype(_DTYPES[data_type], copy=False).tobytes()
@@ -49,19 +57,50 @@ def encode(array: Array) -> tensor_pb2.Tensor:
     return tensor
 
 
-def decode(tensor: tensor_pb2.Tensor) -> Array:
-    """Returns a read-only view on a tensor message. Raises MalformedTensor."""
-    dtype = _DTYPES.get(tensor.data_type)
+def to_bfloat16(array: Array) -> npt.NDArray[np.uint16]:
+    """Returns the bits of an array of floats as bfloat16, rounded to the nearest, ties to even; a NaN stays one."""
+    with np.errstate(over="ignore"):  # beyond float32's range it is an infinity in bfloat16, too
+        bits = np.ascontiguousarray(array, "<f4").view("<u4").reshape(-1)
+    rounded = (bits >> np.uint32(16)) & np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
+    rounded >>= np.uint32(16)
+    nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    rounded[nan] = (bits[nan] >> np.uint32(16)) | np.uint32(0x40)  # what says NaN may lie in the lower half alone
+    return rounded.astype("<u2").reshape(np.shape(array))
+
+
+def from_bfloat16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """Returns the float32 numbers of bfloat16 bits; exact."""
+    return (bits.reshape(-1).astype("<u4") << np.uint32(16)).view("<f4").reshape(bits.shape)
+
+
+def stored_bytes(data_type: int, shape: Sequence[int]) -> int:
+    """Returns how many bytes a tensor takes on the wire. Raises MalformedTensor."""
+    dtype = _STORED.get(data_type)
     if dtype is None:
-        raise MalformedTensor(f"data_type is {tensor.data_type}: expected FLOAT32, FLOAT64 or INT32")
-    shape, data = tuple(tensor.shape), tensor.data
+        raise MalformedTensor(f"data_type is {data_type}: expected FLOAT32, FLOAT64, INT32 or BFLOAT16")
     if len(shape) > MAX_RANK or any(size < 0 for size in shape):
         raise MalformedTensor(f"shape is {list(shape)[:MAX_RANK]}: expected at most {MAX_RANK} sizes, none negative")
-    if math.prod(shape) * dtype.itemsize != len(data):
-        raise MalformedTensor(
-            f"data has {len(data)} bytes: shape {list(shape)} of {dtype.name} takes {math.prod(shape) * dtype.itemsize}"
-        )
+    return math.prod(shape) * dtype.itemsize
+
+
+def from_bytes(data_type: int, shape: Sequence[int], data: bytes | bytearray | memoryview) -> Array:
+    """Returns a view on the bytes of a tensor; of BFLOAT16, a float32 copy. Raises MalformedTensor."""
+    expected = stored_bytes(data_type, shape)
+    if len(data) != expected:
+        raise MalformedTensor(f"data has {len(data)} bytes: shape {list(shape)} of {_name(data_type)} takes {expected}")
     try:
-        return np.frombuffer(data, dtype).reshape(shape)
+        stored = np.frombuffer(data, _STORED[data_type]).reshape(tuple(shape))
     except ValueError as error:  # numpy has no room for some sizes, though there is a 0 among them
         raise MalformedTensor(f"shape is {list(shape)}: {error}") from None
+    return from_bfloat16(stored) if data_type == tensor_pb2.DATA_TYPE_BFLOAT16 else stored
+
+
+def decode(tensor: tensor_pb2.Tensor) -> Array:
+    """Returns the array of a tensor message, as from_bytes does. Raises MalformedTensor."""
+    return from_bytes(tensor.data_type, tuple(tensor.shape), tensor.data)
+
+
+def _name(data_type: int) -> str:
+    return _DTYPES[data_type].name if data_type in _DTYPES else "bfloat16"

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -34,6 +35,22 @@ def test_every_array_comes_back_as_it_was(array):
     assert message.data == array.astype(decoded.dtype).tobytes()
 
 
+@given(hnp.arrays("<u4", hnp.array_shapes(min_dims=0, max_side=5), elements=st.integers(0, 2**32 - 1)))
+def test_bfloat16_is_rounded_as_torch_rounds_it(bits):
+    array = bits.view("<f4")
+    expected = torch.from_numpy(array).bfloat16()
+    message = tensor_pb2.Tensor(data_type=tensor_pb2.DATA_TYPE_BFLOAT16, shape=array.shape)
+    message.data = tensors.to_bfloat16(array).tobytes()
+    np.testing.assert_array_equal(tensors.decode(message), expected.float().numpy())  # a NaN equals another
+
+
+def test_a_nan_of_the_lower_half_alone_and_a_number_beyond_float32_keep_their_kind_in_bfloat16():
+    numbers = np.array([0x7F800001, 0xFFFFFFFF], "<u4").view("<f4")
+    assert np.isnan(tensors.from_bfloat16(tensors.to_bfloat16(numbers))).all()
+    beyond = tensors.from_bfloat16(tensors.to_bfloat16(np.array([1e300, -1e300, 3.4e38])))
+    assert beyond.tolist() == [np.inf, -np.inf, np.inf]
+
+
 def test_decoding_is_a_read_only_view():
     decoded = tensors.decode(tensors.encode(np.arange(4, dtype="f4")))
     assert not decoded.flags.writeable
@@ -54,10 +71,10 @@ def test_whatever_comes_is_an_array_or_malformed(data_type, shape, data):
     except tensors.MalformedTensor:
         return
     assert array.shape == tuple(shape)
-    assert array.nbytes == len(data)
+    assert array.nbytes == len(data) * (2 if data_type == tensor_pb2.DATA_TYPE_BFLOAT16 else 1)
 
 
-@given(st.sampled_from([1, 2, 3]), st.lists(SIZES, max_size=9), st.binary(max_size=16))
+@given(st.sampled_from([1, 2, 3, 4]), st.lists(SIZES, max_size=9), st.binary(max_size=16))
 def test_shapes_of_known_types_are_arrays_or_malformed(data_type, shape, data):
     test_whatever_comes_is_an_array_or_malformed.hypothesis.inner_test(data_type, shape, data)
 
@@ -74,6 +91,7 @@ def test_shapes_of_known_types_are_arrays_or_malformed(data_type, shape, data):
         (2, [1], b"1234", r"shape \[1\] of float64 takes 8"),
         (1, [], b"", r"shape \[\] of float32 takes 4"),
         (3, [1], b"12345", "data has 5 bytes"),
+        (4, [3], b"1234", r"shape \[3\] of bfloat16 takes 6"),
         (1, [2**31, 2**31, 2**31], b"", "data has 0 bytes"),
         (1, [0, 2**62], b"", r"shape is \[0, 4611686018427387904\]"),
         (2, [2**63 - 1, 0, 2**63 - 1], b"", "shape is"),
