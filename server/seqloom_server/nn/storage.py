@@ -16,6 +16,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from seqloom_server.nn import folders
 from seqloom_server.nn.network import Network
 from seqloom_server.nn.spec import InvalidSpec, ModelSpec
 
@@ -26,7 +27,8 @@ MAX_VERSION = 2**53  # the integers that every reader of JSON keeps
 _VERSION = "weights_version"
 _MAX_CONFIG_BYTES = 64 * 1024
 _MAX_HEADER_BYTES = 64 * 1024  # of model.safetensors: names, shapes and metadata of at most 66 tensors
-_SUFFIXES = (".being-written", ".being-replaced")
+
+recover_all = folders.recover_all  # after a crash, for every model folder in a root
 
 
 class BrokenModel(ValueError):
@@ -48,7 +50,7 @@ def load(
     """
     path = pathlib.Path(folder)
     if not path.exists():
-        recover(path)
+        folders.recover(path)
     try:
         try:
             for name in (CONFIG, WEIGHTS):
@@ -121,11 +123,7 @@ def save(folder: str | os.PathLike[str], network: Network, weights_version: int 
 
     One writer to a folder at a time. Raises OSError.
     """
-    path = pathlib.Path(folder)
-    recover(path)
-    new, old = _beside(path)
-    new.mkdir(parents=True)
-    try:
+    with folders.replaced(folder) as new:
         (new / CONFIG).write_bytes(_write_config(network.spec, weights_version))
         try:
             safetensors.torch.save_file(_on_cpu(network), new / WEIGHTS, {"format": "pt"})
@@ -133,46 +131,6 @@ def save(folder: str | os.PathLike[str], network: Network, weights_version: int 
             number = re.search(r"os error (\d+)", str(error))  # all that it keeps of the system's
             raise OSError(*([int(number[1]), os.strerror(int(number[1]))] if number else [str(error)])) from error
         shutil.copymode(new / CONFIG, new / WEIGHTS)  # safetensors lets nobody else read
-        for each in (new / CONFIG, new / WEIGHTS, new):
-            _sync(each)
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-    finally:
-        recover(path)
-    _sync(path.parent)
-
-
-def recover(folder: str | os.PathLike[str]) -> None:
-    """Clears up what an interrupted save() left beside a model folder, and puts the old one back if it was moved."""
-    path = pathlib.Path(folder)
-    new, old = _beside(path)
-    if old.exists() and not path.exists():
-        old.rename(path)
-    for leftover in (new, old):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-
-
-def recover_all(root: str | os.PathLike[str]) -> None:
-    """Does so for every model folder below `root`, also one of which only the old folder is left."""
-    for suffix in _SUFFIXES:
-        for leftover in pathlib.Path(root).glob(f".*{suffix}"):
-            recover(leftover.with_name(leftover.name.removeprefix(".").removesuffix(suffix)))
-
-
-def _beside(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """Where the new folder is written and where the old one waits; no names of models, as they begin with a dot."""
-    new, old = (path.with_name(f".{path.name}{suffix}") for suffix in _SUFFIXES)
-    return new, old
-
-
-def _sync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _on_cpu(network: Network) -> dict[str, torch.Tensor]:
