@@ -39,6 +39,7 @@ class ServerConfig:
     """Every option of the server, checked. Raises ValueError."""
 
     models: str = _option("models", "the folder of the model folders; it is made where it is absent", metavar="DIR")
+    runs: str = _option("runs", "the folder of the training runs; it is made where it is absent", metavar="DIR")
     listen: str = _option("127.0.0.1:50051", "HOST:PORT of gRPC; port 0 takes a free one", address=True)
     http: str = _option("127.0.0.1:9464", "HOST:PORT of /metrics and /healthz; port 0 takes a free one", address=True)
     device: str = _option("auto", "where networks run", choices=("auto", "cpu", "cuda"))
@@ -69,6 +70,17 @@ class ServerConfig:
     )
     live_share: float = _option(0.5, "share of the device that live frames are owed", least=0, most=1)
     inference_share: float = _option(0.2, "share of the device that whole sequences are owed", least=0, most=1)
+    training_share: float = _option(0.2, "share of the device that training is owed", least=0, most=1)
+    training_piece_gflop: float = _option(
+        0.0,
+        "floating-point operations, in 10^9, after which training may be interrupted; 0 goes by the device",
+        least=0,
+    )
+    max_activation_bytes: int = _option(1 << 30, "bytes that a training batch may hold at once", least=1 << 20)
+    max_training_bytes: int = _option(64 << 20, "bytes of one training call", least=1 << 16)
+    max_training_steps: int = _option(100_000, "steps of one sequence of a training call", least=1)
+    max_runs: int = _option(64, "training runs that may exist at once", least=1)
+    max_held_calls: int = _option(256, "calls on one run that may wait for an earlier one of their caller", least=1)
     max_sequences_per_request: int = _option(1024, "sequences in one request", least=1)
     max_steps_per_sequence: int = _option(1_000_000, "steps of one whole sequence; live sessions have no end", least=1)
     max_message_bytes: int = _option(4 << 20, "bytes of one message that comes in", least=1 << 16, most=(1 << 31) - 1)

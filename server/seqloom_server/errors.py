@@ -20,7 +20,18 @@ class Reason(enum.StrEnum):
     SESSION_ENDED = "SESSION_ENDED"  # something after end
     SESSION_IDLE = "SESSION_IDLE"  # nothing came for too long
     WINDOW_EXCEEDED = "WINDOW_EXCEEDED"  # more unacknowledged steps than the session's window
-    STORAGE_FAILED = "STORAGE_FAILED"  # the folder of models cannot be written or read: a full disk, no rights
+    OVERFLOW = "OVERFLOW"  # a loss or a gradient is no finite number; the call changed nothing
+    RUN_NOT_FOUND = "RUN_NOT_FOUND"
+    RUN_WAITS = (
+        "RUN_WAITS"  # for earlier calls, which were lost with a server or never came
+    )
+    NOTHING_ACCUMULATED = "NOTHING_ACCUMULATED"  # a step without a gradient
+    STEP_MISMATCH = "STEP_MISMATCH"  # the step expected is not the run's next
+    CALL_CHANGED = "CALL_CHANGED"  # a call's number was used for another content before
+    CALL_FORGOTTEN = "CALL_FORGOTTEN"  # a call was done, and its reply acknowledged
+    CHECKPOINT_NOT_FOUND = "CHECKPOINT_NOT_FOUND"
+    CHECKPOINT_BROKEN = "CHECKPOINT_BROKEN"  # a checkpoint that cannot be loaded
+    STORAGE_FAILED = "STORAGE_FAILED"  # a folder of the server's cannot be written or read: a full disk, no rights
     VERSION_MISMATCH = "VERSION_MISMATCH"  # the weights version demanded is not the one served
     OVERLOADED = "OVERLOADED"  # more than the server takes now; nothing was done
     DEADLINE_EXCEEDED = (

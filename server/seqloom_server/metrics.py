@@ -34,13 +34,13 @@ class Metrics:
             "queue_duration_seconds", "How long work waited for the device", _SECONDS, slices
         )
         self.compute_duration_seconds = self._histogram(
-            "compute_duration_seconds", "How long a slice took on the device", _SECONDS, slices
+            "compute_duration_seconds", "How long a slice, or a training batch, took on the device", _SECONDS, slices
         )
         self.batch_sequences = self._histogram(
-            "batch_sequences", "Sequences in a slice", _powers_of_two(max_batch_sequences), slices
+            "batch_sequences", "Sequences in a slice or a training batch", _powers_of_two(max_batch_sequences), slices
         )
         self.batch_steps = self._histogram(
-            "batch_steps", "Useful steps in a slice", _powers_of_two(max_batch_steps), slices
+            "batch_steps", "Useful steps in a slice or a training batch", _powers_of_two(max_batch_steps), slices
         )
         self.steps_total = self._counter("steps_total", "Useful steps computed: the throughput", slices)
         self.padded_steps_total = self._counter("padded_steps_total", "Steps computed for padding", slices)
@@ -49,6 +49,10 @@ class Metrics:
         self.rejected_total = self._counter("rejected_total", "Work refused because of load", ["reason"])
         self.cancelled_total = self._counter("cancelled_total", "Sequences that ended without an outcome", ["stage"])
         self.weights_version = self._gauge("weights_version", "The version of the weights served", ["model"])
+        self.optimizer_steps_total = self._counter("optimizer_steps_total", "Steps applied by runs", ["model"])
+        self.deduplicated_calls_total = self._counter(
+            "deduplicated_calls_total", "Calls on runs that were repeats and changed nothing", ["model"]
+        )
         self.state_bytes = self._gauge("state_bytes", "Hidden states on the device")
         self.device_memory_bytes = self._gauge("device_memory_bytes", "Weights and hidden states on the device")
         self.build_info = Info("seqloom_build", "What runs", registry=self.registry)

@@ -58,7 +58,7 @@ class Device:
         return [make_sequence(weights, op, **more) for _ in range(count)]
 
     def start(self):
-        return self.scheduler.next_slice(self.now)
+        return self.scheduler.next_work(self.now)
 
     def finish(self, piece):
         seconds = piece.weights.cost.seconds(piece.steps, piece.cells)

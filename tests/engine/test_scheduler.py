@@ -9,7 +9,7 @@ from seqloom_server.engine.fitting import SchedulerLimits
 from seqloom_server.engine.request import Op
 
 
-@pytest.mark.parametrize("op", list(Op))
+@pytest.mark.parametrize("op", [Op.STREAM, Op.INFER])
 def test_one_sequence_of_10000_steps_delays_live_frames_by_at_most_one_slice(op):
     device, weights = Device(), KnownWeights()
     streams = device.open(weights, Op.STREAM, 8)
@@ -88,7 +88,7 @@ def test_one_slow_slice_is_not_paid_back_with_a_row_of_slices():
     assert in_a_row <= 2
 
 
-@pytest.mark.parametrize("op", list(Op))
+@pytest.mark.parametrize("op", [Op.STREAM, Op.INFER])
 def test_a_short_sequence_does_not_wait_for_a_crowd_of_long_ones(op):
     device, weights = Device(), KnownWeights()
     for long in device.open(weights, op, 300):

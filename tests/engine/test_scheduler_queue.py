@@ -97,7 +97,7 @@ def test_a_flood_of_whole_sequences_does_not_shut_out_live_frames():
     assert stream in sequences_of(device.run())
 
 
-@pytest.mark.parametrize("op", list(Op))
+@pytest.mark.parametrize("op", [Op.STREAM, Op.INFER])
 def test_what_the_queue_could_never_take_is_refused_for_good(op):
     device, weights = Device(max_queue_steps=100), KnownWeights()
     (sequence,) = device.open(weights, op)

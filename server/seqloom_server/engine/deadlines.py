@@ -1,29 +1,38 @@
-"""The deadlines of sequences that wait, earliest first."""
+"""The deadlines of what waits, earliest first."""
 
 import heapq
+from typing import Generic, Protocol, TypeVar
 
-from seqloom_server.engine.request import Sequence
+
+class Timed(Protocol):
+    """What may have a deadline, on time.monotonic's clock; id: unique."""
+
+    id: int
+    deadline: float | None
 
 
-class Deadlines:
-    """Watches sequences until they are forgotten. A sequence that is forgotten is not kept alive from here."""
+T = TypeVar("T", bound=Timed)
+
+
+class Deadlines(Generic[T]):
+    """Watches items until they are forgotten. One that is forgotten is not kept alive from here."""
 
     def __init__(self) -> None:
-        self._watched: dict[int, Sequence] = {}
+        self._watched: dict[int, T] = {}
         self._heap: list[tuple[float, int]] = []  # also of forgotten ones, but not more of these than of the others
 
     def __len__(self) -> int:
         return len(self._watched)
 
-    def watch(self, sequence: Sequence) -> None:
-        """Watches a sequence that has a deadline; once more changes nothing."""
-        if sequence.deadline is not None and sequence.id not in self._watched:
-            self._watched[sequence.id] = sequence
-            heapq.heappush(self._heap, (sequence.deadline, sequence.id))
+    def watch(self, item: T) -> None:
+        """Watches an item that has a deadline; once more changes nothing."""
+        if item.deadline is not None and item.id not in self._watched:
+            self._watched[item.id] = item
+            heapq.heappush(self._heap, (item.deadline, item.id))
 
-    def forget(self, sequence: Sequence) -> None:
-        """Stops watching a sequence, if it was watched."""
-        if self._watched.pop(sequence.id, None) is not None and len(self._heap) > 2 * len(self._watched) + 64:
+    def forget(self, item: T) -> None:
+        """Stops watching an item, if it was watched."""
+        if self._watched.pop(item.id, None) is not None and len(self._heap) > 2 * len(self._watched) + 64:
             self._heap = [entry for entry in self._heap if entry[1] in self._watched]
             heapq.heapify(self._heap)
 
@@ -33,8 +42,8 @@ class Deadlines:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
-    def passed(self, now: float) -> list[Sequence]:
-        """Returns the sequences whose deadline has passed, and watches them no more."""
+    def passed(self, now: float) -> list[T]:
+        """Returns the items whose deadline has passed, and watches them no more."""
         passed = []
         while (earliest := self.next()) is not None and earliest <= now:
             passed.append(self._watched.pop(heapq.heappop(self._heap)[1]))

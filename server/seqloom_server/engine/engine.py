@@ -9,18 +9,21 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
 from seqloom_server.config import ServerConfig
-from seqloom_server.engine.device import DeviceThread, Results
+from seqloom_server.engine.device import DeviceThread, Results, TrainingResults
 from seqloom_server.engine.fitting import SchedulerLimits
+from seqloom_server.engine.programs import Settings
 from seqloom_server.engine.registry import Registry
 from seqloom_server.engine.report import Report
 from seqloom_server.engine.request import Chunk, Op, OutputSpec, Sequence, Sink, StateArrays
 from seqloom_server.engine.runner import ServedWeights
 from seqloom_server.engine.scheduler import Scheduler
 from seqloom_server.engine.sessions import is_idle
+from seqloom_server.engine.training import Job
 from seqloom_server.errors import Reason, ServerError
 from seqloom_server.metrics import Metrics
 
@@ -45,9 +48,16 @@ class Engine:
         self._report = Report(metrics, self._scheduler, self.registry, self.device)
         self._lock = threading.Condition()
         self._device_thread = DeviceThread(
-            self._scheduler, self._lock, self._report, self, threads=config.threads, poison=config.poison_slots
+            self._scheduler,
+            self._lock,
+            self._report,
+            self,
+            threads=config.threads,
+            poison=config.poison_slots,
+            settings=Settings(config.training_piece_gflop * 1e9, config.max_activation_bytes),
         )
         self._open: dict[Sequence, None] = {}  # every sequence that has not ended
+        self._jobs: dict[Job, None] = {}  # and every training job
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle_watch: asyncio.Task[None] | None = None
         self._draining = False
@@ -133,10 +143,55 @@ class Engine:
         for sequence in self._drop(sequences):
             self._report.cancelled("running" if sequence.started else "queued")
 
+    def train(self, job: Job) -> None:
+        """Takes a job on; its outcome comes once. Raises ServerError OVERLOADED, SHUTTING_DOWN or ENGINE_DEAD."""
+        self._check_serving()
+        self.run_job(job)
+
+    def run_job(self, job: Job) -> None:
+        """Takes it on also while the server shuts down, which is when runs are saved. Raises ServerError OVERLOADED."""
+        with self._lock:
+            try:
+                self._scheduler.training.push(job, time.monotonic())
+            except ServerError as error:
+                self._report.rejected(error.reason)
+                raise
+            self._lock.notify()
+        self._jobs[job] = None
+
+    def abandon(self, jobs: Iterable[Job], error: ServerError | None = None) -> None:
+        """Takes jobs that have not begun out of the queue, and ends all of them: with the error, or without a word."""
+        ended = [job for job in jobs if job in self._jobs]
+        with self._lock:
+            for job in ended:
+                self._scheduler.training.cancel(job)
+        for job in ended:
+            self._end_job(job, error)
+            if error is None:
+                self._report.cancelled("running" if job.queue_seconds else "queued")
+
+    def trained(self, results: TrainingResults) -> None:
+        """The device thread's: outcomes of training jobs."""
+        for job, outcome in results:
+            if job in self._jobs:
+                self._end_job(job, outcome)
+
+    def _end_job(self, job: Job, outcome: Any) -> None:
+        """The one place where a job ends."""
+        del self._jobs[job]
+        if not job.outcome.done():
+            if outcome is None:
+                job.outcome.cancel()
+            elif isinstance(outcome, ServerError):
+                job.outcome.set_exception(outcome)
+            else:
+                job.outcome.set_result(outcome)
+        self._look_if_empty()
+
     async def drain(self, grace_seconds: float) -> None:
         """Takes no new sequences, lets the open ones end, and fails what is left after the grace period."""
         self._draining = True
-        if self._open:
+        if self._open or self._jobs:
             self._emptied.clear()
             try:
                 await asyncio.wait_for(self._emptied.wait(), grace_seconds)
@@ -151,15 +206,20 @@ class Engine:
             self._loop.call_soon_threadsafe(self._end_all)
 
     def _end_all(self) -> None:
-        self._fail(list(self._open), ServerError(Reason.SHUTTING_DOWN, "the server is shutting down"))
+        error = ServerError(Reason.SHUTTING_DOWN, "the server is shutting down")
+        self._fail(list(self._open), error)
+        self.abandon(list(self._jobs), error)
         if self._idle_watch is not None:
             self._idle_watch.cancel()
 
-    def _check_admitting(self, op: Op) -> None:
+    def _check_serving(self) -> None:
         if self._death is not None:
             raise ServerError(Reason.ENGINE_DEAD, "the device thread has died: the server must be restarted")
         if self._draining:
             raise ServerError(Reason.SHUTTING_DOWN, "the server is shutting down and takes no new work")
+
+    def _check_admitting(self, op: Op) -> None:
+        self._check_serving()
         live = self.open_sessions
         count, most, what = (
             (live, self._config.max_sessions, "sessions")
@@ -189,7 +249,10 @@ class Engine:
             self._scheduler.live_sessions -= 1
             self._report.session_closed(sequence)
         self.registry.release(sequence.weights)
-        if not self._open:
+        self._look_if_empty()
+
+    def _look_if_empty(self) -> None:
+        if not self._open and not self._jobs:
             self._emptied.set()
 
     def _fail(self, sequences: Iterable[Sequence], error: ServerError) -> list[Sequence]:
@@ -235,7 +298,9 @@ class Engine:
     def died(self, error: BaseException) -> None:
         """The device thread's: it will run nothing more."""
         self._death = error
-        self._fail(list(self._open), ServerError(Reason.ENGINE_DEAD, "the device thread has died"))
+        dead = ServerError(Reason.ENGINE_DEAD, "the device thread has died")
+        self._fail(list(self._open), dead)
+        self.abandon(list(self._jobs), dead)
         for callback in self._on_death:
             callback()
 
@@ -262,5 +327,5 @@ def _limits(config: ServerConfig, device: str) -> SchedulerLimits:
         max_queue_items=config.max_queue_items,
         max_queue_steps=config.max_queue_steps,
         max_queue_bytes=config.max_queue_bytes,
-        shares={Op.STREAM: config.live_share, Op.INFER: config.inference_share},
+        shares={Op.STREAM: config.live_share, Op.INFER: config.inference_share, Op.TRAIN: config.training_share},
     )

@@ -38,7 +38,7 @@ class SchedulerLimits:
     max_queue_items: int = 16384
     max_queue_steps: int = 2_000_000
     max_queue_bytes: int = 1 << 30
-    shares: dict[Op, float] = field(default_factory=lambda: {Op.STREAM: 0.5, Op.INFER: 0.2})
+    shares: dict[Op, float] = field(default_factory=lambda: {Op.STREAM: 0.5, Op.INFER: 0.2, Op.TRAIN: 0.2})
 
 
 class Room:

@@ -8,6 +8,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from seqloom_server.engine.registry import Registry
 from seqloom_server.engine.request import Op, Sequence, Slice
 from seqloom_server.engine.scheduler import Scheduler
+from seqloom_server.engine.training import TrainingBatch
 from seqloom_server.metrics import Metrics
 
 
@@ -29,6 +30,8 @@ class _Model:
 
     work: dict[Op, _Work]
     active_streams: Gauge
+    optimizer_steps: Counter
+    deduplicated_calls: Counter
 
 
 class Report:
@@ -51,6 +54,8 @@ class Report:
             self._models[name] = _Model(
                 {op: _Work(self._metrics, op, name) for op in Op},
                 self._metrics.active_streams.labels(model=name),
+                self._metrics.optimizer_steps_total.labels(model=name),
+                self._metrics.deduplicated_calls_total.labels(model=name),
             )
 
     def unloaded(self, name: str) -> None:
@@ -61,6 +66,8 @@ class Report:
         del self._models[name]
         metrics = self._metrics
         metrics.active_streams.remove(name)
+        metrics.optimizer_steps_total.remove(name)
+        metrics.deduplicated_calls_total.remove(name)
         for metric in (
             metrics.queue_duration_seconds,
             metrics.compute_duration_seconds,
@@ -83,6 +90,30 @@ class Report:
 
     def cancelled(self, stage: str) -> None:
         self._metrics.cancelled_total.labels(stage=stage).inc()
+
+    def trained(self, batch: TrainingBatch) -> None:
+        """Observes a training batch that has run."""
+        model = self._models.get(batch.weights.model)
+        if model is None or not batch.calls:
+            return
+        work = model.work[Op.TRAIN]
+        for job in batch.calls:
+            work.queue_seconds.observe(job.queue_seconds)
+        work.compute_seconds.observe(batch.seconds)
+        work.sequences.observe(sum(len(call.examples) for call in batch.calls))
+        steps = sum(call.steps for call in batch.calls)
+        work.steps.observe(steps)
+        work.steps_total.inc(steps)
+
+    def stepped(self, model: str) -> None:
+        """A run of the model has applied a step."""
+        if model in self._models:
+            self._models[model].optimizer_steps.inc()
+
+    def deduplicated(self, model: str) -> None:
+        """A call on a run of the model was a repeat."""
+        if model in self._models:
+            self._models[model].deduplicated_calls.inc()
 
     def ran(self, piece: Slice, seconds: float) -> None:
         """Observes a slice, each class of work in it for itself."""

@@ -28,6 +28,7 @@ class Op(enum.StrEnum):
 
     STREAM = "stream"
     INFER = "infer"
+    TRAIN = "train"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from seqloom_server.engine.request import Array, Member, Piece, Slice, StateArra
 from seqloom_server.engine.slots import SlotPool
 from seqloom_server.nn.network import Network
 from seqloom_server.nn.outputs import chunk_rows
+from seqloom_server.nn.spec import ModelSpec
 
 _ZERO, _DISCARD = 0, 1  # the reserved slots
 # A smaller network's products end before a second thread has joined in, and the event loop has a use for its core
@@ -25,6 +26,11 @@ _FLOPS_GUESS = {"cpu": 5e10, "cuda": 1e13}  # only until the first slices have r
 _WARM_UP = ((1, 8), (8, 8), (64, 4))  # sequences, steps
 
 States = tuple[torch.Tensor, ...]  # one [L, N, H] per part of the cell's state
+
+
+def threads_for(spec: ModelSpec) -> int:
+    """How many of torch's threads a network of this size is run with on the CPU."""
+    return _CORES if spec.parameter_count >= _THREADED_PARAMETERS else 1
 
 
 class ServedWeights:
@@ -41,7 +47,7 @@ class ServedWeights:
         self.slots = SlotPool(reserved=2)
         self.cost = SliceCost(2.0 * network.spec.parameter_count, _FLOPS_GUESS[network.device.type])
         self.states = self._allocate(16)
-        self.threads = _CORES if network.spec.parameter_count >= _THREADED_PARAMETERS else 1
+        self.threads = threads_for(network.spec)
         self.max_cells = chunk_rows(network.spec.output_size, self.states[0].element_size())
 
     def _allocate(self, capacity: int) -> States:

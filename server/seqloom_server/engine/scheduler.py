@@ -1,8 +1,9 @@
 """Decides what the device runs next: pure bookkeeping, in which time is an argument.
 
-Work-conserving: `next_slice` takes what is there and never waits for more. Live frames come first, then whole
-sequences, each class with a share of the device that it cannot be starved of. Within a class models take turns, and
-what a slice has cut goes behind what waits, so that each sequence is at most a queue's length of slices away.
+Work-conserving: `next_work` takes what is there and never waits for more. Live frames come first, then whole
+sequences, then training, each class with a share of the device that it cannot be starved of. Within a class models
+take turns, and what a slice has cut goes behind what waits, so that each sequence is at most a queue's length of slices
+away.
 """
 
 import itertools
@@ -15,6 +16,8 @@ from seqloom_server.engine.deadlines import Deadlines
 from seqloom_server.engine.fitting import Room, SchedulerLimits
 from seqloom_server.engine.request import Chunk, Op, Sequence, Slice, Weights
 from seqloom_server.engine.shares import Shares
+from seqloom_server.engine.training import TrainingBatch
+from seqloom_server.engine.training_queue import TrainingQueue
 from seqloom_server.errors import Reason, ServerError
 
 _BULK_PART = 0.75  # of the queue's bounds; the rest is for live frames, which a flood of other work must not shut out
@@ -25,16 +28,18 @@ Queue = OrderedDict[Sequence, None]
 class Scheduler:
     """The sequences that have something to run, and what is in flight. Its owner holds a lock around it.
 
-    items: per class, the sequences that wait. live_sessions: how many are open; its owner counts them here.
+    items: per class, the sequences or training calls that wait. training: what waits of that class. live_sessions: how
+    many are open; its owner counts them here.
     """
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self._limits = limits
         # per class, the versions of weights in the order in which they were last served
         self._queues: dict[Op, OrderedDict[Weights, Queue]] = {op: OrderedDict() for op in Op}
-        self._deadlines = Deadlines()
+        self._deadlines: Deadlines[Sequence] = Deadlines()
         self._shares = Shares(limits.shares, limits.slice_seconds)
         self.items = dict.fromkeys(Op, 0)
+        self.training = TrainingQueue(limits, self.items)
         self.waiting_steps = 0
         self.waiting_bytes = 0
         self.live_sessions = 0
@@ -42,7 +47,7 @@ class Scheduler:
     @property
     def queued(self) -> int:
         """Sequences that wait."""
-        return sum(self.items.values())
+        return self.items[Op.STREAM] + self.items[Op.INFER]
 
     def push(self, sequence: Sequence, chunks: list[Chunk], now: float) -> None:
         """Adds chunks behind those that wait; a sequence that is over takes nothing more.
@@ -84,19 +89,32 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """When expire() has something to do next."""
-        return self._deadlines.next()
+        deadlines = [self._deadlines.next(), self.training.next_deadline()]
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
-    def next_slice(self, now: float) -> Slice | None:
-        """Returns what to run now, marked as in flight, or None where nothing waits."""
-        op = self._shares.choose([op for op in Op if self._queues[op]])
+    def next_work(self, now: float) -> Slice | TrainingBatch | None:
+        """Returns what to run now, marked as in flight, or None where nothing waits. Of a batch one piece is to run."""
+        op = self._shares.choose(self._waiting())
         if op is None:
             return None
+        if op is Op.TRAIN:
+            return self.training.next(now)
         piece = Slice(next(iter(self._queues[op])), [], 0, 0)
         for served in (op, *(other for other in Op if other is not op)):
             if piece.weights in self._queues[served]:
                 self._queues[served].move_to_end(piece.weights)
                 self._join(piece, self._queues[served][piece.weights], now)
         return piece
+
+    def advanced(self, seconds: float, *, finished: bool) -> None:
+        """A piece of the training batch has run; finished: it was the last."""
+        if finished:
+            self.training.complete()
+        self._shares.account({Op.TRAIN: seconds}, self._waiting())
+
+    def _waiting(self) -> list[Op]:
+        """The classes that have something to run, most urgent first."""
+        return [op for op in Op if self._queues[op] or (op is Op.TRAIN and self.training.waiting)]
 
     def complete(self, piece: Slice, seconds: float, now: float, *, failed: bool = False) -> None:
         """Takes the slice back after it ran; its members queue again where they have more to run.
@@ -116,7 +134,7 @@ class Scheduler:
                 self._release(sequence)
             elif sequence.chunks:
                 self._enqueue(sequence)
-        self._shares.account(used, [op for op in Op if self._queues[op]])
+        self._shares.account(used, self._waiting())
 
     def _check_bounds(self, sequence: Sequence, count: int, size: int) -> None:
         limits = self._limits

@@ -140,8 +140,8 @@ class ModelSpec:
     def state_shapes(self) -> dict[str, tuple[int, int]]:
         """The parts of a sequence's state, by name, as (rows, width): a part of N sequences is [rows, N, width].
 
-        "hidden" and an LSTM's "cell": a row for each layer and direction, ordered as torch.nn orders them. "inputs": the
-        last conv_width - 1 inputs, oldest first, zeros before the first.
+        "hidden" and an LSTM's "cell": a row for each layer and direction, ordered as torch.nn orders them. "inputs":
+        the last conv_width - 1 inputs, oldest first, zeros before the first.
         """
         shapes = {"hidden": (self.num_layers * self.directions, self.hidden_size)}
         if self.cell == "lstm":
