@@ -59,7 +59,7 @@ def output_spec(outputs: Outputs) -> tensor_pb2.OutputSpec:
 
 def frames(value: Any, spec: ModelSpec, name: str) -> Array:
     """Frames [k, D] in the model's dtype; no copy where dtype and layout are right already. Raises InvalidArgument."""
-    array = _numbers(value, spec, name)
+    array = numbers(value, spec, name)
     if array.ndim != 2 or array.shape[1] != spec.input_size:
         raise InvalidArgument(f"{name}: has shape {list(array.shape)}: expected [steps, {spec.input_size}]")
     return array
@@ -80,25 +80,34 @@ def sequences(xs: Iterable[Any], spec: ModelSpec) -> list[Array]:
 
 
 def state(value: State | None, spec: ModelSpec, count: int) -> list[tensor_pb2.State | None]:
-    """The states of `count` sequences, cut from [L, count, H]; None where there is none. Raises InvalidArgument."""
+    """The initial states of `count` sequences, cut from [L, count, H]; None where there is none.
+
+    Raises InvalidArgument.
+    """
     if value is None:
         return [None] * count
-    if not isinstance(value, State):
-        raise InvalidArgument(f"initial_state: is a {type(value).__name__}: expected seqloom.State")
-    if (value.cell is None) != (spec.cell != "lstm"):
-        wanted = "needs a" if spec.cell == "lstm" else "has no"
-        raise InvalidArgument(f"initial_state.cell: the model, of {spec.cell} cells, {wanted} cell state")
-    shape = [spec.num_layers, count, spec.hidden_size]
-    parts = {}
-    for name, part in (("hidden", value.hidden), ("cell", value.cell)):
-        if part is not None:
-            parts[name] = _numbers(part, spec, f"initial_state.{name}")
-            if list(parts[name].shape) != shape:
-                raise InvalidArgument(f"initial_state.{name}: has shape {list(parts[name].shape)}: expected {shape}")
+    parts = state_arrays(value, spec, count, "initial_state")
     return [
         tensor_pb2.State(**{name: tensors.encode(part[:, n : n + 1]) for name, part in parts.items()})
         for n in range(count)
     ]
+
+
+def state_arrays(value: State, spec: ModelSpec, count: int, argument: str) -> dict[str, Array]:
+    """The parts of the state of `count` sequences by their names, each [L, count, H]. Raises InvalidArgument."""
+    if not isinstance(value, State):
+        raise InvalidArgument(f"{argument}: is a {type(value).__name__}: expected seqloom.State")
+    if (value.cell is None) != (spec.cell != "lstm"):
+        wanted = "needs a" if spec.cell == "lstm" else "has no"
+        raise InvalidArgument(f"{argument}.cell: the model, of {spec.cell} cells, {wanted} cell state")
+    shape = [spec.num_layers, count, spec.hidden_size]
+    parts = {}
+    for name, part in (("hidden", value.hidden), ("cell", value.cell)):
+        if part is not None:
+            parts[name] = numbers(part, spec, f"{argument}.{name}")
+            if list(parts[name].shape) != shape:
+                raise InvalidArgument(f"{argument}.{name}: has shape {list(parts[name].shape)}: expected {shape}")
+    return parts
 
 
 def state_of(message: tensor_pb2.State) -> State:
@@ -134,23 +143,22 @@ def model_spec(spec: ModelSpec) -> model_service_pb2.ModelSpec:
     )
 
 
+def spec_of(message: model_service_pb2.ModelSpec) -> ModelSpec:
+    """The model specification that a message holds."""
+    return ModelSpec(
+        cell=_named(_CELLS, message.cell),
+        input_size=message.input_size,
+        hidden_size=message.hidden_size,
+        output_size=message.output_size,
+        num_layers=message.num_layers,
+        activation=_named(_ACTIVATIONS, message.activation),
+        dtype=_named(_DTYPES, message.data_type),
+    )
+
+
 def model_info(message: model_service_pb2.Model) -> ModelInfo:
     """What a message tells of a served model."""
-    spec = message.spec
-    return ModelInfo(
-        name=message.name,
-        spec=ModelSpec(
-            cell=_named(_CELLS, spec.cell),
-            input_size=spec.input_size,
-            hidden_size=spec.hidden_size,
-            output_size=spec.output_size,
-            num_layers=spec.num_layers,
-            activation=_named(_ACTIVATIONS, spec.activation),
-            dtype=_named(_DTYPES, spec.data_type),
-        ),
-        weights_version=message.weights_version,
-        parameter_count=message.parameter_count,
-    )
+    return ModelInfo(message.name, spec_of(message.spec), message.weights_version, message.parameter_count)
 
 
 def server_info(message: model_service_pb2.GetServerInfoResponse) -> ServerInfo:
@@ -159,7 +167,8 @@ def server_info(message: model_service_pb2.GetServerInfoResponse) -> ServerInfo:
     return ServerInfo(message.version, message.device, Limits(**limits))
 
 
-def _numbers(value: Any, spec: ModelSpec, name: str) -> Array:
+def numbers(value: Any, spec: ModelSpec, name: str) -> Array:
+    """An array of the model's dtype and any shape; no copy where dtype and layout are right. Raises InvalidArgument."""
     if type(value) is np.ndarray and value.dtype == spec.dtype and value.flags.c_contiguous:
         return value  # as on every chunk of a well-fed stream
     try:

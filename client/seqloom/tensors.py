@@ -85,7 +85,7 @@ def stored_bytes(data_type: int, shape: Sequence[int]) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-def from_bytes(data_type: int, shape: Sequence[int], data: bytes | bytearray | memoryview) -> Array:
+def from_bytes(data_type: int, shape: Sequence[int], data: bytes | npt.NDArray[np.uint8]) -> Array:
     """Returns a view on the bytes of a tensor; of BFLOAT16, a float32 copy. Raises MalformedTensor."""
     expected = stored_bytes(data_type, shape)
     if len(data) != expected:

@@ -57,7 +57,7 @@ class TopK:
 Outputs: TypeAlias = OutputName | TopK
 
 
-class _Brief:
+class Brief:
     """Shows arrays by data type and shape, not by their numbers."""
 
     __slots__ = ()
@@ -76,7 +76,7 @@ def _brief(value: object) -> str:
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class TopKOutput(_Brief):
+class TopKOutput(Brief):
     """The k best classes of T steps, best first.
 
     labels: [T, k] int32. scores: their log-probabilities, [T, k].
@@ -90,7 +90,7 @@ class TopKOutput(_Brief):
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class State(_Brief):
+class State(Brief):
     """The hidden state of N sequences.
 
     hidden: [L, N, H]. cell: [L, N, H] of an LSTM, else None.
@@ -109,7 +109,7 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class InferenceResult(_Brief):
+class InferenceResult(Brief):
     """What `infer` returns for N sequences, in their order.
 
     outputs: one array a sequence, of the model's dtype: [T_i, O], or [T_i, H] for "hidden"; int32 [T_i] for "labels";
@@ -124,7 +124,7 @@ class InferenceResult(_Brief):
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Chunk(_Brief):
+class Chunk(Brief):
     """The outputs of one chunk of k frames that a stream was sent.
 
     first_step: the stream's step of the first frame, counted from 0 over resets. outputs: [k, O], [k, H], [k] or
@@ -139,7 +139,7 @@ class Chunk(_Brief):
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Snapshot(_Brief):
+class Snapshot(Brief):
     """A stream's state after so many steps, State of [L, 1, H]; a stream that is opened with it continues there."""
 
     steps: int

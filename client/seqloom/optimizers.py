@@ -1,0 +1,111 @@
+"""How a run's weights are changed by its gradients: torch.optim's rules by their names, to and from the wire."""
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from seqloom.errors import InvalidArgument
+from seqloom.v1 import training_service_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class SGD:
+    """Stochastic gradient descent, as torch.optim.SGD. lr is above 0, momentum at least 0. Raises InvalidArgument."""
+
+    lr: float
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lr", rate(self.lr, "lr"))
+        object.__setattr__(self, "momentum", _number(self.momentum, "momentum", 0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Adam:
+    """As torch.optim.Adam. lr and epsilon are above 0, betas from 0 to less than 1. Raises InvalidArgument."""
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_adam(self)
+
+
+@dataclass(frozen=True, slots=True)
+class AdamW:
+    """As torch.optim.AdamW: Adam whose weight decay stands beside the gradient. Raises InvalidArgument."""
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_adam(self)
+
+
+Optimizer: TypeAlias = SGD | Adam | AdamW
+
+
+def optimizer_message(optimizer: Optimizer) -> training_service_pb2.Optimizer:
+    """Raises InvalidArgument for what is no optimizer."""
+    if isinstance(optimizer, SGD):
+        return training_service_pb2.Optimizer(
+            kind=training_service_pb2.OPTIMIZER_KIND_SGD, learning_rate=optimizer.lr, momentum=optimizer.momentum
+        )
+    if not isinstance(optimizer, Adam | AdamW):
+        raise InvalidArgument(
+            f"optimizer: is a {type(optimizer).__name__}: expected seqloom.SGD, seqloom.Adam or seqloom.AdamW"
+        )
+    adam = isinstance(optimizer, Adam)
+    return training_service_pb2.Optimizer(
+        kind=training_service_pb2.OPTIMIZER_KIND_ADAM if adam else training_service_pb2.OPTIMIZER_KIND_ADAMW,
+        learning_rate=optimizer.lr,
+        beta1=optimizer.betas[0],
+        beta2=optimizer.betas[1],
+        epsilon=optimizer.epsilon,
+        weight_decay=optimizer.weight_decay,
+    )
+
+
+def optimizer_of(message: training_service_pb2.Optimizer) -> Optimizer:
+    """The optimizer that a message holds."""
+    if message.kind == training_service_pb2.OPTIMIZER_KIND_SGD:
+        return SGD(message.learning_rate, message.momentum)
+    kind = Adam if message.kind == training_service_pb2.OPTIMIZER_KIND_ADAM else AdamW
+    return kind(message.learning_rate, (message.beta1, message.beta2), message.epsilon, message.weight_decay)
+
+
+def rate(value: object, name: str) -> float:
+    """Returns a finite number above 0. Raises InvalidArgument naming it."""
+    number = _number(value, name, 0.0)
+    if number == 0:
+        raise InvalidArgument(f"{name}: is {value!r}: expected a finite number above 0")
+    return number
+
+
+def _check_adam(optimizer: Adam | AdamW) -> None:
+    object.__setattr__(optimizer, "lr", rate(optimizer.lr, "lr"))
+    try:
+        first, second = optimizer.betas
+    except (TypeError, ValueError):
+        raise InvalidArgument(f"betas: is {optimizer.betas!r}: expected two numbers") from None
+    betas = tuple(_number(beta, f"betas[{i}]", 0.0) for i, beta in enumerate((first, second)))
+    for i, beta in enumerate(betas):
+        if beta >= 1:
+            raise InvalidArgument(f"betas[{i}]: is {beta}: expected at least 0 and less than 1")
+    object.__setattr__(optimizer, "betas", betas)
+    object.__setattr__(optimizer, "epsilon", rate(optimizer.epsilon, "epsilon"))
+    object.__setattr__(optimizer, "weight_decay", _number(optimizer.weight_decay, "weight_decay", 0.0))
+
+
+def _number(value: object, name: str, least: float) -> float:
+    try:
+        number = float(value) if not isinstance(value, bool | str) else math.nan  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= least):
+        raise InvalidArgument(f"{name}: is {value!r}: expected a finite number of at least {least:g}")
+    return number
