@@ -1,16 +1,19 @@
-"""The Seqloom SDK: recurrent networks on a server, for whole sequences and live streams.
+"""The Seqloom SDK: recurrent networks on a server, for whole sequences and live streams, and for training.
 
     client = seqloom.Client("localhost:50051")
     result = client.infer("digits", [x1, x2], outputs="labels")
     with client.stream("digits", outputs="probs") as stream:
         for chunk in stream.run(chunks):
             print(chunk.first_step, chunk.outputs)
+    with client.create_run("digits", optimizer=seqloom.Adam(lr=1e-3)) as run:
+        run.forward_backward([x1, x2], [labels1, labels2])
+        run.step()
 
 AsyncClient has the same names, awaited.
 """
 
 from seqloom._version import __version__
-from seqloom.blocking import Client, Stream
+from seqloom.blocking import Client, Run, Stream
 from seqloom.client import AsyncClient
 from seqloom.errors import (
     AlreadyExists,
@@ -27,7 +30,10 @@ from seqloom.errors import (
     Unavailable,
     VersionMismatch,
 )
+from seqloom.optimizers import SGD, Adam, AdamW
+from seqloom.run import AsyncRun
 from seqloom.stream import AsyncStream
+from seqloom.training_results import ForwardBackwardResult, Gradients, RunInfo, StepResult
 from seqloom.types import (
     TLS,
     Chunk,
@@ -44,14 +50,20 @@ from seqloom.types import (
 )
 
 __all__ = [
+    "SGD",
     "TLS",
+    "Adam",
+    "AdamW",
     "AlreadyExists",
     "AsyncClient",
+    "AsyncRun",
     "AsyncStream",
     "Cancelled",
     "Chunk",
     "Client",
     "DeadlineExceeded",
+    "ForwardBackwardResult",
+    "Gradients",
     "InferenceResult",
     "Internal",
     "InvalidArgument",
@@ -61,10 +73,13 @@ __all__ = [
     "NotFound",
     "Overloaded",
     "PermissionDenied",
+    "Run",
+    "RunInfo",
     "SeqloomError",
     "ServerInfo",
     "Snapshot",
     "State",
+    "StepResult",
     "Stream",
     "StreamLost",
     "Timing",

@@ -1,22 +1,24 @@
 """The asynchronous client, from which the blocking one is generated (tools/generate_blocking.py)."""
 
-import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-import grpc
-
-from seqloom import convert, inference, model_files
+from seqloom import convert, gradients, inference, model_files
 from seqloom.config import Config
-from seqloom.errors import Cancelled, InvalidArgument, NotFound, SeqloomError, from_rpc
-from seqloom.link import Link
-from seqloom.retries import Backoff, may_repeat, remaining
+from seqloom.connection import Connection
+from seqloom.errors import Cancelled, InvalidArgument, NotFound
+from seqloom.examples import Examples, Loss, Reduction
+from seqloom.gradients import ParameterForm, WithRespectTo
+from seqloom.optimizers import Optimizer, optimizer_message, rate
+from seqloom.run import AsyncRun, run_info
 from seqloom.session import Session
 from seqloom.stream import AsyncStream
-from seqloom.types import TLS, InferenceResult, ModelInfo, ModelSpec, Outputs, ServerInfo, State
-from seqloom.v1 import inference_service_pb2, model_service_pb2
+from seqloom.training_results import Gradients, RunInfo
+from seqloom.types import TLS, InferenceResult, ModelInfo, ModelSpec, Outputs, ServerInfo, State, integer
+from seqloom.v1 import inference_service_pb2, model_service_pb2, training_service_pb2
 
 T = TypeVar("T")
 
@@ -42,9 +44,7 @@ class AsyncClient:
         retries: int = 5,
         keepalive: float = 30.0,
     ) -> None:
-        self._config = Config(address, token, tls, timeout, retries, keepalive)
-        self._link: Link | None = None
-        self._closed = False
+        self._connection = Connection(Config(address, token, tls, timeout, retries, keepalive))
         self._known: dict[str, ModelInfo] = {}
 
     async def infer(
@@ -62,12 +62,12 @@ class AsyncClient:
         outputs: "logits", "probs", "log_probs", "labels", "hidden" or TopK(k). initial_state: State of [L, N, H] to
         continue from; zeros where None. weights_version: demands these weights, else VersionMismatch is raised.
         """
-        deadline = self._config.deadline(timeout)
+        deadline = self._connection.config.deadline(timeout)
 
         async def attempt() -> InferenceResult:
             spec = (await self._info(model, deadline)).spec
             request = inference.Request.checked(model, spec, xs, outputs, initial_state, weights_version)
-            return await inference.infer(self._linked().shared, request, deadline)
+            return await inference.infer(self._connection.linked().shared, request, deadline)
 
         xs = list(xs) if isinstance(xs, Iterator) else xs  # an iterator could not be read again
         return await self._anew(convert.text(model, "model"), attempt, deadline)
@@ -89,7 +89,7 @@ class AsyncClient:
         """
 
         async def opener() -> tuple[Session, ModelSpec]:
-            deadline = self._config.deadline(timeout)
+            deadline = self._connection.config.deadline(timeout)
 
             async def attempt() -> tuple[Session, ModelSpec]:
                 info = await self._info(model, deadline)
@@ -100,7 +100,7 @@ class AsyncClient:
                     weights_version=convert.version(weights_version),
                     snapshot_interval_steps=convert.interval(snapshot_interval),
                 )
-                session = await self._linked().shared.opened(message, (info.spec, outputs), deadline)
+                session = await self._connection.linked().shared.opened(message, (info.spec, outputs), deadline)
                 try:
                     if session.weights_version != info.weights_version:  # replaced, perhaps by one of another shape
                         self._known.pop(model, None)
@@ -112,16 +112,110 @@ class AsyncClient:
 
             return await self._anew(convert.text(model, "model"), attempt, deadline)
 
-        return AsyncStream(opener, self._config.timeout if timeout is None else timeout)
+        return AsyncStream(opener, self._connection.config.timeout if timeout is None else timeout)
+
+    async def gradients(
+        self,
+        model: str,
+        xs: Any,
+        targets: Any = None,
+        *,
+        loss: Loss = "cross_entropy",
+        reduction: Reduction = "sum",
+        wrt: Iterable[WithRespectTo] = ("parameters",),
+        output_gradients: Any = None,
+        initial_state: State | None = None,
+        final_state_gradient: State | None = None,
+        parameter_form: ParameterForm = "smallest",
+        parameter_dtype: Literal["bfloat16"] | None = None,
+        weights_version: int | None = None,
+        timeout: float | None = None,
+    ) -> Gradients:
+        """Differentiates the loss of N sequences, xs[i] of [T_i, D], under the served weights; changes nothing.
+
+        targets: for "cross_entropy" labels [T_i], -100 for a step that does not count; for "mse" [T_i, O]; for "ctc"
+        labels [L_i] from 1, 0 being the blank. Instead of them output_gradients, dL/do_t [T_i, O]: then the loss is 0.
+        reduction: "sum", or "mean" over the steps that count ("ctc": over the sequences). wrt: some of "parameters",
+        "inputs", "initial_state", "outputs" and "hidden". initial_state: State of [L, N, H]; final_state_gradient:
+        dL/ds_T, what comes back from behind the ends; zeros where None. parameter_form: "smallest" lets parameter
+        gradients travel as factors where these are smaller, "dense" never, "norms" sends only their norms;
+        parameter_dtype: "bfloat16" halves them. weights_version: demands these weights, else VersionMismatch is raised.
+        """
+        deadline = self._connection.config.deadline(timeout)
+
+        async def attempt() -> Gradients:
+            examples = Examples.checked(
+                (await self._info(model, deadline)).spec,
+                xs,
+                targets,
+                loss=loss,
+                reduction=reduction,
+                output_gradients=output_gradients,
+                initial_state=initial_state,
+                final_state_gradient=final_state_gradient,
+            )
+            request = gradients.Request.checked(model, examples, wrt, parameter_form, parameter_dtype, weights_version)
+            stub = self._connection.linked().training
+            return await request.answer(stub.ComputeGradients(request.parts(), **self._connection.options(deadline)))
+
+        xs, targets, output_gradients, wrt = (
+            list(each) if isinstance(each, Iterator) else each for each in (xs, targets, output_gradients, wrt)
+        )
+        return await self._anew(convert.text(model, "model"), attempt, deadline)
+
+    async def create_run(
+        self,
+        model: str,
+        *,
+        optimizer: Optimizer,
+        clip_norm: float | None = None,
+        checkpoint_interval: int = 100,
+        weights_version: int | None = None,
+        replay_bytes: int = 256 << 20,
+        timeout: float | None = None,
+    ) -> AsyncRun:
+        """Forks a model's served weights into a run that trains them on the server.
+
+        optimizer: SGD, Adam or AdamW. clip_norm: what the norm of a step's gradient is scaled down to.
+        checkpoint_interval: steps after each of which the server saves the run; 0 for never. weights_version: demands
+        these weights. replay_bytes: how much is kept here to be sent again should the server die; at the bound the
+        server is asked to save.
+        """
+        request = training_service_pb2.CreateRunRequest(
+            model=convert.text(model, "model"),
+            weights_version=convert.version(weights_version),
+            optimizer=optimizer_message(optimizer),
+            clip_norm=0.0 if clip_norm is None else rate(clip_norm, "clip_norm"),
+            checkpoint_interval=min(integer(checkpoint_interval, "checkpoint_interval", least=0), 2**32 - 1),
+            request_id=secrets.token_hex(16),
+        )
+        kept = integer(replay_bytes, "replay_bytes")
+        return AsyncRun(self._connection, (await self._connection.training("CreateRun", request, timeout)).run, kept)
+
+    async def attach_run(self, id: str, *, replay_bytes: int = 256 << 20, timeout: float | None = None) -> AsyncRun:
+        """Returns a run that is there already, to train it further, also beside others. Raises NotFound."""
+        kept = integer(replay_bytes, "replay_bytes")
+        request = training_service_pb2.GetRunRequest(run=convert.text(id, "id"))
+        return AsyncRun(self._connection, (await self._connection.training("GetRun", request, timeout)).run, kept)
+
+    async def runs(self, *, timeout: float | None = None) -> list[RunInfo]:
+        """Returns all runs."""
+        reply = await self._connection.training("ListRuns", training_service_pb2.ListRunsRequest(), timeout)
+        return [run_info(run) for run in reply.runs]
+
+    async def delete_run(self, id: str, *, timeout: float | None = None) -> None:
+        """Ends a run and removes its checkpoints. Raises NotFound."""
+        request = training_service_pb2.DeleteRunRequest(run=convert.text(id, "id"))
+        await self._connection.training("DeleteRun", request, timeout, pure=False)
 
     async def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
         """Returns the models that are served, by name."""
-        reply = await self._unary("ListModels", model_service_pb2.ListModelsRequest(), timeout)
+        reply = await self._connection.models("ListModels", model_service_pb2.ListModelsRequest(), timeout)
         return [convert.model_info(model) for model in reply.models]
 
     async def model(self, name: str, *, timeout: float | None = None) -> ModelInfo:
         """Returns one model. Raises NotFound."""
-        reply = await self._unary(
+        reply = await self._connection.models(
             "GetModel", model_service_pb2.GetModelRequest(name=convert.text(name, "name")), timeout
         )
         return convert.model_info(reply.model)
@@ -129,7 +223,7 @@ class AsyncClient:
     async def server_info(self, *, timeout: float | None = None) -> ServerInfo:
         """Returns the server's version, device and limits."""
         return convert.server_info(
-            await self._unary("GetServerInfo", model_service_pb2.GetServerInfoRequest(), timeout)
+            await self._connection.models("GetServerInfo", model_service_pb2.GetServerInfoRequest(), timeout)
         )
 
     async def create_model(
@@ -141,17 +235,17 @@ class AsyncClient:
         request = model_service_pb2.CreateModelRequest(
             name=convert.text(name, "name"), spec=convert.model_spec(spec), seed=seed
         )
-        reply = await self._unary("CreateModel", request, timeout, pure=False)
+        reply = await self._connection.models("CreateModel", request, timeout, pure=False)
         return convert.model_info(reply.model)
 
     async def load_model(self, name: str, *, timeout: float | None = None) -> ModelInfo:
         """Serves a model folder that lies in the server's model directory, or reads it anew. Raises NotFound."""
         request = model_service_pb2.LoadModelRequest(name=convert.text(name, "name"))
-        return convert.model_info((await self._unary("LoadModel", request, timeout, pure=False)).model)
+        return convert.model_info((await self._connection.models("LoadModel", request, timeout, pure=False)).model)
 
     async def unload_model(self, name: str, *, timeout: float | None = None) -> None:
         """Stops serving a model; its folder stays, and open streams live on. Raises NotFound."""
-        await self._unary(
+        await self._connection.models(
             "UnloadModel", model_service_pb2.UnloadModelRequest(name=convert.text(name, "name")), timeout, pure=False
         )
         self._known.pop(name, None)
@@ -161,14 +255,14 @@ class AsyncClient:
 
         Raises NotFound; InvalidArgument where the folder cannot be written.
         """
-        deadline, path = self._config.deadline(timeout), model_files.path_of(folder)
+        deadline, path = self._connection.config.deadline(timeout), model_files.path_of(folder)
 
         async def attempt() -> None:
             request = model_service_pb2.ExportModelRequest(name=convert.text(name, "name"))
-            parts = self._linked().models.ExportModel(request, **self._options(deadline))
+            parts = self._connection.linked().models.ExportModel(request, **self._connection.options(deadline))
             await model_files.write(path, parts)
 
-        await self._repeated(attempt, deadline, pure=True)
+        await self._connection.repeated(attempt, deadline, pure=True)
 
     async def import_model(
         self, name: str, folder: str | os.PathLike[str], *, timeout: float | None = None
@@ -178,20 +272,20 @@ class AsyncClient:
         A model that is served already gets the weights as its next version, if its specification is the same; else
         AlreadyExists is raised. Raises InvalidArgument where a file is missing or broken.
         """
-        deadline, path = self._config.deadline(timeout), model_files.path_of(folder)
+        deadline, path = self._connection.config.deadline(timeout), model_files.path_of(folder)
 
         async def attempt() -> ModelInfo:
             with model_files.Reader(convert.text(name, "name"), path) as reader:
-                call = self._linked().models.ImportModel(reader.parts(), **self._options(deadline))
+                call = self._connection.linked().models.ImportModel(
+                    reader.parts(), **self._connection.options(deadline)
+                )
                 return convert.model_info((await reader.answer(call)).model)
 
-        return await self._repeated(attempt, deadline, pure=False)
+        return await self._connection.repeated(attempt, deadline, pure=False)
 
     async def close(self) -> None:
         """Ends the connection; whatever is open fails with Cancelled."""
-        self._closed = True
-        if self._link is not None:
-            await self._link.close()
+        await self._connection.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -206,7 +300,7 @@ class AsyncClient:
         info = self._known.get(name)
         if info is None:
             request = model_service_pb2.GetModelRequest(name=name)
-            reply = await self._linked().models.GetModel(request, **self._options(deadline))
+            reply = await self._connection.linked().models.GetModel(request, **self._connection.options(deadline))
             info = self._known[name] = convert.model_info(reply.model)
         return info
 
@@ -214,46 +308,12 @@ class AsyncClient:
         """Runs what changes nothing; once more where it failed by a specification that is no longer the model's."""
         known = self._known.get(model)
         try:
-            return await self._repeated(attempt, deadline, pure=True)
+            return await self._connection.repeated(attempt, deadline, pure=True)
         except (InvalidArgument, NotFound):
             self._known.pop(model, None)
             if known is None:
                 raise
-            info = await self._repeated(lambda: self._info(model, deadline), deadline, pure=True)
+            info = await self._connection.repeated(lambda: self._info(model, deadline), deadline, pure=True)
             if info.spec == known.spec:
                 raise
-        return await self._repeated(attempt, deadline, pure=True)
-
-    async def _unary(self, method: str, request: Any, timeout: float | None, *, pure: bool = True) -> Any:
-        deadline = self._config.deadline(timeout)
-
-        async def attempt() -> Any:
-            return await getattr(self._linked().models, method)(request, **self._options(deadline))
-
-        return await self._repeated(attempt, deadline, pure=pure)
-
-    async def _repeated(self, attempt: Callable[[], Awaitable[T]], deadline: float, *, pure: bool) -> T:
-        """Runs until it succeeds, or fails in a way that a repeat could not mend or must not risk."""
-        backoff = Backoff(self._config.retries, deadline)
-        while True:
-            try:
-                return await attempt()
-            except grpc.aio.AioRpcError as failed:
-                error = from_rpc(failed)
-            except SeqloomError as failed:
-                error = failed
-            if not may_repeat(error, pure=pure):
-                raise error from None
-            await asyncio.sleep(backoff.delay(error))
-
-    def _options(self, deadline: float) -> dict[str, Any]:
-        return {"timeout": remaining(deadline), "metadata": self._config.metadata()}
-
-    def _linked(self) -> Link:
-        if self._closed:
-            raise Cancelled("the client is closed", reason="CLIENT_CLOSED")
-        if self._link is None:
-            self._link = Link(self._config)
-        elif self._link.loop is not asyncio.get_running_loop():
-            raise InvalidArgument("the client belongs to another event loop: make one for each, or use seqloom.Client")
-        return self._link
+        return await self._connection.repeated(attempt, deadline, pure=True)

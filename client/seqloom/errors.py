@@ -2,7 +2,7 @@
 
 SeqloomError
 ├── InvalidArgument      an argument, or something this server never takes; a repeat is no use
-├── NotFound             no such model
+├── NotFound             no such model, run or checkpoint
 ├── AlreadyExists        a model of that name is there already
 ├── VersionMismatch      the weights version demanded is not the one served
 ├── Overloaded           more than the server takes now; nothing was done; `retry_after` seconds
@@ -137,6 +137,13 @@ def from_rpc(error: grpc.aio.AioRpcError) -> SeqloomError:
     found = from_status(status)
     found.reason = found.reason or code_pb2.Code.Name(status.code)
     return found
+
+
+def lost_call(error: SeqloomError) -> SeqloomError:
+    """Returns Unavailable for the transport's many words for a call that broke; any other error as it is."""
+    if isinstance(error, Cancelled | Internal) and not error.request_id:
+        return Unavailable(f"the connection to the server broke: {error}", reason="CALL_LOST")
+    return error
 
 
 def in_callers_words(error: SeqloomError, frames: str) -> SeqloomError:

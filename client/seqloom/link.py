@@ -7,7 +7,7 @@ import grpc
 
 from seqloom.config import Config
 from seqloom.shared_call import SharedCall
-from seqloom.v1 import inference_service_pb2_grpc, model_service_pb2_grpc
+from seqloom.v1 import inference_service_pb2_grpc, model_service_pb2_grpc, training_service_pb2_grpc
 
 
 class Link:
@@ -24,6 +24,7 @@ class Link:
         )
         # the stubs are typed for blocking channels
         self.models: Any = model_service_pb2_grpc.ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self.training: Any = training_service_pb2_grpc.TrainingServiceStub(self._channel)  # type: ignore[no-untyped-call]
         stub: Any = inference_service_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.shared = SharedCall(lambda: stub.StreamInfer(metadata=config.metadata()))
 

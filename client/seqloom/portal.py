@@ -11,7 +11,7 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
 from seqloom.errors import Cancelled, InvalidArgument, SeqloomError
@@ -59,6 +59,17 @@ class Portal:
             raise
         finally:
             self._running.discard(future)
+
+    def begin(self, start: Callable[[], asyncio.Future[T]]) -> concurrent.futures.Future[T]:
+        """Returns what `start` returns on the loop, as a future that a thread can wait for; raises what it raises."""
+
+        async def started() -> concurrent.futures.Future[T]:
+            outer: concurrent.futures.Future[T] = concurrent.futures.Future()
+            outer.set_running_or_notify_cancel()  # what was sent cannot be called back
+            start().add_done_callback(lambda inner: _copy(inner, outer))
+            return outer
+
+        return self.run(started())
 
     def _refusal(self) -> SeqloomError | None:
         if self._stopped:
@@ -160,6 +171,14 @@ async def _next(asynchronous: AsyncIterator[Any]) -> Any:
 async def _close(asynchronous: AsyncIterator[Any]) -> None:
     with contextlib.suppress(RuntimeError):  # it runs: then who runs it ends it
         await asynchronous.aclose()  # type: ignore[attr-defined]
+
+
+def _copy(inner: asyncio.Future[T], outer: concurrent.futures.Future[T]) -> None:
+    error = Cancelled("the client is closed", reason="CLIENT_CLOSED") if inner.cancelled() else inner.exception()
+    if error is None:
+        outer.set_result(inner.result())
+    else:
+        outer.set_exception(error)
 
 
 @functools.cache

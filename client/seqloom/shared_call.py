@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from seqloom.config import MESSAGE_BYTES
-from seqloom.errors import Cancelled, DeadlineExceeded, Internal, SeqloomError, Unavailable, from_rpc
+from seqloom.errors import Cancelled, DeadlineExceeded, Internal, SeqloomError, Unavailable, from_rpc, lost_call
 from seqloom.session import INITIAL_WINDOW, Outgoing, Session
 from seqloom.v1 import inference_service_pb2
 
@@ -137,11 +137,7 @@ class _Call:
             code = await self._call.code()
             error = Unavailable(f"the server ended the call ({code.name})", reason="CALL_ENDED")
         except grpc.aio.AioRpcError as failed:
-            error = from_rpc(failed)
-            if (
-                isinstance(error, Cancelled | Internal) and not error.request_id
-            ):  # the transport's words for a lost call
-                error = Unavailable(f"the connection to the server broke: {error}", reason="CALL_LOST")
+            error = lost_call(from_rpc(failed))
         except asyncio.CancelledError:
             error = Cancelled("the call was cancelled", reason="CANCELLED")
             raise

@@ -22,9 +22,12 @@ class Product:
 
     def value(self) -> Array:
         """Multiplies."""
+        gradient: Array
         if self.right is None:
-            return self.left.sum(0, dtype=np.float64).astype(self.left.dtype).reshape(self.shape)
-        return (self.left.T @ self.right).reshape(self.shape)
+            gradient = self.left.sum(0, dtype=np.float64).astype(self.left.dtype)
+        else:
+            gradient = self.left.T @ self.right
+        return gradient.reshape(self.shape)
 
 
 class ParameterGradients(Mapping[str, Array]):

@@ -16,6 +16,7 @@ NAMES = {
     *("InferenceResult", "Internal", "InvalidArgument", "Limits", "ModelInfo", "ModelSpec", "NotFound", "Overloaded"),
     *("PermissionDenied", "SeqloomError", "ServerInfo", "Snapshot", "State", "Stream", "StreamLost", "Timing", "TopK"),
     *("TopKOutput", "Unauthenticated", "Unavailable", "VersionMismatch", "__version__"),
+    *("SGD", "Adam", "AdamW", "AsyncRun", "ForwardBackwardResult", "Gradients", "Run", "RunInfo", "StepResult"),
 }
 ERRORS = {
     *("InvalidArgument", "NotFound", "AlreadyExists", "Overloaded", "DeadlineExceeded", "Cancelled", "Internal"),
@@ -26,6 +27,14 @@ CLIENT = {
     "infer": "self, model, xs, outputs='logits', *, initial_state=None, weights_version=None, timeout=None",
     "stream": "self, model, outputs='logits', *, initial_state=None, weights_version=None, snapshot_interval=0, "
     "timeout=None",
+    "gradients": "self, model, xs, targets=None, *, loss='cross_entropy', reduction='sum', wrt=('parameters',), "
+    "output_gradients=None, initial_state=None, final_state_gradient=None, parameter_form='smallest', "
+    "parameter_dtype=None, weights_version=None, timeout=None",
+    "create_run": "self, model, *, optimizer, clip_norm=None, checkpoint_interval=100, weights_version=None, "
+    "replay_bytes=268435456, timeout=None",
+    "attach_run": "self, id, *, replay_bytes=268435456, timeout=None",
+    "runs": "self, *, timeout=None",
+    "delete_run": "self, id, *, timeout=None",
     "models": "self, *, timeout=None",
     "model": "self, name, *, timeout=None",
     "server_info": "self, *, timeout=None",
@@ -45,6 +54,22 @@ STREAM = {
     "weights_version": None,
     "window": None,
     "snapshot": None,
+}
+KINDS = (seqloom.Client, seqloom.AsyncClient, seqloom.Stream, seqloom.AsyncStream, seqloom.Run, seqloom.AsyncRun)
+RUN = {
+    "forward_backward": "self, xs, targets=None, *, loss='cross_entropy', reduction='sum', output_gradients=None, "
+    "initial_state=None, final_state_gradient=None, timeout=None",
+    "step": "self, learning_rate=None, *, expected_step=None, timeout=None",
+    "save": "self, name='', *, timeout=None",
+    "load": "self, name, *, timeout=None",
+    "publish": "self, *, timeout=None",
+    "info": "self, *, timeout=None",
+    "checkpoints": "self, *, timeout=None",
+    "delete": "self, *, timeout=None",
+    "close": "self, *, timeout=None",
+    "id": None,
+    "model": None,
+    "spec": None,
 }
 
 
@@ -71,26 +96,29 @@ def test_both_clients_have_these_methods_and_arguments(kind):
     assert {name: parameters(method) for name, method in public(kind).items()} == CLIENT
 
 
-@pytest.mark.parametrize("kind", [seqloom.Stream, seqloom.AsyncStream])
-def test_both_streams_have_these_methods_and_arguments(kind):
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [(seqloom.Stream, STREAM), (seqloom.AsyncStream, STREAM), (seqloom.Run, RUN), (seqloom.AsyncRun, RUN)],
+)
+def test_both_streams_and_both_runs_have_these_methods_and_arguments(kind, expected):
     members = public(kind)
-    del members["__init__"]  # streams are made by clients
+    del members["__init__"]  # they are made by clients
     found = {name: None if isinstance(one, property) else parameters(one) for name, one in members.items()}
-    assert found == STREAM
+    assert found == expected
 
 
 def test_every_public_name_tells_what_it_does():
-    for kind in (seqloom.Client, seqloom.AsyncClient, seqloom.Stream, seqloom.AsyncStream):
+    for kind in KINDS:
         assert kind.__doc__
         for name, member in public(kind).items():
             assert name == "__init__" or member.__doc__, f"{kind.__name__}.{name}"
 
 
 def test_both_faces_are_context_managers_and_streams_are_iterable():
-    for kind in (seqloom.Client, seqloom.Stream):
+    for kind in (seqloom.Client, seqloom.Stream, seqloom.Run):
         assert hasattr(kind, "__enter__")
         assert hasattr(kind, "__exit__")
-    for kind in (seqloom.AsyncClient, seqloom.AsyncStream):
+    for kind in (seqloom.AsyncClient, seqloom.AsyncStream, seqloom.AsyncRun):
         assert hasattr(kind, "__aenter__")
         assert hasattr(kind, "__aexit__")
     assert hasattr(seqloom.Stream, "__iter__")
