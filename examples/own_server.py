@@ -42,10 +42,11 @@ def own_server(models: pathlib.Path, *options: str) -> Iterator[OwnServer]:
     options: more flags of `seqloom-server`.
     """
     command = [sys.executable, "-m", "seqloom_server", "--models", str(models)]
-    command += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *options]
+    command += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
     # settings that are meant for another server
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SEQLOOM_")}
-    with tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryDirectory() as runs, tempfile.TemporaryFile("w+") as log:
+        command += ["--runs", runs, *options]
         # in a session of its own, where Ctrl-C does not reach it before its callers are gone
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True

@@ -40,7 +40,7 @@ async def channel(served: Served) -> AsyncIterator[grpc.aio.Channel]:
 
 
 @pytest.fixture
-def server_process() -> Iterator:
+def server_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     """A factory of servers in processes of their own, on free ports of the loopback, on the CPU with one thread:
 
         started = server_process("--models", folder)          # returns when it serves
@@ -50,10 +50,11 @@ def server_process() -> Iterator:
     environment: more variables, over those. What still runs after the test is killed. See serving.ServerProcess.
     """
     running: list[ServerProcess] = []
+    runs = tmp_path_factory.mktemp("runs")
 
     def factory(*arguments: object, environment: Mapping[str, str] | None = None, ready: bool = True) -> ServerProcess:
         settings = {"SEQLOOM_LISTEN": "127.0.0.1:0", "SEQLOOM_HTTP": "127.0.0.1:0"}
-        settings |= {"SEQLOOM_DEVICE": "cpu", "SEQLOOM_THREADS": "1", **(environment or {})}
+        settings |= {"SEQLOOM_DEVICE": "cpu", "SEQLOOM_THREADS": "1", "SEQLOOM_RUNS": str(runs), **(environment or {})}
         started = ServerProcess.start(*arguments, environment=settings)
         running.append(started)
         if ready:

@@ -54,7 +54,7 @@ class Metrics:
             "deduplicated_calls_total", "Calls on runs that were repeats and changed nothing", ["model"]
         )
         self.state_bytes = self._gauge("state_bytes", "Hidden states on the device")
-        self.device_memory_bytes = self._gauge("device_memory_bytes", "Weights and hidden states on the device")
+        self.device_memory_bytes = self._gauge("device_memory_bytes", "Weights, hidden states and runs on the device")
         self.build_info = Info("seqloom_build", "What runs", registry=self.registry)
         self.build_info.info({"version": __version__, "python": platform.python_version()})
 

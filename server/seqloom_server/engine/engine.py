@@ -21,6 +21,7 @@ from seqloom_server.engine.registry import Registry
 from seqloom_server.engine.report import Report
 from seqloom_server.engine.request import Chunk, Op, OutputSpec, Sequence, Sink, StateArrays
 from seqloom_server.engine.runner import ServedWeights
+from seqloom_server.engine.runs import Runs
 from seqloom_server.engine.scheduler import Scheduler
 from seqloom_server.engine.sessions import is_idle
 from seqloom_server.engine.training import Job
@@ -45,7 +46,16 @@ class Engine:
             pathlib.Path(config.models), self.device, config.max_live_versions, config.max_model_bytes
         )
         self._scheduler = Scheduler(_limits(config, self.device))
-        self._report = Report(metrics, self._scheduler, self.registry, self.device)
+        self.runs = Runs(
+            pathlib.Path(config.runs), self.registry, self, self.device, config.max_runs, config.max_held_calls
+        )
+        self._report = Report(
+            metrics,
+            self._scheduler,
+            self.registry,
+            self.device,
+            lambda: self.registry.device_bytes() + self.runs.device_bytes,
+        )
         self._lock = threading.Condition()
         self._device_thread = DeviceThread(
             self._scheduler,
@@ -71,6 +81,7 @@ class Engine:
         if self._config.threads:
             torch.set_num_threads(self._config.threads)
         await self.registry.load_all()
+        await self.runs.recover()
         self._device_thread.start(self._loop)
         self._idle_watch = asyncio.create_task(self._end_idle_sequences())
 
@@ -145,11 +156,13 @@ class Engine:
 
     def train(self, job: Job) -> None:
         """Takes a job on; its outcome comes once. Raises ServerError OVERLOADED, SHUTTING_DOWN or ENGINE_DEAD."""
-        self._check_serving()
+        self.check_serving()
         self.run_job(job)
 
     def run_job(self, job: Job) -> None:
-        """Takes it on also while the server shuts down, which is when runs are saved. Raises ServerError OVERLOADED."""
+        """Takes it on also while the server shuts down, which is when runs are saved. Raises ServerError."""
+        if self._death is not None:
+            raise ServerError(Reason.ENGINE_DEAD, "the device thread has died: the server must be restarted")
         with self._lock:
             try:
                 self._scheduler.training.push(job, time.monotonic())
@@ -158,6 +171,18 @@ class Engine:
                 raise
             self._lock.notify()
         self._jobs[job] = None
+
+    def jobs_of(self, weights: Any) -> list[Job]:
+        """The jobs under these weights that have not ended."""
+        return [job for job in self._jobs if job.weights is weights]
+
+    def stepped(self, model: str) -> None:
+        """A run of the model has applied a step."""
+        self._report.stepped(model)
+
+    def deduplicated(self, model: str) -> None:
+        """A call on a run of the model was a repeat."""
+        self._report.deduplicated(model)
 
     def abandon(self, jobs: Iterable[Job], error: ServerError | None = None) -> None:
         """Takes jobs that have not begun out of the queue, and ends all of them: with the error, or without a word."""
@@ -197,6 +222,8 @@ class Engine:
                 await asyncio.wait_for(self._emptied.wait(), grace_seconds)
             except TimeoutError:
                 self._end_all()
+        if self.alive:
+            await self.runs.save_all()
 
     def close(self) -> None:
         """Stops the device thread after the slice in flight and fails what is left. Safe from any thread."""
@@ -212,14 +239,15 @@ class Engine:
         if self._idle_watch is not None:
             self._idle_watch.cancel()
 
-    def _check_serving(self) -> None:
+    def check_serving(self) -> None:
+        """Raises ServerError SHUTTING_DOWN or ENGINE_DEAD where no new work is taken."""
         if self._death is not None:
             raise ServerError(Reason.ENGINE_DEAD, "the device thread has died: the server must be restarted")
         if self._draining:
             raise ServerError(Reason.SHUTTING_DOWN, "the server is shutting down and takes no new work")
 
     def _check_admitting(self, op: Op) -> None:
-        self._check_serving()
+        self.check_serving()
         live = self.open_sessions
         count, most, what = (
             (live, self._config.max_sessions, "sessions")

@@ -118,7 +118,7 @@ class Registry:
 
     async def load_all(self) -> None:
         """Serves every model folder below the root. Raises MODEL_BROKEN at the first that cannot be loaded."""
-        for name in await _off_loop(self._find_folders):
+        for name in await off_loop(self._find_folders):
             await self.load(name)
 
     async def load(self, name: str) -> ModelInfo:
@@ -145,9 +145,23 @@ class Registry:
         """
         return await self._run_change(self._import, check_name(name), config, weights)
 
+    async def publish(self, name: str, network: Network) -> ModelInfo:
+        """Serves other weights of a served model, as its next version; sessions that are open keep theirs.
+
+        Raises MODEL_NOT_FOUND, MODEL_EXISTS where the served model is of another specification, STORAGE_FAILED, or
+        OVERLOADED where too many versions are in use.
+        """
+        return await self._run_change(self._publish, name, network)
+
+    async def _publish(self, name: str, network: Network) -> ModelInfo:
+        served = self.current(name)
+        self._check_live_versions(name)
+        self._check_same_spec(served, network)
+        return await self._serve(name, self._next_version(name), network, save=True)
+
     async def _load(self, name: str) -> ModelInfo:
         self._check_live_versions(name)
-        network, version = await _off_loop(self._read, name)
+        network, version = await off_loop(self._read, name)
         last = self._last.get(name, 0)
         if version < last or (version == last and name in self._served):
             return await self._serve(name, self._next_version(name), network, save=True)
@@ -157,19 +171,15 @@ class Registry:
         if name in self._served or (self._root / name).exists():
             raise ServerError(Reason.MODEL_EXISTS, f"a model {name!r} exists already", field="name")
         version = self._next_version(name)
-        network = await _off_loop(Network.create, spec, seed, self._device)
+        network = await off_loop(Network.create, spec, seed, self._device)
         return await self._serve(name, version, network, save=True)
 
     async def _import(self, name: str, config: bytes, weights: bytes) -> ModelInfo:
         self._check_live_versions(name)
-        network, version = await _off_loop(storage.load_bytes, config, weights, self._device, self._check_size)
+        network, version = await off_loop(storage.load_bytes, config, weights, self._device, self._check_size)
         served = self._served.get(name)
-        if served is not None and served.network.spec != network.spec:
-            raise ServerError(
-                Reason.MODEL_EXISTS,
-                f"a model {name!r} of another specification is served: unload it first",
-                field="name",
-            )
+        if served is not None:
+            self._check_same_spec(served, network)
         if name in self._last:
             version = self._next_version(name)
         return await self._serve(name, version, network, save=True)
@@ -186,7 +196,7 @@ class Registry:
     async def export(self, name: str) -> tuple[bytes, bytes]:
         """Returns the served model's config.json and model.safetensors. Raises MODEL_NOT_FOUND."""
         served = self.current(name)
-        return await _off_loop(storage.to_bytes, served.network, served.version)
+        return await off_loop(storage.to_bytes, served.network, served.version)
 
     def _find_folders(self) -> list[str]:
         storage.recover_all(self._root)
@@ -203,6 +213,15 @@ class Registry:
         if size > self._max_model_bytes:
             raise ServerError(
                 Reason.OVER_LIMIT, f"the model has {size} bytes of weights: at most {self._max_model_bytes} are taken"
+            )
+
+    @staticmethod
+    def _check_same_spec(served: ServedWeights, network: Network) -> None:
+        if served.network.spec != network.spec:
+            raise ServerError(
+                Reason.MODEL_EXISTS,
+                f"a model {served.model!r} of another specification is served: unload it first",
+                field="name",
             )
 
     def _next_version(self, name: str) -> int:
@@ -232,11 +251,11 @@ class Registry:
 
     async def _serve(self, name: str, version: int, network: Network, *, save: bool) -> ModelInfo:
         """Everything that may fail comes before the folder is replaced, and that before the weights in use are."""
-        served = await _off_loop(ServedWeights, name, version, network)
-        await _off_loop(warm_up, served)
+        served = await off_loop(ServedWeights, name, version, network)
+        await off_loop(warm_up, served)
         self._check_live_versions(name)  # sessions came meanwhile
         if save:
-            await _off_loop(storage.save, self._root / name, network, version)
+            await off_loop(storage.save, self._root / name, network, version)
         self._served[name] = served
         self._last[name] = version
         for watcher in self.watchers:
@@ -249,18 +268,18 @@ class Registry:
                 watcher.gone(name)
 
 
-async def _off_loop(function: Callable[P, R], *arguments: P.args, **keywords: P.kwargs) -> R:
-    """Runs file work and building of networks in a worker thread.
+async def off_loop(function: Callable[..., R], *arguments: Any, of: str = "models") -> R:
+    """Runs file work and building of networks in a worker thread. of: what the folder at hand is of.
 
     Raises MODEL_BROKEN for BrokenModel, STORAGE_FAILED for OSError, OVERLOADED where there is no memory.
     """
     try:
-        return await asyncio.to_thread(function, *arguments, **keywords)
+        return await asyncio.to_thread(function, *arguments)
     except BrokenModel as error:
         raise ServerError(Reason.MODEL_BROKEN, str(error)) from error
     except OSError as error:
         why = error.strerror or error
-        raise ServerError(Reason.STORAGE_FAILED, f"the server's folder of models failed: {why}") from error
+        raise ServerError(Reason.STORAGE_FAILED, f"the server's folder of {of} failed: {why}") from error
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise ServerError(Reason.OVERLOADED, "the server has no memory for the model", retry_after=10.0) from error

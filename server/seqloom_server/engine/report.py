@@ -1,6 +1,7 @@
 """Tells the metrics what the engine does: once a slice, once a session, or when they are read."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -38,14 +39,16 @@ class Report:
     """The engine's side of the metrics: a watcher of the registry, told of sessions on the event loop and of slices
     on the device thread."""
 
-    def __init__(self, metrics: Metrics, scheduler: Scheduler, registry: Registry, device: str) -> None:
+    def __init__(
+        self, metrics: Metrics, scheduler: Scheduler, registry: Registry, device: str, device_bytes: Callable[[], float]
+    ) -> None:
         self._metrics = metrics
         self._padded = device == "cuda"  # elsewhere packed rows leave nothing to pad
         self._models: dict[str, _Model] = {}
         for op in Op:
             metrics.queue_items.labels(op=op).set_function(functools.partial(scheduler.items.__getitem__, op))
         metrics.state_bytes.set_function(lambda: sum(weights.state_bytes for weights in registry.alive()))
-        metrics.device_memory_bytes.set_function(registry.device_bytes)
+        metrics.device_memory_bytes.set_function(device_bytes)
         registry.watchers.append(self)
 
     def serving(self, name: str, version: int) -> None:

@@ -79,7 +79,7 @@ class RunWeights:
         self._parameters = network.parameters()
         self._optimizer = Optimizer(optimizer, self._parameters)
         self._accumulated: Tensors | None = None
-        self._journal = journal
+        self.journal = journal
 
     @property
     def nbytes(self) -> int:
@@ -136,7 +136,7 @@ class RunWeights:
         self.mark(call)
         calls = dict(self.done)
         try:
-            self._journal.append(StepRecord(number, *call, calls))
+            self.journal.append(StepRecord(number, *call, calls))
         except OSError as error:
             log.error("step %d is not in the journal, and can only be lost with those after it: %s", number, error)
         return Stepped(number, norm, calls)

@@ -1,16 +1,16 @@
-"""How many bytes of outputs may be promised or computed and not yet read, over all callers of the server."""
+"""How many bytes callers may have on the server at once, such as outputs that were promised and not yet read."""
 
 from seqloom_server.errors import Reason, ServerError
 
 
-class OutputBudget:
-    """What every output is charged to from when its frames are taken until it is on its way to the caller.
-
-    max_bytes: of all callers together.
+class ByteBudget:
+    """What all callers together may have of one kind of bytes at once: outputs, from when their frames are taken until
+    they are on their way, or training calls that have not come whole yet. what: that kind, in words.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, what: str = "outputs wait for callers to read them") -> None:
         self._max_bytes = max_bytes
+        self._what = what
         self._taken = 0
 
     def take(self, size: int) -> None:
@@ -18,7 +18,7 @@ class OutputBudget:
         if self._taken + size > self._max_bytes and self._taken:
             raise ServerError(
                 Reason.OVERLOADED,
-                f"{self._taken} bytes of outputs wait for callers to read them: {size} more are too many now",
+                f"{self._taken} bytes of {self._what}: {size} more are too many now",
                 retry_after=1.0,
             )
         self._taken += size

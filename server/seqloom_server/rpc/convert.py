@@ -4,6 +4,7 @@ What is wrong is refused by the field's path, with what was sent and what is exp
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from seqloom import tensors
@@ -64,17 +65,28 @@ def frames(message: tensor_pb2.Tensor, spec: ModelSpec, field: str) -> Array:
 def sequences(message: tensor_pb2.SequenceBatch, spec: ModelSpec, max_sequences: int, max_steps: int) -> list[Array]:
     """N sequences [T_i, D], views on the message's rows."""
     rows = frames(message.rows, spec, "sequences.rows")
-    lengths = list(message.lengths)
+    lengths = checked_lengths(message.lengths, len(rows), max_sequences, max_steps, "sequences")
+    return cut(rows, lengths)
+
+
+def checked_lengths(lengths: Iterable[int], rows: int, max_sequences: int, max_steps: int, field: str) -> list[int]:
+    """The lengths of N sequences that have so many rows together."""
+    lengths, field = list(lengths), f"{field}.lengths"
     if not lengths:
-        raise invalid("sequences.lengths", "is empty: expected at least one sequence")
+        raise invalid(field, "is empty: expected at least one sequence")
     if len(lengths) > max_sequences:
-        raise _over_limit("sequences.lengths", f"has {len(lengths)} sequences: at most {max_sequences} are taken")
+        raise over_limit(field, f"has {len(lengths)} sequences: at most {max_sequences} are taken")
     if min(lengths) < 1:
-        raise invalid("sequences.lengths", f"has {min(lengths)} at {lengths.index(min(lengths))}: expected at least 1")
+        raise invalid(field, f"has {min(lengths)} at {lengths.index(min(lengths))}: expected at least 1")
     if max(lengths) > max_steps:
-        raise _over_limit("sequences.lengths", f"has {max(lengths)} steps: at most {max_steps} are taken")
-    if sum(lengths) != len(rows):
-        raise invalid("sequences.lengths", f"add up to {sum(lengths)}: rows has {len(rows)}")
+        raise over_limit(field, f"has {max(lengths)} steps: at most {max_steps} are taken")
+    if sum(lengths) != rows:
+        raise invalid(field, f"add up to {sum(lengths)}: rows has {rows}")
+    return lengths
+
+
+def cut(rows: Array, lengths: list[int]) -> list[Array]:
+    """Cuts rows that follow one another into arrays of these lengths; views."""
     ends = np.cumsum(lengths).tolist()
     return [rows[end - length : end] for length, end in zip(lengths, ends, strict=True)]
 
@@ -129,11 +141,12 @@ def reply_bytes(output: OutputSpec, spec: ModelSpec, steps: int, count: int, lim
     """About how large a reply will be. Refuses a call whose reply could not be sent in one message."""
     size = steps * output_bytes(output, spec) + count * (state_bytes(spec) + _LENGTH_BYTES)
     if size + 1024 > limit:
-        raise _over_limit("output", f"would take {size} bytes: a reply has at most {limit}; cut the call, or stream")
+        raise over_limit("output", f"would take {size} bytes: a reply has at most {limit}; cut the call, or stream")
     return size
 
 
-def _over_limit(field: str, message: str) -> ServerError:
+def over_limit(field: str, message: str) -> ServerError:
+    """The error of a field that is longer or wider than this server ever takes."""
     return ServerError(Reason.OVER_LIMIT, f"{field}: {message}", field=field)
 
 

@@ -15,7 +15,7 @@ from seqloom_server.engine.request import Array, Chunk, Op, Piece, Sequence
 from seqloom_server.errors import ServerError
 from seqloom_server.rpc import convert
 from seqloom_server.rpc.accounts import RequestAccounts
-from seqloom_server.rpc.budget import OutputBudget
+from seqloom_server.rpc.budget import ByteBudget
 from seqloom_server.rpc.interceptors import set_model
 from seqloom_server.rpc.session_call import SessionCall
 
@@ -25,11 +25,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     """Decodes and checks, hands to the engine, encodes."""
 
-    def __init__(self, engine: Engine, config: ServerConfig, accounts: RequestAccounts) -> None:
+    def __init__(self, engine: Engine, config: ServerConfig, accounts: RequestAccounts, outputs: ByteBudget) -> None:
         self._engine = engine
         self._config = config
         self._accounts = accounts
-        self._budget = OutputBudget(config.max_output_bytes)
+        self._budget = outputs
         self._calls: dict[SessionCall, asyncio.Task[Any]] = {}
         self._draining = False
 

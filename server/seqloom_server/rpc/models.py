@@ -27,6 +27,7 @@ _MAX_EXPORTS = 2  # at once: each is a whole model in memory
 
 _CELLS: "dict[pb.CellType, Cell]" = {pb.CELL_TYPE_ELMAN: "elman", pb.CELL_TYPE_GRU: "gru", pb.CELL_TYPE_LSTM: "lstm"}
 _ACTIVATIONS: "dict[pb.Activation, Activation]" = {pb.ACTIVATION_TANH: "tanh", pb.ACTIVATION_RELU: "relu"}
+_SIZES = ("input_size", "hidden_size", "output_size", "num_layers", "conv_channels", "conv_width")
 _DTYPES: "dict[tensor_pb2.DataType, DType]" = {
     tensor_pb2.DATA_TYPE_FLOAT32: "float32",
     tensor_pb2.DATA_TYPE_FLOAT64: "float64",
@@ -191,21 +192,29 @@ def _spec(message: pb.ModelSpec) -> ModelSpec:
     dtype = _DTYPES.get(message.data_type or tensor_pb2.DATA_TYPE_FLOAT32)
     if dtype is None:
         raise invalid("spec.data_type", f"is {message.data_type}: expected FLOAT32 or FLOAT64")
-    sizes = {name: getattr(message, name) for name in ("input_size", "hidden_size", "output_size", "num_layers")}
+    sizes = {name: getattr(message, name) for name in _SIZES}
     try:
-        return ModelSpec(cell=cell, activation=activation, dtype=dtype, **sizes)
+        return ModelSpec(cell=cell, activation=activation, dtype=dtype, bidirectional=message.bidirectional, **sizes)
     except InvalidSpec as error:
         raise invalid(f"spec.{error.field}", str(error).partition(": ")[2]) from None
 
 
 def _model(info: ModelInfo) -> pb.Model:
-    spec = info.spec
     message = pb.Model(name=info.name, weights_version=info.weights_version, parameter_count=info.parameter_count)
-    message.spec.cell = _number(_CELLS, spec.cell)
-    message.spec.activation = _number(_ACTIVATIONS, spec.activation)
-    message.spec.data_type = _number(_DTYPES, spec.dtype)
-    for name in ("input_size", "hidden_size", "output_size", "num_layers"):
-        setattr(message.spec, name, getattr(spec, name))
+    message.spec.CopyFrom(spec_message(info.spec))
+    return message
+
+
+def spec_message(spec: ModelSpec) -> pb.ModelSpec:
+    """The message of a specification."""
+    message = pb.ModelSpec(
+        cell=_number(_CELLS, spec.cell),
+        activation=_number(_ACTIVATIONS, spec.activation),
+        data_type=_number(_DTYPES, spec.dtype),
+        bidirectional=spec.bidirectional,
+    )
+    for name in _SIZES:
+        setattr(message, name, getattr(spec, name))
     return message
 
 

@@ -12,7 +12,7 @@ from seqloom.v1 import inference_service_pb2
 
 from seqloom_server.engine.request import Array, StateArrays
 from seqloom_server.rpc import convert
-from seqloom_server.rpc.budget import OutputBudget
+from seqloom_server.rpc.budget import ByteBudget
 
 # Of outputs that were promised or computed: a caller that has not read so much is read from no longer.
 _MAX_UNREAD_BYTES = 64 << 20
@@ -69,7 +69,7 @@ class Outbox:
     max_message_bytes: what a message takes, unless its one entry is larger. budget: what outputs are charged to.
     """
 
-    def __init__(self, max_message_bytes: int, budget: OutputBudget) -> None:
+    def __init__(self, max_message_bytes: int, budget: ByteBudget) -> None:
         self.changed = asyncio.Event()
         self._max_message_bytes = max_message_bytes
         self._budget = budget

@@ -14,6 +14,8 @@ from seqloom.v1 import (
     inference_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
+    training_service_pb2,
+    training_service_pb2_grpc,
 )
 
 from seqloom_server.config import ServerConfig, split_address
@@ -21,9 +23,11 @@ from seqloom_server.engine.engine import Engine
 from seqloom_server.errors import ServerError
 from seqloom_server.metrics import Metrics
 from seqloom_server.rpc.accounts import RequestAccounts
+from seqloom_server.rpc.budget import ByteBudget
 from seqloom_server.rpc.inference import InferenceServicer
 from seqloom_server.rpc.interceptors import CallInterceptor
 from seqloom_server.rpc.models import ModelServicer
+from seqloom_server.rpc.training import TrainingServicer
 from seqloom_server.web.http import HttpServer
 
 log = logging.getLogger(__name__)
@@ -31,6 +35,7 @@ log = logging.getLogger(__name__)
 SERVICES = (
     inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+    training_service_pb2.DESCRIPTOR.services_by_name["TrainingService"].full_name,
 )
 
 _MAX_PENDING = 1_000_000
@@ -56,15 +61,19 @@ class Server:
     async def start(self) -> None:
         """Takes the ports, loads the models, serves. Raises CannotStart."""
         config = self._config
-        _make_folder(config.models)
+        _make_folder("models", config.models)
+        _make_folder("runs", config.runs)
         self.engine = Engine(config, self.metrics)
         accounts = RequestAccounts(self.metrics)
         self.engine.registry.watchers.append(accounts)
         self._grpc = grpc.aio.server(interceptors=[CallInterceptor(accounts)], options=_options(config))
-        self._inference = InferenceServicer(self.engine, config, accounts)
+        outputs = ByteBudget(config.max_output_bytes)
+        self._inference = InferenceServicer(self.engine, config, accounts, outputs)
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(self._inference, self._grpc)  # type: ignore[no-untyped-call]
         models = ModelServicer(self.engine, config)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, self._grpc)  # type: ignore[no-untyped-call]
+        training = TrainingServicer(self.engine, config, outputs)
+        training_service_pb2_grpc.add_TrainingServiceServicer_to_server(training, self._grpc)  # type: ignore[no-untyped-call]
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], self._grpc)
@@ -122,11 +131,11 @@ class Server:
             await self._health.set(service, status)
 
 
-def _make_folder(models: str) -> None:
+def _make_folder(of: str, path: str) -> None:
     try:
-        pathlib.Path(models).mkdir(parents=True, exist_ok=True)
+        pathlib.Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CannotStart(f"models: {models} cannot be a folder of models: {error.strerror}") from None
+        raise CannotStart(f"{of}: {path} cannot be a folder of {of}: {error.strerror}") from None
 
 
 def _try_to_bind(host: str, port: int) -> None:

@@ -17,7 +17,7 @@ from seqloom_server.engine.sessions import Session, empty_frames
 from seqloom_server.errors import Reason, ServerError
 from seqloom_server.rpc import convert
 from seqloom_server.rpc.accounts import RequestAccounts
-from seqloom_server.rpc.budget import OutputBudget
+from seqloom_server.rpc.budget import ByteBudget
 from seqloom_server.rpc.interceptors import request_id
 from seqloom_server.rpc.outbox import Outbox, Outgoing
 from seqloom_server.rpc.session_sink import SessionSink, only_acknowledges
@@ -36,7 +36,7 @@ _REMEMBERED = 4096  # sessions that are over, so that what still comes for them 
 class SessionCall:
     """The sessions of one call. `read_from` takes messages, `write_to` sends until the call is over."""
 
-    def __init__(self, engine: Engine, config: ServerConfig, accounts: RequestAccounts, budget: OutputBudget) -> None:
+    def __init__(self, engine: Engine, config: ServerConfig, accounts: RequestAccounts, budget: ByteBudget) -> None:
         self._engine = engine
         self._config = config
         self._accounts = accounts

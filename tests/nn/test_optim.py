@@ -1,0 +1,216 @@
+"""Optimizers in pieces: torch.optim's numbers, however cut; a state that goes on bit by bit; wrong fields named."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from seqloom_server.nn.optim import Optimizer, OptimizerSpec
+from seqloom_server.nn.spec import InvalidSpec
+
+SPECS = [
+    OptimizerSpec("sgd", 0.05),
+    OptimizerSpec("sgd", 0.05, momentum=0.9, weight_decay=0.01),
+    OptimizerSpec("adam", 1e-3, weight_decay=0.02),
+    OptimizerSpec("adam", 1e-3, beta1=0.8, beta2=0.99, epsilon=1e-6),
+    OptimizerSpec("adamw", 2e-3, weight_decay=0.01),
+]
+SHAPES = {"rnn.weight_ih_l0": (13, 7), "rnn.bias_ih_l0": (13,), "output.weight": (5, 13), "output.bias": (1,)}
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+specs = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.kind}-{spec.momentum}-{spec.weight_decay}")
+
+
+def draw(seed, dtype=torch.float64, shapes=SHAPES):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, dtype=dtype, generator=generator) for name, shape in shapes.items()}
+
+
+def apply(optimizer, gradients, lr=None, clip_norm=None, piece_numbers=1 << 20):
+    """Returns the norm, and how many pieces the step had."""
+    program, pieces = (
+        optimizer.step({name: each.clone() for name, each in gradients.items()}, lr, clip_norm, piece_numbers),
+        0,
+    )
+    while True:
+        try:
+            next(program)
+        except StopIteration as end:
+            return end.value, pieces
+        assert not torch.is_inference_mode_enabled()
+        pieces += 1
+
+
+def torch_twin(spec, parameters):
+    leaves = [tensor.clone().requires_grad_() for tensor in parameters.values()]
+    if spec.kind == "sgd":
+        return leaves, torch.optim.SGD(leaves, spec.lr, spec.momentum, weight_decay=spec.weight_decay)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[spec.kind]
+    return leaves, kind(leaves, spec.lr, (spec.beta1, spec.beta2), spec.epsilon, spec.weight_decay)
+
+
+@dtypes
+@specs
+@pytest.mark.parametrize("clip_norm", [None, 10.0])
+def test_fifty_steps_are_those_of_torch_optim(spec, dtype, clip_norm):
+    parameters = draw(0, dtype)
+    leaves, twin = torch_twin(spec, parameters)
+    optimizer = Optimizer(spec, parameters)
+    clipped = 0
+    for step in range(50):
+        gradients = draw(step + 1, dtype)
+        lr = spec.lr / (step + 1) if step % 3 == 1 else None  # a rate of its own, and the next step without
+        norm, _ = apply(optimizer, gradients, lr, clip_norm, piece_numbers=32)
+        for leaf, gradient in zip(leaves, gradients.values(), strict=True):
+            leaf.grad = gradient.clone()
+        expected = torch.nn.utils.clip_grad_norm_(leaves, clip_norm or math.inf)
+        assert norm == pytest.approx(float(expected), rel=1e-6 if dtype == torch.float32 else 1e-13)
+        clipped += norm > (clip_norm or math.inf)
+        twin.param_groups[0]["lr"] = lr or spec.lr
+        twin.step()
+    assert clip_norm is None or clipped > 40
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    for leaf, tensor in zip(leaves, parameters.values(), strict=True):
+        torch.testing.assert_close(tensor, leaf.detach(), rtol=tolerance, atol=tolerance)
+
+
+@dtypes
+@specs
+@settings(deadline=None, max_examples=15)
+@given(piece_numbers=st.integers(1, 200), seed=st.integers(0, 1000))
+def test_how_a_step_is_cut_changes_no_bit(spec, dtype, piece_numbers, seed):
+    whole, cut = draw(seed, dtype), draw(seed, dtype)
+    first, second = Optimizer(spec, whole), Optimizer(spec, cut)
+    for step in range(4):
+        gradients = draw(seed + step + 1, dtype)
+        # cut otherwise each time
+        norms = apply(first, gradients, None, 5.0)[0], apply(second, gradients, None, 5.0, piece_numbers + step)[0]
+        assert norms[0] == norms[1]
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, cut[name])
+    for name, tensor in first.state().items():
+        assert torch.equal(tensor, second.state()[name])
+
+
+@specs
+def test_pieces_cross_parameters_and_are_no_larger_than_asked_for(spec):
+    optimizer = Optimizer(spec, draw(0))
+    count = sum(math.prod(shape) for shape in SHAPES.values())
+    numbers = 40
+    _, pieces = apply(optimizer, draw(1), None, None, numbers)
+    assert all(sum(block.end - block.begin for block in piece.blocks) <= numbers for piece in optimizer._pieces)
+    assert count / numbers <= pieces <= 2 * count / numbers + len(SHAPES)
+
+
+@dtypes
+@specs
+def test_a_state_that_is_loaded_goes_on_bit_by_bit(spec, dtype):
+    parameters = draw(0, dtype)
+    optimizer = Optimizer(spec, parameters)
+    for step in range(5):
+        apply(optimizer, draw(step + 1, dtype), None, 5.0, 50)
+    kept = {name: tensor.clone() for name, tensor in optimizer.state().items()}
+    copies = {name: tensor.clone() for name, tensor in parameters.items()}
+    other = Optimizer(spec, copies)
+    apply(other, draw(99, dtype))  # what it had before is gone
+    for name, tensor in parameters.items():
+        copies[name].copy_(tensor)
+    other.load_state(kept)
+    for step in range(5, 10):
+        apply(optimizer, draw(step + 1, dtype), None, 5.0, 50)
+        apply(other, draw(step + 1, dtype), None, 5.0, 70)
+    assert all(torch.equal(tensor, copies[name]) for name, tensor in parameters.items())
+    assert all(torch.equal(tensor, other.state()[name]) for name, tensor in optimizer.state().items())
+    assert int(other.state()["step"]) == 10
+
+
+@specs
+def test_a_state_has_the_tensors_that_its_specification_says(spec):
+    parameters = draw(0, torch.float32)
+    state = Optimizer(spec, parameters).state()
+    assert {name: tuple(tensor.shape) for name, tensor in state.items()} == spec.state_shapes(SHAPES)
+    assert all(tensor.dtype == (torch.int64 if name == "step" else torch.float32) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("step"),
+        lambda state: state.update({"exp_avg.more": torch.zeros(2)}),
+        lambda state: state.update({"exp_avg.output.bias": torch.zeros(2, dtype=torch.float64)}),
+        lambda state: state.update({"exp_avg.output.bias": torch.zeros(1)}),
+    ],
+    ids=["missing", "extra", "misshapen", "mistyped"],
+)
+def test_a_state_of_another_optimizer_is_refused_and_changes_nothing(change):
+    optimizer = Optimizer(OptimizerSpec("adam", 1e-3), draw(0))
+    apply(optimizer, draw(1))
+    before = {name: tensor.clone() for name, tensor in optimizer.state().items()}
+    state = {name: tensor + 1 for name, tensor in before.items()}
+    change(state)
+    with pytest.raises(ValueError, match="the state has other tensors|^exp_avg.output.bias is torch"):
+        optimizer.load_state(state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in optimizer.state().items())
+
+
+@specs
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e200])
+def test_a_norm_that_is_not_finite_changes_nothing(spec, value):
+    parameters = draw(0)
+    optimizer = Optimizer(spec, parameters)
+    apply(optimizer, draw(1))
+    before = {name: tensor.clone() for name, tensor in {**parameters, **optimizer.state()}.items()}
+    gradients = draw(2)
+    gradients["output.bias"][0] = value
+    norm, _ = apply(optimizer, gradients, None, 1.0)
+    assert not math.isfinite(norm)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in {**parameters, **optimizer.state()}.items())
+
+
+def test_gradients_and_weights_made_in_inference_mode_are_taken():
+    with torch.inference_mode():
+        parameters, gradients = draw(0), draw(1)
+    plain = draw(0)
+    apply(Optimizer(SPECS[2], plain), draw(1), None, 1.0)
+    with torch.inference_mode():
+        copies = {name: tensor.clone() for name, tensor in gradients.items()}
+    for _ in Optimizer(SPECS[2], parameters).step(copies, None, 1.0, 32):
+        pass
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in parameters.items())
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("kind", ["rmsprop", None, ["sgd"]]),
+        ("lr", [0, -1.0, math.nan, math.inf, "1", True, None]),
+        ("momentum", [-0.1, 1.0, math.nan, "0"]),
+        ("beta1", [-0.1, 1.0, math.nan]),
+        ("beta2", [1, 2.0, math.inf]),
+        ("epsilon", [0.0, -1e-8, math.nan]),
+        ("weight_decay", [-1.0, math.inf, math.nan]),
+    ],
+)
+def test_a_wrong_field_is_named(field, values):
+    for value in values:
+        with pytest.raises(InvalidSpec) as caught:
+            OptimizerSpec(**{"kind": "sgd", "lr": 0.1, field: value})
+        assert caught.value.field == field
+        assert str(caught.value).startswith(f"{field}: is {value!r}")
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_momentum_is_for_sgd_alone(kind):
+    with pytest.raises(InvalidSpec, match=f"momentum: is 0.9: only sgd has momentum, {kind} has beta1"):
+        OptimizerSpec(kind, 0.1, momentum=0.9)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_a_steps_rate_and_bound_are_checked_before_anything_changes(value):
+    parameters = draw(0)
+    optimizer = Optimizer(SPECS[1], parameters)
+    for arguments, field in ((value, None), "lr"), ((None, value), "clip_norm"):
+        with pytest.raises(InvalidSpec) as caught:
+            apply(optimizer, draw(1), *arguments)
+        assert caught.value.field == field
+    assert all(torch.equal(tensor, parameters[name]) for name, tensor in draw(0).items())
