@@ -178,7 +178,7 @@ class Delivery:
             run=self._run,
             client=self.client,
             number=kept.number,
-            acknowledged=self._log.acknowledged,
+            acknowledged=min(self._log.acknowledged, kept.number - 1),
             step=kept.step,
         )
         try:
@@ -190,6 +190,7 @@ class Delivery:
             self._log.refuse(kept)
             if call is not None:
                 call.fail(error)
+                await self._attempt(kept)  # it may have been refused before it was counted: its number is used up
             return
         if call is None:
             raise Internal("the server did what it had refused", reason="MALFORMED_REPLY")
