@@ -16,7 +16,7 @@ SPECS = [
     OptimizerSpec("adam", 1e-3, beta1=0.8, beta2=0.99, epsilon=1e-6),
     OptimizerSpec("adamw", 2e-3, weight_decay=0.01),
 ]
-SHAPES = {"rnn.weight_ih_l0": (13, 7), "rnn.bias_ih_l0": (13,), "output.weight": (5, 13), "output.bias": (1,)}
+SHAPES = {"rnn.weight_ih_l0": (23, 17), "rnn.bias_ih_l0": (23,), "output.weight": (7, 23), "output.bias": (1,)}
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 specs = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.kind}-{spec.momentum}-{spec.weight_decay}")
 
@@ -60,7 +60,7 @@ def test_fifty_steps_are_those_of_torch_optim(spec, dtype, clip_norm):
     for step in range(50):
         gradients = draw(step + 1, dtype)
         lr = spec.lr / (step + 1) if step % 3 == 1 else None  # a rate of its own, and the next step without
-        norm, _ = apply(optimizer, gradients, lr, clip_norm, piece_numbers=32)
+        norm, _ = apply(optimizer, gradients, lr, clip_norm, piece_numbers=64)
         for leaf, gradient in zip(leaves, gradients.values(), strict=True):
             leaf.grad = gradient.clone()
         expected = torch.nn.utils.clip_grad_norm_(leaves, clip_norm or math.inf)
@@ -68,7 +68,7 @@ def test_fifty_steps_are_those_of_torch_optim(spec, dtype, clip_norm):
         clipped += norm > (clip_norm or math.inf)
         twin.param_groups[0]["lr"] = lr or spec.lr
         twin.step()
-    assert clip_norm is None or clipped > 40
+    assert clip_norm is None or clipped == 50
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     for leaf, tensor in zip(leaves, parameters.values(), strict=True):
         torch.testing.assert_close(tensor, leaf.detach(), rtol=tolerance, atol=tolerance)
@@ -77,7 +77,7 @@ def test_fifty_steps_are_those_of_torch_optim(spec, dtype, clip_norm):
 @dtypes
 @specs
 @settings(deadline=None, max_examples=15)
-@given(piece_numbers=st.integers(1, 200), seed=st.integers(0, 1000))
+@given(piece_numbers=st.integers(1, 500), seed=st.integers(0, 1000))
 def test_how_a_step_is_cut_changes_no_bit(spec, dtype, piece_numbers, seed):
     whole, cut = draw(seed, dtype), draw(seed, dtype)
     first, second = Optimizer(spec, whole), Optimizer(spec, cut)
@@ -93,10 +93,25 @@ def test_how_a_step_is_cut_changes_no_bit(spec, dtype, piece_numbers, seed):
 
 
 @specs
+def test_how_a_large_step_is_cut_changes_no_bit_on_two_threads(spec):
+    shapes = {"output.weight": (331, 607), "output.bias": (331,)}  # more than torch gives to one thread
+    whole, cut = draw(0, torch.float32, shapes), draw(0, torch.float32, shapes)
+    first, second = Optimizer(spec, whole), Optimizer(spec, cut)
+    torch.set_num_threads(2)
+    try:
+        for step in range(3):
+            gradients = draw(step + 1, torch.float32, shapes)
+            assert apply(first, gradients, None, 1.0)[0] == apply(second, gradients, None, 1.0, 40_001)[0]
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())
+
+
+@specs
 def test_pieces_cross_parameters_and_are_no_larger_than_asked_for(spec):
     optimizer = Optimizer(spec, draw(0))
     count = sum(math.prod(shape) for shape in SHAPES.values())
-    numbers = 40
+    numbers = 100
     _, pieces = apply(optimizer, draw(1), None, None, numbers)
     assert all(sum(block.end - block.begin for block in piece.blocks) <= numbers for piece in optimizer._pieces)
     assert count / numbers <= pieces <= 2 * count / numbers + len(SHAPES)
@@ -148,7 +163,7 @@ def test_a_state_of_another_optimizer_is_refused_and_changes_nothing(change):
     before = {name: tensor.clone() for name, tensor in optimizer.state().items()}
     state = {name: tensor + 1 for name, tensor in before.items()}
     change(state)
-    with pytest.raises(ValueError, match="the state has other tensors|^exp_avg.output.bias is torch"):
+    with pytest.raises(ValueError, match=r"other tensors|^exp_avg\.output\.bias is torch"):
         optimizer.load_state(state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in optimizer.state().items())
 

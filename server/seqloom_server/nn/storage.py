@@ -125,12 +125,17 @@ def save(folder: str | os.PathLike[str], network: Network, weights_version: int 
     """
     with folders.replaced(folder) as new:
         (new / CONFIG).write_bytes(_write_config(network.spec, weights_version))
-        try:
-            safetensors.torch.save_file(_on_cpu(network), new / WEIGHTS, {"format": "pt"})
-        except safetensors.SafetensorError as error:
-            number = re.search(r"os error (\d+)", str(error))  # all that it keeps of the system's
-            raise OSError(*([int(number[1]), os.strerror(int(number[1]))] if number else [str(error)])) from error
+        write_tensors(new / WEIGHTS, _on_cpu(network))
         shutil.copymode(new / CONFIG, new / WEIGHTS)  # safetensors lets nobody else read
+
+
+def write_tensors(path: pathlib.Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes a safetensors file. Raises OSError, with the system's number where safetensors tells it."""
+    try:
+        safetensors.torch.save_file(tensors, path, {"format": "pt"})
+    except safetensors.SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))  # all that it keeps of the system's
+        raise OSError(*([int(number[1]), os.strerror(int(number[1]))] if number else [str(error)])) from error
 
 
 def _on_cpu(network: Network) -> dict[str, torch.Tensor]:
