@@ -134,7 +134,7 @@ def from_rpc(error: grpc.aio.AioRpcError) -> SeqloomError:
         code = error.code()
         number = code.value[0] if code is not None else code_pb2.UNKNOWN
         status = status_pb2.Status(code=number, message=error.details() or "")
-    found = from_status(status)
+    found = in_callers_words(from_status(status), "xs")
     found.reason = found.reason or code_pb2.Code.Name(status.code)
     return found
 
@@ -147,8 +147,17 @@ def lost_call(error: SeqloomError) -> SeqloomError:
 
 
 def in_callers_words(error: SeqloomError, frames: str) -> SeqloomError:
-    """Renames the wire's fields in a session's error to the SDK's arguments; `frames` is the one with the frames."""
-    for field, name in (("entries.frames", frames), ("entries.open.output", "outputs"), ("entries.open.", "")):
+    """Renames the wire's fields in an error to the SDK's arguments; `frames` is the one with the frames."""
+    names = (
+        ("entries.frames", frames),
+        ("entries.open.output", "outputs"),
+        ("entries.open.", ""),
+        ("examples.sequences.rows", frames),
+        ("examples.sequences.lengths", frames),
+        ("examples.sequences", frames),
+        ("examples.", ""),
+    )
+    for field, name in names:
         if error.message.startswith(field):
             error.message = name + error.message.removeprefix(field)
             error.args = (error.message,)
