@@ -198,7 +198,7 @@ def test_gradients_and_weights_made_in_inference_mode_are_taken():
     ("field", "values"),
     [
         ("kind", ["rmsprop", None, ["sgd"]]),
-        ("lr", [0, -1.0, math.nan, math.inf, "1", True, None]),
+        ("lr", [10**400, 0, -1.0, math.nan, math.inf, "1", True, None]),
         ("momentum", [-0.1, 1.0, math.nan, "0"]),
         ("beta1", [-0.1, 1.0, math.nan]),
         ("beta2", [1, 2.0, math.inf]),
@@ -211,7 +211,7 @@ def test_a_wrong_field_is_named(field, values):
         with pytest.raises(InvalidSpec) as caught:
             OptimizerSpec(**{"kind": "sgd", "lr": 0.1, field: value})
         assert caught.value.field == field
-        assert str(caught.value).startswith(f"{field}: is {value!r}")
+        assert str(caught.value).startswith(f"{field}: is {repr(value)[:80]}")
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw"])

@@ -1,7 +1,6 @@
 """Everything that a training run needs to go on, and the JSON of what is no tensor, read with every doubt refused."""
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -9,7 +8,7 @@ from typing import Any
 
 import torch
 
-from seqloom_server.nn.optim import OptimizerSpec
+from seqloom_server.nn.optim import OptimizerSpec, is_finite_number
 from seqloom_server.nn.spec import InvalidSpec, ModelSpec
 
 Tensors = dict[str, torch.Tensor]
@@ -177,7 +176,7 @@ def _calls(value: object) -> dict[str, CallsDone]:
         raise _wrong("calls", value, f"an object of at most {MAX_CLIENTS} clients")
     calls: dict[str, CallsDone] = {}
     for client, entry in value.items():
-        path = f"calls.{_text(client, 'calls')[:80]}"
+        path = f"calls[{_text(client, 'calls')[:80]!r}]"
         done = _object(entry, path, CallsDone)
         replies = done["replies"]
         if not isinstance(replies, list) or len(replies) > MAX_REPLIES:
@@ -218,11 +217,9 @@ def _integer(value: object, path: str, least: int = 0, most: int = _MAX_INTEGER)
 
 
 def _number(value: object, path: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= 1.8e308:
+    if not is_finite_number(value):
         raise _wrong(path, value, "a finite number")
-    if not math.isfinite(value):
-        raise _wrong(path, value, "a finite number")
-    return float(value)
+    return float(value)  # type: ignore[arg-type]
 
 
 def _text(value: object, path: str) -> str:

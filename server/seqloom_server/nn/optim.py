@@ -1,6 +1,7 @@
 """Optimizers whose step is cut into pieces of bounded work: torch.optim over views of blocks of the parameters."""
 
 import math
+import sys
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -43,9 +44,9 @@ class OptimizerSpec:
             check_positive(field, getattr(self, field))
         for field in ("momentum", "beta1", "beta2"):
             value = getattr(self, field)
-            if not (_is_number(value) and 0 <= value < 1):
+            if not (is_finite_number(value) and 0 <= value < 1):
                 raise InvalidSpec(field, f"is {value!r:.80}: expected a number from 0 to below 1")
-        if not (_is_number(self.weight_decay) and self.weight_decay >= 0):
+        if not (is_finite_number(self.weight_decay) and self.weight_decay >= 0):
             raise InvalidSpec("weight_decay", f"is {self.weight_decay!r:.80}: expected a finite number of at least 0")
         if self.momentum and self.kind != "sgd":
             raise InvalidSpec("momentum", f"is {self.momentum!r}: only sgd has momentum, {self.kind} has beta1")
@@ -65,12 +66,14 @@ class OptimizerSpec:
 
 def check_positive(field: str, value: object) -> None:
     """Raises InvalidSpec unless `value` is a finite number above 0."""
-    if not (_is_number(value) and value > 0):  # type: ignore[operator]
+    if not (is_finite_number(value) and value > 0):  # type: ignore[operator]
         raise InvalidSpec(field, f"is {value!r:.80}: expected a finite number above 0")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def is_finite_number(value: object) -> bool:
+    """Whether it is an int or a float that a float can hold, and no bool."""
+    # an int beyond all floats has no math.isfinite()
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)

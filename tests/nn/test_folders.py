@@ -1,0 +1,91 @@
+"""Folders replaced whole or not at all: a body that fails, names beside them, and everything on the disk in time."""
+
+import errno
+import os
+
+import pytest
+from seqloom_server.nn import folders
+
+
+def contents(folder):
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def write(folder, **files):
+    with folders.replaced(folder) as new:
+        for name, text in files.items():
+            (new / name).write_text(text)
+
+
+def test_the_new_folder_stands_in_place_of_the_old_one_and_nothing_beside_it(tmp_path):
+    folder = tmp_path / "in" / "a"
+    write(folder, one="1", both="old")
+    assert contents(folder) == {"one": "1", "both": "old"}
+    write(folder, two="2", both="new")
+    assert contents(folder) == {"two": "2", "both": "new"}
+    assert [path.name for path in folder.parent.iterdir()] == ["a"]
+
+
+def test_until_the_body_is_through_the_old_folder_is_whole(tmp_path):
+    write(tmp_path / "a", one="old")
+    with folders.replaced(tmp_path / "a") as new:
+        (new / "one").write_text("new")
+        assert contents(tmp_path / "a") == {"one": "old"}
+    assert contents(tmp_path / "a") == {"one": "new"}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()], ids=["full disk", "interrupt"])
+def test_a_body_that_fails_leaves_the_old_folder_alone(error, tmp_path):
+    write(tmp_path / "a", one="old")
+
+    def fail(folder):
+        with folders.replaced(folder) as new:
+            (new / "one").write_text("new")
+            raise error
+
+    for name in ("a", "b"):
+        with pytest.raises(type(error)):
+            fail(tmp_path / name)
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert contents(tmp_path / "a") == {"one": "old"}
+
+
+def test_everything_is_synced_before_it_has_its_name_and_the_name_after(tmp_path, monkeypatch):
+    synced = []
+
+    def watch(descriptor, sync=os.fsync):
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        synced.append((os.path.relpath(path, tmp_path), (tmp_path / "a").exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    write(tmp_path / "a", one="1", two="2")
+    before = [(".a.being-written/one", False), (".a.being-written/two", False)]
+    assert sorted(synced[:2]) == before
+    assert synced[2:] == [(".a.being-written", False), (".", True)]
+
+
+@pytest.mark.parametrize("name", ["a", "a.being-written", "..a", "a.b"])
+@pytest.mark.parametrize("stopped_at", ["written", "moved", "both"])
+def test_what_a_crash_leaves_is_cleared_up_whatever_the_name(name, stopped_at, tmp_path):
+    folder = tmp_path / name
+    write(folder, one="old")
+    write(tmp_path / "other", one="other")
+    new, old = tmp_path / f".{name}.being-written", tmp_path / f".{name}.being-replaced"
+    if stopped_at == "both":
+        folder.rename(old)
+        write(folder, one="new")
+    else:
+        new.mkdir()
+        (new / "one").write_text("ne")
+        if stopped_at == "moved":
+            folder.rename(old)
+    folders.recover_all(tmp_path)
+    assert contents(folder) == {"one": "new" if stopped_at == "both" else "old"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "other"])
+
+
+def test_a_root_that_is_not_there_has_nothing_to_clear_up(tmp_path):
+    folders.recover_all(tmp_path / "nowhere")
+    folders.recover(tmp_path / "nowhere" / "a")
+    assert not (tmp_path / "nowhere").exists()
