@@ -1,10 +1,10 @@
 """How one round is measured, and what a row says of its rounds: rates, latencies, and the server's own numbers."""
 
 import asyncio
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,7 @@ def delays(latencies: list[float]) -> Result:
     return {"p50_ms": float(p50), "p99_ms": float(p99), "max_ms": max(latencies) * 1e3}
 
 
-@contextmanager
+@contextlib.contextmanager
 def observed(server: OwnServer, result: Result):
     """Adds what /metrics say of the time within the block: batches, padding, and the device's busy share."""
     before, start = server.metrics(), time.perf_counter()
@@ -61,6 +61,7 @@ def observed(server: OwnServer, result: Result):
     result["batch_steps"] = steps / max(slices, 1)
     result["padding_share"] = padded / max(steps + padded, 1)
     result["device_busy_share"] = grown["seqloom_compute_duration_seconds_sum"] / seconds
+    result["device_us_a_frame"] = 1e6 * grown["seqloom_compute_duration_seconds_sum"] / max(steps, 1)
 
 
 def interleaved(measurings: Mapping[str, Callable[[], Result]], rounds: int) -> dict[str, list[Result]]:
@@ -97,3 +98,12 @@ class Loop:
 
     def run(self, coroutine: Any) -> Any:
         return self._runner.run(coroutine)
+
+    @contextlib.contextmanager
+    def entered(self, manager: contextlib.AbstractAsyncContextManager):
+        """An asynchronous context, entered and left from outside of the loop."""
+        value = self.run(manager.__aenter__())
+        try:
+            yield value
+        finally:
+            self.run(manager.__aexit__(None, None, None))

@@ -5,15 +5,16 @@ import contextlib
 import functools
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import seqloom
 import sequence_load
 import stream_load
-from measuring import Loop, Result, interleaved, median, observed, ratio
+from measuring import Loop, Result, interleaved, observed, ratio
 from own_server import OwnServer
 from programs import Program, program
+from rows import Part, Row
 from workload import LARGE, MODELS, SMALL, TITLES, chunks
 
 CHUNK = 10  # frames
@@ -22,18 +23,6 @@ _STREAMS = {
     LARGE: [10, 20, 30, 40, 50, 60, 70, 80, 100, 120, 150, 200],
     SMALL: [50, 100, 200, 300, 400, 500, 600, 700, 800, 1000],
 }
-
-
-@dataclass
-class Row:
-    """One line of the table. values: medians of `rounds`. ratio: to what stands beside it, `beside`."""
-
-    work: str
-    model: str
-    values: Result
-    rounds: list[Result] = field(repr=False)
-    ratio: float | None = None
-    beside: str = ""
 
 
 @dataclass
@@ -85,7 +74,7 @@ def connections(bench: Bench) -> Iterator[Row]:
     with (
         program("echo") as echo,
         _sdk_calls(bench, SMALL, connections=bench.callers) as serve,
-        _entered(bench.loop, sequence_load.echo_calls(echo.greeting, size, bench.callers)) as echo_calls,
+        bench.loop.entered(sequence_load.echo_calls(echo.greeting, size, bench.callers)) as echo_calls,
     ):
         rounds = interleaved(
             {
@@ -151,7 +140,7 @@ def blocking(bench: Bench) -> Iterator[Row]:
     yield _row("a blocking call, 1 caller", SMALL, rounds, share, "a bare blocking gRPC call")
 
 
-PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
+PARTS: dict[str, Part] = {
     "callers": callers,
     "connections": connections,
     "streams": streams,
@@ -161,23 +150,13 @@ PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
 
 
 def _row(work: str, model: str, rounds: list[Result], share: float | None = None, beside: str = "") -> Row:
-    return Row(work, TITLES[model], median(rounds), rounds, share, beside)
+    return Row.of(work, TITLES[model], rounds, share, beside)
 
 
 @contextlib.contextmanager
 def _sdk_calls(bench: Bench, model: str, *, connections: int) -> Iterator[Callable[[], Result]]:
     """Yields a round of the SDK's callers, warmed up."""
     opened = sequence_load.sdk_calls(bench.server.address, model, bench.callers, connections=connections)
-    with _entered(bench.loop, opened) as calls:
+    with bench.loop.entered(opened) as calls:
         bench.loop.run(sequence_load.closed_loop(calls, bench.recordings, 0.5))
         yield lambda: bench.loop.run(sequence_load.closed_loop(calls, bench.recordings, bench.seconds))
-
-
-@contextlib.contextmanager
-def _entered(loop: Loop, manager: contextlib.AbstractAsyncContextManager):
-    """An asynchronous context, entered and left from outside of the loop."""
-    value = loop.run(manager.__aenter__())
-    try:
-        yield value
-    finally:
-        loop.run(manager.__aexit__(None, None, None))

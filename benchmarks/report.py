@@ -21,6 +21,13 @@ _COLUMNS = {
     "batch_sequences": ("sequences a batch", "{:.1f}"),
     "padding_share": ("padding", "{:.0%}"),
     "device_busy_share": ("device busy", "{:.0%}"),
+    "device_us_a_frame": ("device µs a frame", "{:.1f}"),
+    "stream_device_share": ("streams' share", "{:.0%}"),
+    "of_what_streams_leave": ("of what streams leave", "{:.2f}"),
+    "max_ms": ("longest ms", "{:.1f}"),
+    "before_mb": ("MB before", "{:,.0f}"),
+    "peak_mb": ("MB at most", "{:,.0f}"),
+    "reply_kb": ("kB", "{:,.0f}"),
 }
 
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import numpy as np
 import seqloom
@@ -34,12 +34,18 @@ async def closed_loop(
 
 
 async def real_time(
-    client: seqloom.AsyncClient, model: str, chunks: list[np.ndarray], count: int, seconds: float
+    client: seqloom.AsyncClient,
+    model: str,
+    chunks: list[np.ndarray],
+    count: int,
+    seconds: float,
+    beside: Callable[[], Awaitable[Result]] | None = None,
 ) -> Result:
     """One round of `count` streams that each have a chunk when it has been spoken, starting spread over one chunk.
 
     Latencies are from when a chunk was due, so that a sender that falls behind is not flattered; those named sent_
-    are from when it was sent.
+    are from when it was sent. beside: what goes on meanwhile; it begins when all streams are open, they speak until it
+    has ended, and its numbers are named beside_.
     """
     every = len(chunks[0]) * FRAME / RATE  # seconds
     spoken = max(2, round(seconds / every))
@@ -48,13 +54,16 @@ async def real_time(
     async with contextlib.AsyncExitStack() as stack:
         streams = [await stack.enter_async_context(client.stream(model, outputs="labels")) for _ in range(count)]
         start = time.perf_counter() + every
+        other = None if beside is None else asyncio.ensure_future(beside())
 
         async def speak(stream: seqloom.AsyncStream, number: int) -> None:
             begin = start + every * number / count
             sent: list[float] = []
 
             async def microphone() -> AsyncIterator[np.ndarray]:
-                for k, frames in enumerate(itertools.islice(_from(chunks, number), spoken)):
+                for k, frames in enumerate(_from(chunks, number)):
+                    if k >= spoken and (other is None or other.done()):
+                        break
                     await asyncio.sleep(begin + k * every - time.perf_counter())
                     sent.append(time.perf_counter())
                     yield frames
@@ -70,6 +79,8 @@ async def real_time(
         await asyncio.gather(*map(speak, streams, itertools.count()))
         elapsed = time.perf_counter() - start
     rate = {"frames_per_second": len(from_due) * len(chunks[0]) / elapsed}
+    if other is not None:
+        rate |= {f"beside_{name}": value for name, value in (await other).items()}
     return rate | delays(from_due) | {f"sent_{name}": value for name, value in delays(from_sent).items()}
 
 

@@ -19,19 +19,21 @@ _GRACE = 30  # seconds
 
 @dataclass(frozen=True)
 class OwnServer:
-    """address: HOST:PORT of gRPC. metrics_url: where Prometheus would scrape it."""
+    """address: HOST:PORT of gRPC. metrics_url: where Prometheus would scrape it. pid: of its process."""
 
     address: str
     metrics_url: str
+    pid: int
 
-    def metrics(self) -> Counter[str]:
-        """Returns the samples of /metrics by name, such as "seqloom_steps_total", summed over their labels."""
+    def metrics(self, **labels: str) -> Counter[str]:
+        """Returns the samples of /metrics by name, such as "seqloom_steps_total", summed over their other labels."""
         with urllib.request.urlopen(self.metrics_url) as reply:
             text = reply.read().decode()
         sums: Counter[str] = Counter()
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                sums[sample.name] += sample.value
+                if labels.items() <= sample.labels.items():
+                    sums[sample.name] += sample.value
         return sums
 
 
@@ -59,7 +61,7 @@ def own_server(models: pathlib.Path, *options: str) -> Iterator[OwnServer]:
             metrics = re.search(r"metrics on (http://\S+/metrics)", lines)
             if not serving or not metrics:
                 raise RuntimeError(f"the server did not start:\n{lines}")
-            yield OwnServer(serving[1], metrics[1])
+            yield OwnServer(serving[1], metrics[1], process.pid)
         finally:
             process.terminate()
             try:

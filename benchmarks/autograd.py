@@ -1,0 +1,66 @@
+"""One plain autograd pass after the other in one process, with no server: torch's loss.backward() over a packed batch.
+
+A program of bench_training.py: asked [model, recordings in a batch, seconds], it answers with the round's numbers. The
+threads are torch's own choice, as a server's are, unless a number of them is given.
+"""
+
+import argparse
+import pathlib
+import time
+
+import paths  # noqa: F401  puts examples/ on the path
+import torch
+from measuring import Tally
+from programs import questions, say
+from seqloom import ModelSpec
+from torch.nn.utils.rnn import pack_sequence
+from training_workload import TRAINED, Labelled, labelled
+from workload import batches, from_folder, synthetic
+
+_CELLS = {"elman": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
+
+
+class Network(torch.nn.Module):
+    """Torch's own recurrent and linear layer, with weights drawn as a model's are."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self._rnn = _CELLS[spec.cell](spec.input_size, spec.hidden_size)
+        self._output = torch.nn.Linear(spec.hidden_size, spec.output_size)
+
+    def differentiate(self, batch: list[Labelled]) -> float:
+        """Leaves the gradient of the summed cross-entropy with the parameters; returns the loss."""
+        self.zero_grad(set_to_none=True)
+        frames = pack_sequence([torch.from_numpy(each.frames) for each in batch], enforce_sorted=False)
+        labels = pack_sequence([torch.from_numpy(each.labels).long() for each in batch], enforce_sorted=False)
+        hidden, _ = self._rnn(frames)
+        loss = torch.nn.functional.cross_entropy(self._output(hidden.data), labels.data, reduction="sum")
+        loss.backward()
+        return loss.item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--data", type=pathlib.Path)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    recordings = from_folder(options.data) if options.data else synthetic()
+    networks = {name: Network(spec) for name, spec in TRAINED.items()}
+    examples = {name: labelled(recordings, spec) for name, spec in TRAINED.items()}
+    say("ready")
+    for model, size, seconds in questions():
+        tally = Tally(seconds)
+        for batch in batches(examples[model], size):
+            begun = time.perf_counter()
+            assert networks[model].differentiate(batch) > 0
+            for each in batch:
+                tally.add(len(each), begun)
+            if not tally.running:
+                break
+        say(tally.result())
+
+
+if __name__ == "__main__":
+    main()

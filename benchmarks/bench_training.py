@@ -1,0 +1,54 @@
+"""Measures how a server of its own trains: callers' gradients and runs, beside one autograd pass in one process.
+
+    python benchmarks/bench_training.py [--quick] [--only gradients mixed] [--data FOLDER-OF-WAV-FILES]
+
+It prints a table and keeps it, with every round, in benchmarks/results/. Only ratios of one run can be compared.
+"""
+
+import argparse
+import sys
+import time
+
+import paths  # noqa: F401  puts examples/ on the path
+import report
+from programs import program
+from rows import measured
+from sitting import flags, leave, parser, recordings, sitting
+from training_parts import PARTS, TrainingBench
+from training_workload import TRAINED
+
+
+def main() -> int:
+    options = _parser().parse_args()
+    try:
+        spoken = recordings(options)
+    except ValueError as error:
+        print(f"bench_training: {error}", file=sys.stderr)
+        return 1
+    rounds = options.rounds or (1 if options.quick else 5)
+    seconds = options.seconds or (1.0 if options.quick else 3.0)
+    data = ("--data", options.data) if options.data else ()
+    begun = time.perf_counter()
+    with (
+        sitting(options, TRAINED, {"rounds": rounds, "seconds a round": seconds}) as held,
+        program("autograd", *flags(options), *data) as autograd,
+    ):
+        bench = TrainingBench(
+            held, autograd, spoken, data, options.callers, options.streams, options.steps, rounds, seconds
+        )
+        rows = measured(PARTS, options.only, bench)
+    leave(options, "training", held.conditions, report.table(rows), rows)
+    print(f"\n{time.perf_counter() - begun:.0f} s in all")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    options = parser(__doc__, PARTS)
+    options.add_argument("--callers", type=int, default=32, metavar="N", help="callers of a recording each (32)")
+    options.add_argument("--streams", type=int, default=20, metavar="N", help="streams in real time (20)")
+    options.add_argument("--steps", type=int, default=10_000, metavar="N", help="steps of the long call (10000)")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

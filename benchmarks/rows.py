@@ -1,0 +1,39 @@
+"""What a benchmark's part yields: the lines of its table."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from sys import stderr
+from typing import Any
+
+from measuring import Result, median
+
+
+@dataclass
+class Row:
+    """One line of the table. values: medians of `rounds`. ratio: to what stands beside it, `beside`."""
+
+    work: str
+    model: str
+    values: Result
+    rounds: list[Result] = field(repr=False)
+    ratio: float | None = None
+    beside: str = ""
+
+    @classmethod
+    def of(cls, work: str, model: str, rounds: list[Result], ratio: float | None = None, beside: str = "") -> "Row":
+        """Its values are the medians of the rounds."""
+        return cls(work, model, median(rounds), rounds, ratio, beside)
+
+
+Part = Callable[[Any], Iterator[Row]]
+
+
+def measured(parts: Mapping[str, Part], names: Sequence[str], bench: Any) -> list[Row]:
+    """Runs the parts of these names, and tells of each row when it is there."""
+    rows = []
+    for name in names:
+        for row in parts[name](bench):
+            rows.append(row)
+            shown = ", ".join(f"{key} {value:.4g}" for key, value in row.values.items())
+            print(f"{row.work}, {row.model}: {shown}", file=stderr, flush=True)
+    return rows

@@ -1,0 +1,201 @@
+"""The parts of the training benchmark, each a row or more: what is measured, and beside what."""
+
+import asyncio
+import functools
+import itertools
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import sequence_load
+import stream_load
+import training_load
+from measuring import Result, interleaved, observed, ratio
+from peak_memory import peak_memory
+from programs import Program, program
+from rows import Part, Row
+from seqloom.v1 import training_service_pb2 as pb
+from sitting import Sitting
+from training_workload import GRU, LSTM, TRAINED, TRAINED_TITLES, Labelled, labelled
+from workload import LARGE, SMALL, chunks
+
+CHUNK = 10  # frames
+TRAINERS = 2
+_WIRE_SAMPLES = 64  # recordings whose answers are weighed
+
+
+@dataclass
+class TrainingBench:
+    """What the parts need. seconds: of one round. steps: of the long call. autograd: the program autograd.py.
+
+    data: arguments for the programs that choose recordings.
+    """
+
+    held: Sitting
+    autograd: Program
+    recordings: list[np.ndarray]
+    data: tuple[object, ...]
+    callers: int
+    streams: int
+    steps: int
+    rounds: int
+    seconds: float
+
+    @functools.cached_property
+    def examples(self) -> dict[str, list[Labelled]]:
+        return {model: labelled(self.recordings, spec) for model, spec in TRAINED.items()}
+
+    def watched(self, measure: Callable[[], Awaitable[Result]]) -> Result:
+        """Runs one round and adds what the server says of it."""
+        with observed(self.held.server, extra := {}):
+            result = self.held.loop.run(measure())
+        return result | extra
+
+    def speech(self, beside: Callable[[], Awaitable[Result]] | None = None) -> Result:
+        """One round of real-time streams, with what the streams took of the device."""
+        before, begun = self._device_seconds("stream"), time.perf_counter()
+        result = self.held.loop.run(
+            stream_load.real_time(self.held.client, LARGE, self._chunks, self.streams, self.seconds, beside)
+        )
+        share = (self._device_seconds("stream") - before) / (time.perf_counter() - begun)
+        return result | {"stream_device_share": share}
+
+    @functools.cached_property
+    def _chunks(self) -> list[np.ndarray]:
+        return chunks(self.recordings, CHUNK)
+
+    def _device_seconds(self, op: str) -> float:
+        return self.held.server.metrics(op=op)["seqloom_compute_duration_seconds_sum"]
+
+
+def forward_backward(bench: TrainingBench) -> Iterator[Row]:
+    """Callers of one run, beside plain autograd passes over as many recordings at once."""
+    for model in (LARGE, SMALL):
+        yield from _beside_autograd(bench, model)
+
+
+def cells(bench: TrainingBench) -> Iterator[Row]:
+    """The same for the other cells."""
+    for model in (GRU, LSTM):
+        yield from _beside_autograd(bench, model)
+
+
+def gradients(bench: TrainingBench) -> Iterator[Row]:
+    """What each caller's own gradients cost, in device time and bytes, beside the sum of them."""
+    for model in (LARGE, SMALL):
+        own = training_load.callers_of_gradients(bench.held.client, model, bench.callers)
+        opened = training_load.callers_of_one_run(bench.held.client, model, bench.callers)
+        with bench.held.loop.entered(opened) as summed:
+            measurings = {"own": _waves(bench, model, own), "summed": _waves(bench, model, summed)}
+            interleaved(measurings, 1)  # warm up
+            rounds = interleaved(measurings, bench.rounds)
+        share = ratio(rounds["own"], rounds["summed"], "device_us_a_frame")
+        title = f"gradients of {bench.callers} callers at once, each its own of all parameters"
+        yield Row.of(title, TRAINED_TITLES[model], rounds["own"], share, "the sum's device time")
+        title = f"forward_backward of {bench.callers} callers at once, summed in one run"
+        yield Row.of(title, TRAINED_TITLES[model], rounds["summed"])
+        yield _on_the_wire(bench, model)
+
+
+def mixed(bench: TrainingBench) -> Iterator[Row]:
+    """Real-time streams while trainers saturate the server: what each does to the other."""
+    with program("trainers", bench.held.server.address, LARGE, TRAINERS, *bench.data) as trainers:
+        trainers.ask([bench.seconds / 4])  # warm up
+        rounds = interleaved(
+            {
+                "streams": bench.speech,
+                "trainers": lambda: trainers.ask([bench.seconds]),
+                "both": lambda: bench.speech(lambda: asyncio.to_thread(trainers.ask, [bench.seconds])),
+            },
+            bench.rounds,
+        )
+    beside = [_trainers_of(result) for result in rounds["both"]]
+    for one, alone in zip(beside, rounds["trainers"], strict=True):
+        left = one["frames_per_second"] / alone["frames_per_second"]
+        one["of_what_streams_leave"] = left / (1 - one["stream_device_share"])
+    spoken, trained = f"{bench.streams} streams in real time", f"{TRAINERS} trainers, a run each"
+    title = TRAINED_TITLES[LARGE]
+    yield Row.of(spoken, title, rounds["streams"])
+    yield Row.of(f"{spoken}, beside {TRAINERS} trainers", title, rounds["both"])
+    yield Row.of(trained, title, rounds["trainers"])
+    share = ratio(beside, rounds["trainers"], "frames_per_second")
+    yield Row.of(f"{trained}, beside {bench.streams} streams", title, beside, share, "the trainers alone")
+
+
+def long_call(bench: TrainingBench) -> Iterator[Row]:
+    """One training call of very many steps: what it takes of memory, and what it does to live streams."""
+    with program("trainers", bench.held.server.address, LARGE, 1, *bench.data) as trainer:
+
+        def beside() -> Result:
+            with peak_memory(bench.held.server.pid, extra := {}):
+                result = bench.speech(lambda: asyncio.to_thread(trainer.ask, ["long", bench.steps]))
+            return result | extra
+
+        rounds = interleaved({"alone": bench.speech, "beside": beside}, bench.rounds)
+    share = ratio(rounds["beside"], rounds["alone"], "max_ms")
+    title = f"{bench.streams} streams in real time"
+    yield Row.of(title, TRAINED_TITLES[LARGE], rounds["alone"])
+    title += f", beside a training call of {bench.steps:,} steps"
+    yield Row.of(title, TRAINED_TITLES[LARGE], rounds["beside"], share, "the longest delay without")
+
+
+PARTS: dict[str, Part] = {
+    "forward_backward": forward_backward,
+    "gradients": gradients,
+    "mixed": mixed,
+    "long": long_call,
+    "cells": cells,
+}
+
+
+def _beside_autograd(bench: TrainingBench, model: str) -> Iterator[Row]:
+    examples = bench.examples[model]
+    bench.autograd.ask([model, bench.callers, 0])  # warm up
+    opened = training_load.callers_of_one_run(bench.held.client, model, bench.callers)
+    with bench.held.loop.entered(opened) as calls:
+
+        def served(in_flight: int) -> Result:
+            """Each caller sends its next recording when one of its `in_flight` calls is answered."""
+            waiting = list(calls) * in_flight
+            return bench.watched(lambda: sequence_load.closed_loop(waiting, examples, bench.seconds))
+
+        bench.held.loop.run(sequence_load.closed_loop(calls, examples, bench.seconds / 4))  # warm up
+        rounds = interleaved(
+            {
+                "served": lambda: served(1),
+                "pipelined": lambda: served(2),
+                "alone": lambda: bench.autograd.ask([model, bench.callers, bench.seconds]),
+            },
+            bench.rounds,
+        )
+    title = f"forward_backward of {bench.callers} callers of one run, a recording each"
+    for name, more in (("served", ""), ("pipelined", ", the next sent ahead")):
+        share = ratio(rounds[name], rounds["alone"], "frames_per_second")
+        yield Row.of(title + more, TRAINED_TITLES[model], rounds[name], share, "the autograd pass")
+    yield Row.of(f"one autograd pass over {bench.callers} recordings", TRAINED_TITLES[model], rounds["alone"])
+
+
+def _waves(bench: TrainingBench, model: str, calls: list[sequence_load.Call]) -> Callable[[], Result]:
+    examples = bench.examples[model]
+    return lambda: bench.watched(lambda: training_load.waves(calls, examples, bench.seconds))
+
+
+def _on_the_wire(bench: TrainingBench, model: str) -> Row:
+    """The bytes of answers, over recordings as they come, beside those of a dense one."""
+
+    def weighed(example: Labelled, form: pb.ParameterForm) -> int:
+        return bench.held.loop.run(training_load.reply_bytes(bench.held.server.address, model, example, form))
+
+    examples = list(itertools.islice(bench.examples[model], _WIRE_SAMPLES))
+    mean = statistics.mean(weighed(example, pb.PARAMETER_FORM_SMALLEST) for example in examples)
+    dense = weighed(examples[0], pb.PARAMETER_FORM_DENSE)
+    values = {"reply_kb": mean / 1e3, "dense_kb": dense / 1e3}
+    return Row.of("the answer to a call for gradients", TRAINED_TITLES[model], [values], mean / dense, "a dense one")
+
+
+def _trainers_of(result: Result) -> Result:
+    """What trainers did in a round of streams."""
+    own = {name.removeprefix("beside_"): value for name, value in result.items() if name.startswith("beside_")}
+    return own | {"stream_device_share": result["stream_device_share"]}
