@@ -156,7 +156,9 @@ class Collected:
 @contextlib.asynccontextmanager
 async def running_engine(root, *specs, **options):
     """An engine that serves `specs` as the models m0, m1 ... from the folder `root`; options are ServerConfig's."""
-    config = ServerConfig(**{"models": str(root), "runs": str(root / ".runs"), "device": "cpu", "threads": 1, **options})
+    config = ServerConfig(
+        **{"models": str(root), "runs": str(root / ".runs"), "device": "cpu", "threads": 1, **options}
+    )
     engine = Engine(config, Metrics())
     await engine.start()
     try:

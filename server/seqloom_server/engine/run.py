@@ -154,11 +154,12 @@ class Run:
             self.calls.order.forget_lost()
 
         def begin() -> Awaitable[Done]:
-            return asyncio.ensure_future(finish())
+            return finish(self.calls.close())
 
-        async def finish() -> Done:
-            await self.calls.alone()
+        async def finish(others: set[asyncio.Task[None]]) -> Done:
             try:
+                if others:
+                    await asyncio.wait(others)
                 snapshot = await self._read(name)
 
                 def program() -> Generator[None, None, Snapshot]:

@@ -58,10 +58,7 @@ class _Caller:
 
 
 class RunCalls:
-    """The calls of all clients on one run. deduplicated: is told of each repeat. max_held: calls that may wait.
-
-    closed: nothing new goes until it is opened again.
-    """
+    """The calls of all clients on one run. deduplicated: is told of each repeat. max_held: calls that may wait."""
 
     def __init__(self, order: CallOrder, max_held: int, deduplicated: Callable[[], None]) -> None:
         self.order = order
@@ -116,7 +113,8 @@ class RunCalls:
             raise ServerError(
                 Reason.CALL_FORGOTTEN, f"call {call.number} of client {call.client} is done, and its reply forgotten"
             )
-        if len(caller.entries) >= _MAX_REPLIES or len(self._held) >= self._max_held:
+        next_one = self.order.may_go(call.client, call.number, call.step)
+        if len(caller.entries) >= _MAX_REPLIES or (len(self._held) >= self._max_held and not next_one):
             raise ServerError(
                 Reason.OVERLOADED,
                 f"{len(self._held)} calls on the run wait for earlier ones, {len(caller.entries)} replies for this client",
@@ -183,15 +181,13 @@ class RunCalls:
             if not entry.reply.done():
                 entry.reply.set_result(reply)
 
-    async def alone(self) -> None:
-        """Lets nothing new go, and returns when everything before this call has ended; for the call that runs now."""
+    def close(self) -> "set[asyncio.Task[None]]":
+        """Lets nothing new go; returns what is under way. For a call that begins, which is not among that yet."""
         self._closed = True
-        others = [task for task in self._under_way if task is not asyncio.current_task()]
-        if others:
-            await asyncio.wait(others)
+        return set(self._under_way)
 
     def open(self) -> None:
-        """Lets calls go again after alone()."""
+        """Lets calls go again after close()."""
         self._closed = False
         self._let_go()
 

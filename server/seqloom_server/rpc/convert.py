@@ -48,7 +48,9 @@ def array(message: tensor_pb2.Tensor, dtype: str, field: str) -> Array:
         raise invalid(field, f"is {decoded.dtype.name}: the model takes {dtype}")
     flat = decoded.reshape(-1)
     # a product is the cheaper look; where it overflows, each number is looked at
-    if not math.isfinite(np.dot(flat, flat)) and not np.isfinite(decoded).all():
+    with np.errstate(over="ignore"):
+        square = np.dot(flat, flat)
+    if not math.isfinite(square) and not np.isfinite(decoded).all():
         index = np.argwhere(~np.isfinite(decoded))[0].tolist()
         raise invalid(field, f"is {decoded[tuple(index)]} at {index}: expected finite numbers")
     return decoded
