@@ -168,6 +168,8 @@ class Limits:
     max_sessions: int
     max_batch_sequences: int
     max_batch_steps: int
+    max_training_bytes: int
+    max_training_steps: int
 
 
 @dataclass(frozen=True, slots=True)
