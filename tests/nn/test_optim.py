@@ -51,7 +51,7 @@ def torch_twin(spec, parameters):
 
 @dtypes
 @specs
-@pytest.mark.parametrize("clip_norm", [None, 10.0])
+@pytest.mark.parametrize("clip_norm", [None, 24.0])
 def test_fifty_steps_are_those_of_torch_optim(spec, dtype, clip_norm):
     parameters = draw(0, dtype)
     leaves, twin = torch_twin(spec, parameters)
@@ -68,7 +68,7 @@ def test_fifty_steps_are_those_of_torch_optim(spec, dtype, clip_norm):
         clipped += norm > (clip_norm or math.inf)
         twin.param_groups[0]["lr"] = lr or spec.lr
         twin.step()
-    assert clip_norm is None or clipped == 50
+    assert clip_norm is None or 10 < clipped < 40, "some are clipped, some are not"
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     for leaf, tensor in zip(leaves, parameters.values(), strict=True):
         torch.testing.assert_close(tensor, leaf.detach(), rtol=tolerance, atol=tolerance)
