@@ -89,7 +89,14 @@ async def serving(folder: pathlib.Path, models: Models | None = None, **options:
     """Starts a server in this process; the fixture `serve` tells more."""
     networks = write_models(folder, {"small": SMALL} if models is None else models)
     runs = folder.with_name(f"{folder.name}-runs")
-    fixed = {"models": str(folder), "runs": str(runs), "listen": "127.0.0.1:0", "http": "127.0.0.1:0", "threads": 1, "device": "cpu"}
+    fixed = {
+        "models": str(folder),
+        "runs": str(runs),
+        "listen": "127.0.0.1:0",
+        "http": "127.0.0.1:0",
+        "threads": 1,
+        "device": "cpu",
+    }
     server = Server(ServerConfig(**{**fixed, **options}))  # type: ignore[arg-type]
     await server.start()
     try:

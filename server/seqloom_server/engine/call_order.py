@@ -1,8 +1,8 @@
-"""In which order a run's calls go: each client's by their numbers, and after a restart into the steps that they were in.
+"""In which order a run's calls go: each client's by number, and after a restart into the steps that they were in.
 
 A restart loses what came after the last checkpoint. The steps that were applied since are known from the journal, and
-whose calls had gone into each; clients send those calls again, in any order among them. So a call that was part of a step
-goes before that step, what came after it waits, and the step goes when everything that was part of it is there.
+whose calls had gone into each; clients send those calls again, in any order among them. So a call that was part of a
+step goes before that step, what came after it waits, and the step goes when everything that was part of it is there.
 """
 
 import collections
@@ -36,7 +36,7 @@ class CallOrder:
         self._lost.clear()
 
     def may_go(self, client: str, number: int, named_step: int = 0) -> bool:
-        """Whether it is the call's turn. named_step: that which its gradient went into before a restart; 0 if unknown."""
+        """Whether it is the call's turn. named_step: which step it was in before a restart; 0 where unknown."""
         if number != self.last(client) + 1:
             return False
         if not self._lost:

@@ -70,6 +70,7 @@ class Engine:
         self._jobs: dict[Job, None] = {}  # and every training job
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle_watch: asyncio.Task[None] | None = None
+        self._waking = False
         self._draining = False
         self._death: BaseException | None = None
         self._on_death: list[Callable[[], None]] = []
@@ -169,8 +170,15 @@ class Engine:
             except ServerError as error:
                 self._report.rejected(error.reason)
                 raise
-            self._lock.notify()
         self._jobs[job] = None
+        if self._loop is not None and not self._waking:  # after what else has just come, which may share its batch
+            self._waking = True
+            self._loop.call_soon(self._wake)
+
+    def _wake(self) -> None:
+        self._waking = False
+        with self._lock:
+            self._lock.notify()
 
     def jobs_of(self, weights: Any) -> list[Job]:
         """The jobs under these weights that have not ended."""

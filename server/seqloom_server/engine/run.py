@@ -110,7 +110,10 @@ class Run:
         return accumulated
 
     async def apply(self, call: CallId, learning_rate: float, expected_step: int, calls: dict[str, int]) -> Stepped:
-        """Applies what was accumulated. calls: of a step that is sent again, what its reply had told. Raises ServerError."""
+        """Applies what was accumulated. calls: what the reply had told, of a step that is sent again.
+
+        Raises ServerError.
+        """
         if call.step and calls:
             self.calls.order.learn(StepRecord(call.step, call.client, call.number, {**calls, call.client: call.number}))
 
@@ -181,7 +184,10 @@ class Run:
         await self.calls.call(call, digest, begin)
 
     async def publish(self, call: CallId) -> Published:
-        """Makes the run's weights the model's served ones. Raises ServerError MODEL_NOT_FOUND, OVERLOADED or another."""
+        """Makes the run's weights the model's served ones.
+
+        Raises ServerError MODEL_NOT_FOUND, OVERLOADED or another.
+        """
 
         def program() -> Generator[None, None, tuple[Network, Snapshot]]:
             network = yield from self.weights.fork()
@@ -259,7 +265,8 @@ class Run:
     async def _read(self, name: str) -> Snapshot:
         state = await _files(checkpoints.load_named, self.folder, name)
         if state.spec != self.weights.network.spec or state.meta.optimizer != self.meta.optimizer:
-            raise ServerError(Reason.CHECKPOINT_BROKEN, f"checkpoint {name!r} is of another network or optimizer")
+            what = f"checkpoint {name!r} is of another network or optimizer"
+            raise ServerError(Reason.CHECKPOINT_BROKEN, what)
         return snapshot_of(state)
 
     def _state(self, snapshot: Snapshot) -> RunState:

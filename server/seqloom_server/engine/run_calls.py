@@ -22,8 +22,8 @@ Begin = Callable[[], Awaitable[Any]]
 class CallId:
     """Which call on a run this is.
 
-    acknowledged: the caller has the replies up to this one. step: of a call that is sent again after a restart, the step
-    that its reply had named; 0 if none came.
+    acknowledged: the caller has the replies up to this one. step: of a call that is sent again after a restart, the
+    step that its reply had named; 0 if none came.
     """
 
     client: str
@@ -117,7 +117,7 @@ class RunCalls:
         if len(caller.entries) >= _MAX_REPLIES or (len(self._held) >= self._max_held and not next_one):
             raise ServerError(
                 Reason.OVERLOADED,
-                f"{len(self._held)} calls on the run wait for earlier ones, {len(caller.entries)} replies for this client",
+                f"{len(self._held)} calls wait for earlier ones, {len(caller.entries)} of this client are kept",
                 retry_after=0.5,
             )
         entry = _Entry(call, digest, asyncio.get_running_loop().create_future(), begin, is_step)

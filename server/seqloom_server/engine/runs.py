@@ -6,7 +6,6 @@ import logging
 import pathlib
 import secrets
 import shutil
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from seqloom_server.engine import checkpoints
