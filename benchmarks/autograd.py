@@ -1,10 +1,11 @@
 """One plain autograd pass after the other in one process, with no server: torch's loss.backward() over a packed batch.
 
-A program of bench_training.py: asked [model, recordings in a batch, seconds], it answers with the round's numbers. The
-threads are torch's own choice, as a server's are, unless a number of them is given.
+A program of bench_training.py: asked [model, recordings in a batch, seconds], it answers with the round's numbers. As
+many threads as a server would take for the network, unless a number of them is given.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import time
 
@@ -13,6 +14,8 @@ import torch
 from measuring import Tally
 from programs import questions, say
 from seqloom import ModelSpec
+from seqloom_server.engine.runner import threads_for
+from seqloom_server.nn import spec as server
 from torch.nn.utils.rnn import pack_sequence
 from training_workload import TRAINED, Labelled, labelled
 from workload import batches, from_folder, synthetic
@@ -25,6 +28,7 @@ class Network(torch.nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
+        self.threads = threads_for(server.ModelSpec.from_json(dataclasses.asdict(spec)))
         self._rnn = _CELLS[spec.cell](spec.input_size, spec.hidden_size)
         self._output = torch.nn.Linear(spec.hidden_size, spec.output_size)
 
@@ -44,13 +48,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--data", type=pathlib.Path)
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
     recordings = from_folder(options.data) if options.data else synthetic()
     networks = {name: Network(spec) for name, spec in TRAINED.items()}
     examples = {name: labelled(recordings, spec) for name, spec in TRAINED.items()}
     say("ready")
     for model, size, seconds in questions():
+        torch.set_num_threads(options.threads or networks[model].threads)
         tally = Tally(seconds)
         for batch in batches(examples[model], size):
             begun = time.perf_counter()
