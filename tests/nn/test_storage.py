@@ -125,7 +125,7 @@ BROKEN = {
     "a list": (config(b"[]"), "config.json holds a list"),
     "a repeated key": (config(b'{"cell": "gru", "cell": "lstm"}'), "config.json: a key is given twice"),
     "too long": (config(b" " * 70_000), "config.json has more than 65536 bytes"),
-    "an unknown key": (changed(bidirectional=True), "config.json: 'bidirectional': is no field"),
+    "an unknown key": (changed(dropout=0.1), "config.json: 'dropout': is no field"),
     "a missing key": (without("hidden_size"), "config.json: hidden_size: is missing"),
     "an unknown cell": (changed(cell="qrnn"), "config.json: cell: is 'qrnn'"),
     "a size of text": (changed(input_size="3"), "config.json: input_size: is '3'"),
