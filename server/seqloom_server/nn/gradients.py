@@ -1,0 +1,247 @@
+"""Gradients of many callers' sequences out of one shared batch, each caller's own, or their sum, in bounded pieces."""
+
+import dataclasses
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from seqloom_server.nn.backward import Consumer, Group, GroupResult, Keeper
+from seqloom_server.nn.examples import Array, Example, LossKind, ParameterForm, Wants
+from seqloom_server.nn.factors import Dense, Factors, Product, factor_width
+from seqloom_server.nn.network import Network
+from seqloom_server.nn.pace import Pace
+
+__all__ = ["BatchGradients", "CallGradients", "Example", "LossKind", "ParameterForm", "Product", "Wants", "gradients"]
+
+Call = tuple[list[Example], Wants]
+Total = dict[str, torch.Tensor]
+
+
+@dataclass(slots=True)
+class CallGradients:
+    """What one call gets, in the order of its sequences; None where it did not want it.
+
+    losses: [N] float64. overflow: "", or what was no finite number; nothing else is valid then. final_state,
+    initial_state: [rows, N, width] per part of the state. inputs, outputs, hidden: the rows of all its sequences.
+    dense: by parameter.
+    factors: [steps, width] each, with the products that make every parameter's gradient of them. norms: by parameter.
+    """
+
+    losses: Array
+    overflow: str = ""
+    final_state: tuple[Array, ...] | None = None
+    initial_state: tuple[Array, ...] | None = None
+    inputs: Array | None = None
+    outputs: Array | None = None
+    hidden: Array | None = None
+    dense: dict[str, Array] | None = None
+    factors: list[Array] | None = None
+    products: list[Product] = dataclasses.field(default_factory=list)
+    norms: dict[str, float] | None = None
+
+
+@dataclass(slots=True)
+class BatchGradients:
+    """calls: in the order given. total: the sum over the calls that did not overflow, None where all did or it was not
+    wanted.
+    """
+
+    calls: list[CallGradients]
+    total: Total | None
+
+
+@torch.inference_mode()
+def gradients(
+    network: Network, calls: list[Call], *, total: bool, piece_flops: float, max_cells: int
+) -> Generator[None, None, BatchGradients]:
+    """Differentiates every call's sequences, each of at least one step; total: also sums over all calls.
+
+    Each `next` does about `piece_flops` of work. Sequences of more than `max_cells` steps together are run in groups,
+    one after the other; a group has at least one sequence. Numbers depend on the arguments alone.
+    """
+    order = sorted(range(len(calls)), key=lambda n: str(calls[n][0][0].loss) if calls[n][0] else "")
+    ordered = [calls[n] for n in order]
+    found, summed = yield from _pass(network, ordered, total, piece_flops, max_cells)
+    fine = summed is None or _finite(summed)
+    for number, call in enumerate(ordered):
+        if not found[number].overflow and not (fine and _bounded(found[number], network)):
+            found[number].overflow = yield from _overflow(network, call, total, piece_flops, max_cells)
+    left = [call for call, result in zip(ordered, found, strict=True) if not result.overflow]
+    if total and left and not (fine and len(left) == len(calls)):
+        # once more without those that overflowed: what is no finite number would stay in the sum
+        again = [(examples, Wants()) for examples, _ in left]
+        _, summed = yield from _pass(network, again, True, piece_flops, max_cells)
+        if summed is not None and not _finite(summed):
+            for result in found:
+                result.overflow = result.overflow or "the sum of all callers' gradients"
+            left = []
+    results = [result for _, result in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
+    return BatchGradients(results, summed if left else None)
+
+
+class _Collected:
+    """One call's results on their way, over all groups."""
+
+    def __init__(self, network: Network, call: Call, pace: Pace) -> None:
+        self.examples, self.wants = call
+        spec = network.spec
+        steps = sum(len(example.xs) for example in self.examples)
+        self.losses: list[Array] = []
+        self.states: dict[str, list[tuple[Array, ...]]] = {"final_state": [], "initial_state": []}
+        self.rows: dict[str, list[Array]] = {"inputs": [], "hidden": []}
+        self.outputs = np.empty((steps, spec.output_size), spec.dtype) if self.wants.outputs else None
+        self.done = 0
+        form = self.wants.parameters
+        factored = steps * factor_width(spec) < spec.parameter_count
+        self.sink: Dense | Factors | None = None
+        if form in ("smallest", "norms") and factored:
+            self.sink = Factors()
+        elif form != "none":
+            self.sink = Dense(spec.parameter_shapes(), network.parameters()["output.bias"], pace)
+
+    def take(self, result: GroupResult, sequences: slice, rows: slice) -> None:
+        """Takes the call's part of a group's results."""
+        self.losses.append(result.losses[sequences])
+        for name, wanted in (("final_state", self.wants.final_state), ("initial_state", self.wants.initial_state)):
+            if wanted:
+                parts = getattr(result, name)
+                self.states[name].append(tuple(part[:, sequences].cpu().numpy().copy() for part in parts))
+        for name, wanted in (("inputs", self.wants.inputs), ("hidden", self.wants.hidden)):
+            if wanted:
+                self.rows[name].append(getattr(result, name)[rows].cpu().numpy().copy())
+
+    def result(self, network: Network) -> CallGradients:
+        losses = np.concatenate(self.losses) if self.losses else np.empty(0)
+        result = CallGradients(losses, outputs=self.outputs)
+        for name, states in self.states.items():
+            if states:
+                setattr(result, name, tuple(np.concatenate(parts, axis=1) for parts in zip(*states, strict=True)))
+        for name, rows in self.rows.items():
+            if rows:
+                setattr(result, name, rows[0] if len(rows) == 1 else np.concatenate(rows))
+        if isinstance(self.sink, Factors):
+            if self.wants.parameters == "norms":
+                result.norms = self.sink.norms()
+            else:
+                result.factors, result.products = self.sink.result(network.spec.parameter_shapes())
+        elif self.sink is not None:
+            tensors = {name: self.sink.tensors[name] for name in network.spec.parameter_shapes()}
+            if self.wants.parameters == "norms":
+                norm = torch.linalg.vector_norm
+                result.norms = {name: float(norm(tensor, dtype=torch.float64)) for name, tensor in tensors.items()}
+            else:
+                result.dense = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        return result
+
+
+def _pass(
+    network: Network, calls: list[Call], total: bool, piece_flops: float, max_cells: int
+) -> Generator[None, None, tuple[list[CallGradients], Total | None]]:
+    """All calls once, whatever overflows; an infinite loss is told, nothing else is looked at."""
+    pace = Pace(piece_flops)
+    collected = [_Collected(network, call, pace) for call in calls]
+    spec = network.spec
+    summed = Dense(spec.parameter_shapes(), network.parameters()["output.bias"], pace) if total else None
+    for members in _groups(calls, max_cells):
+        consumers = [] if summed is None else [Consumer(summed)]
+        keepers: list[Keeper] = []
+        spans: list[tuple[_Collected, slice, slice]] = []
+        sequences = rows = 0
+        for number, examples in members:
+            each = collected[number]
+            steps = sum(len(example.xs) for example in examples)
+            if each.sink is not None:
+                consumers.append(Consumer(each.sink, rows, rows + steps))
+            if each.outputs is not None:
+                keepers.append(Keeper(rows, each.outputs[each.done : each.done + steps]))
+            each.done += steps
+            spans.append((each, slice(sequences, sequences + len(examples)), slice(rows, rows + steps)))
+            sequences, rows = sequences + len(examples), rows + steps
+        wants = Wants(
+            inputs=any(each.wants.inputs for each, _, _ in spans),
+            initial_state=any(each.wants.initial_state for each, _, _ in spans),
+            hidden=any(each.wants.hidden for each, _, _ in spans),
+            final_state=any(each.wants.final_state for each, _, _ in spans),
+        )
+        examples = [example for _, own in members for example in own]
+        result = yield from Group(network, examples, wants, consumers, keepers, pace).run()
+        for each, own_sequences, own_rows in spans:
+            each.take(result, own_sequences, own_rows)
+    results = [each.result(network) for each in collected]
+    for call in results:
+        infinite = np.flatnonzero(~np.isfinite(call.losses))
+        if len(infinite):
+            call.overflow = f"the loss of sequence {infinite[0]}"
+    return results, None if summed is None else {name: summed.tensors[name] for name in spec.parameter_shapes()}
+
+
+def _groups(calls: list[Call], max_cells: int) -> Generator[list[tuple[int, list[Example]]], None, None]:
+    """Cuts all sequences, in their order, where they would have more steps together; gives (call, sequences) lists."""
+    group: list[tuple[int, list[Example]]] = []
+    cells = 0
+    for number, (examples, _) in enumerate(calls):
+        for example in examples:
+            if group and cells + len(example.xs) > max_cells:
+                yield group
+                group, cells = [], 0
+            if not group or group[-1][0] != number:
+                group.append((number, []))
+            group[-1][1].append(example)
+            cells += len(example.xs)
+    if group:
+        yield group
+
+
+def _finite(tensors: Total) -> bool:
+    # a norm, which reads once, overflows a little before its elements do: then they are looked at
+    return all(
+        math.isfinite(float(torch.linalg.vector_norm(tensor))) or bool(tensor.isfinite().all())
+        for tensor in tensors.values()
+    )
+
+
+def _bounded(call: CallGradients, network: Network) -> bool:
+    """Whether a call's results are finite for certain, products of its factors included."""
+    named = _arrays(call)
+    if call.norms is not None and not all(math.isfinite(norm) for norm in call.norms.values()):
+        return False
+    if not all(math.isfinite(_norm(array)) for array in named.values()):
+        return False
+    most = float(torch.finfo(getattr(torch, network.spec.dtype)).max)
+    norms = [_norm(array) for array in call.factors or []]
+    # by Cauchy and Schwarz no element of a product is larger than the product of its factors' norms
+    pairs = [(norms[product.left], norms[product.right]) for product in call.products if product.right is not None]
+    steps = len(call.factors[0]) if call.factors else 0
+    return all(math.isfinite(norm) and norm * math.sqrt(max(1, steps)) < most for norm in norms) and all(
+        left * right < most for left, right in pairs
+    )
+
+
+def _norm(array: Array) -> float:
+    return float(torch.linalg.vector_norm(torch.from_numpy(array)))
+
+
+def _arrays(call: CallGradients) -> dict[str, Array]:
+    named: dict[str, Array | None] = {"inputs": call.inputs, "outputs": call.outputs, "hidden states": call.hidden}
+    named |= {f"initial state, part {part}": array for part, array in enumerate(call.initial_state or ())}
+    named |= dict(call.dense or {})
+    return {name: array for name, array in named.items() if array is not None}
+
+
+def _overflow(
+    network: Network, call: Call, total: bool, piece_flops: float, max_cells: int
+) -> Generator[None, None, str]:
+    """Runs a call alone; returns what of it is no finite number, "" where all is."""
+    examples, wants = call
+    dense = total or wants.parameters != "none"
+    wants = dataclasses.replace(wants, parameters="dense" if dense else "none")
+    (result,), _ = yield from _pass(network, [(examples, wants)], False, piece_flops, max_cells)
+    if result.overflow:
+        return result.overflow
+    for name, array in _arrays(result).items():
+        if not np.isfinite(array).all():
+            return f"the gradient of {name}" if name in (result.dense or {}) else f"the gradient of the {name}"
+    return ""

@@ -1,0 +1,66 @@
+"""Where device work may be interrupted: after so much of it, a pure function of shapes, never of a clock."""
+
+from collections.abc import Generator
+
+import torch
+
+Pieces = Generator[None, None, None]
+
+# What a number costs where no product is made of it: functions like exp and tanh, and the way to memory and back.
+FLOPS_PER_ELEMENT = 60.0
+_STEP_ROWS, _STEP_FLOPS = 8, 1.5e6  # a recurrent step costs no less: a few rows read the weights all the same
+_BLOCK_ROWS = 16  # blocks of products are multiples of it
+
+
+class Pace:
+    """Counts the work done since the last interruption; limit: how many flops a piece has, at about."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self._done = 0.0
+
+    def due(self, flops: float) -> bool:
+        """Counts work that was done; true where it completes a piece, so that the caller yields."""
+        self._done += flops
+        if self._done < self.limit:
+            return False
+        self._done = 0.0
+        return True
+
+    def block(self, flops_per_row: float, rows: int) -> int:
+        """How many of so many rows are one piece at most: equal blocks."""
+        most = max(_BLOCK_ROWS, int(self.limit / flops_per_row))
+        if rows <= most:
+            return max(1, rows)
+        count = -(-rows // most)
+        return -(-rows // count // _BLOCK_ROWS) * _BLOCK_ROWS
+
+
+def step_flops(rows: int, weights: int) -> float:
+    """The cost of a recurrent step of so many rows and weights."""
+    return max(_STEP_FLOPS, 2.0 * max(rows, _STEP_ROWS) * weights)
+
+
+def product(
+    pace: Pace,
+    out: torch.Tensor,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    add: bool = False,
+) -> Pieces:
+    """out = left right (+ bias), or out += left right, in blocks of rows of `out`: each number is made at once."""
+    flops = 2.0 * right.shape[0] * right.shape[1]
+    rows = len(out)
+    block = pace.block(flops, rows)
+    for start in range(0, rows, block):
+        part, factor = out[start : start + block], left[start : start + block]
+        if bias is not None:
+            torch.addmm(bias, factor, right, out=part)
+        elif add:
+            part.addmm_(factor, right)
+        else:
+            torch.mm(factor, right, out=part)
+        if pace.due(flops * len(part)):
+            yield
