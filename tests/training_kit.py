@@ -6,7 +6,6 @@ import numpy as np
 import seqloom
 from safetensors.numpy import load_file
 from seqloom_server.nn.spec import ModelSpec
-from twin import noise
 
 SPEC = ModelSpec(cell="gru", input_size=5, hidden_size=6, output_size=4, dtype="float64")
 
@@ -14,7 +13,7 @@ SPEC = ModelSpec(cell="gru", input_size=5, hidden_size=6, output_size=4, dtype="
 def call_of(seed: int, count: int = 2):
     """xs and labels of one call."""
     draw = np.random.default_rng(seed)
-    xs = [noise(int(steps), 5, seed * 31 + n) for n, steps in enumerate(draw.integers(2, 8, count))]
+    xs = [draw.standard_normal((steps, 5)) for steps in draw.integers(2, 8, count)]
     return xs, [draw.integers(0, 4, len(x)) for x in xs]
 
 
