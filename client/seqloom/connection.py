@@ -33,6 +33,8 @@ class Connection:
             self._link = Link(self.config)
         elif self._link.loop is not asyncio.get_running_loop():
             raise InvalidArgument("the client belongs to another event loop: make one for each, or use seqloom.Client")
+        for delivery in self._deliveries:
+            delivery.look()  # before a call makes a new connection unnoticed
         return self._link
 
     def options(self, deadline: float) -> dict[str, Any]:
@@ -41,7 +43,7 @@ class Connection:
 
     def delivery(self, run: str, replay_bytes: int) -> Delivery:
         """A client of a run, of its own; it ends with the connection."""
-        delivery = Delivery(run, self.linked().training, {"metadata": self.config.metadata()}, replay_bytes)
+        delivery = Delivery(run, self.linked(), {"metadata": self.config.metadata()}, replay_bytes, self.config.timeout)
         self._deliveries.add(delivery)
         return delivery
 

@@ -28,6 +28,11 @@ class Link:
         stub: Any = inference_service_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.shared = SharedCall(lambda: stub.StreamInfer(metadata=config.metadata()))
 
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands; the next call makes one."""
+        return self._channel.get_state() is grpc.ChannelConnectivity.READY
+
     async def close(self) -> None:
         await self.shared.close()
         await self._channel.close(None)

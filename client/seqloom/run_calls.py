@@ -13,6 +13,7 @@ import copy
 import math
 import secrets
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -32,12 +33,14 @@ from seqloom.errors import (
     from_rpc,
     lost_call,
 )
+from seqloom.link import Link
 from seqloom.retries import Backoff, remaining, until
 from seqloom.run_requests import REFUSED, RunRequest, SaveCheckpoint
 from seqloom.v1.training_service_pb2 import CallId, GetRunRequest, Run
 
 MAX_FLYING = 64
 MAX_FLYING_BYTES = 64 << 20
+_SECONDS_BETWEEN_LOOKS = 0.5  # at the connection, for who calls nothing
 
 
 @dataclass(slots=True, eq=False)
@@ -61,15 +64,18 @@ class _Call:
 class Delivery:
     """What one client has called on a run. Everything here runs on one event loop.
 
-    stub: the training service's. options: what goes with every call. replay_bytes: how much is kept to be sent again.
+    options: what goes with every call. replay_bytes: how much is kept to be sent again.
+    patience: seconds for which a lost server is looked for though nobody here waits for a call: others may wait for
+    what this client has to send again.
     """
 
-    def __init__(self, run: str, stub: Any, options: dict[str, Any], replay_bytes: int) -> None:
+    def __init__(self, run: str, link: Link, options: dict[str, Any], replay_bytes: int, patience: float) -> None:
         self.client = secrets.token_hex(16)
         self._run = run
-        self._stub = stub
+        self._link = link
         self._options = options
         self._replay_bytes = replay_bytes
+        self._patience = patience
         self._log: CallLog[_Call] = CallLog()
         self._line: collections.deque[_Call] = collections.deque()
         self._flying: dict[asyncio.Task[None], int] = {}
@@ -79,6 +85,7 @@ class Delivery:
         self._saving: _Call | None = None
         self._saved = False
         self._closed: SeqloomError | None = None
+        self._looking: asyncio.TimerHandle | None = None
         self._quiet = asyncio.Event()
 
     def submit(self, request: RunRequest, deadline: float) -> asyncio.Future[Any]:
@@ -104,18 +111,38 @@ class Delivery:
                 self._pump()
                 await self._quiet.wait()  # replies to calls before it may still be under way
 
+    def look(self) -> None:
+        """Sees whether the connection is lost: behind the next may be another server, which has lost what was done."""
+        if len(self._log) and self._recovery is None and not self._stalled and not self._link.connected:
+            self._recovery = asyncio.create_task(self._recover(None))
+
+    def _keep_looking(self) -> None:
+        self._looking = None
+        self.look()
+        self._look_later()
+
+    def _look_later(self) -> None:
+        if self._looking is None and len(self._log) and self._closed is None:
+            self._looking = asyncio.get_running_loop().call_later(_SECONDS_BETWEEN_LOOKS, self._keep_looking)
+
     def abort(self, error: SeqloomError) -> None:
         """Ends everything; who waits gets the error."""
         self._closed = error
+        if self._looking is not None:
+            self._looking.cancel()
         for task in [*self._flying, *([] if self._recovery is None else [self._recovery])]:
             task.cancel()
         self._fail(error)
 
     def _pump(self) -> None:
         """Sends what may be sent."""
+        if self._closed is not None:
+            return
         while self._line and self._line[0].future.done():
             self._line.popleft()  # withdrawn
-        if self._stalled and self._line and self._recovery is None and self._closed is None:
+        if self._line:
+            self.look()
+        if self._stalled and self._line and self._recovery is None:
             self._recovery = asyncio.create_task(self._recover(None))
         while self._line and self._recovery is None and not self._stalled and self._fits(self._line[0].request.size):
             call = self._line.popleft()
@@ -150,6 +177,7 @@ class Delivery:
         task = asyncio.create_task(self._fly(self._log.add(call, size)))
         self._flying[task] = size
         task.add_done_callback(self._landed)
+        self._look_later()
 
     def _landed(self, task: asyncio.Task[None]) -> None:
         del self._flying[task]
@@ -182,7 +210,7 @@ class Delivery:
             step=kept.step,
         )
         try:
-            reply = await request.send(self._stub, number, kept.calls, self._options)
+            reply = await request.send(self._link.training, number, kept.calls, self._options)
         except grpc.aio.AioRpcError as failed:
             error = lost_call(from_rpc(failed))
             if _passes(error) or _ends(error):
@@ -207,14 +235,15 @@ class Delivery:
             self._recovery = asyncio.create_task(self._recover(error))
 
     async def _recover(self, error: SeqloomError | None) -> None:
-        for task in list(self._flying):
-            task.cancel()
-        if self._flying:
-            await asyncio.wait(list(self._flying))
         backoff = Backoff(sys.maxsize, math.inf)
+        patient_until = time.monotonic() + self._patience
         self._stalled = True
         try:
-            while self._awaited():
+            for task in list(self._flying):
+                task.cancel()
+            if self._flying:
+                await asyncio.wait(list(self._flying))
+            while self._awaited() or time.monotonic() < patient_until:
                 self._trouble = error
                 if error is not None:
                     await asyncio.sleep(backoff.delay(error))
@@ -233,12 +262,11 @@ class Delivery:
                     return
         finally:
             self._recovery = None
-            if self._closed is None:
-                self._pump()
+            self._pump()
 
     async def _send_again(self) -> None:
         try:
-            reply = await self._stub.GetRun(GetRunRequest(run=self._run, client=self.client), **self._options)
+            reply = await self._link.training.GetRun(GetRunRequest(run=self._run, client=self.client), **self._options)
         except grpc.aio.AioRpcError as failed:
             raise lost_call(from_rpc(failed)) from None
         run: Run = reply.run

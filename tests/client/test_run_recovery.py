@@ -144,7 +144,7 @@ async def test_kill_9_under_several_clients_of_a_run_puts_each_call_into_its_ste
     assert_weights(found, trained(killable.networks, steps), **CLOSE)
 
 
-async def test_a_run_whose_other_client_never_returns_says_what_it_waits_for(killable):
+async def test_clients_that_call_nothing_send_again_what_others_may_wait_for(killable):
     async with seqloom.AsyncClient(killable.address, timeout=60) as client:
         run = await client.create_run("m", optimizer=ADAM, checkpoint_interval=0)
         other = await client.attach_run(run.id)
@@ -152,12 +152,26 @@ async def test_a_run_whose_other_client_never_returns_says_what_it_waits_for(kil
         await run.forward_backward(*call_of(2))
         assert (await run.step()).step_number == 1
         await killable.die_and_return()
-        await run.forward_backward(*call_of(3))  # what is missing of step 1 goes before it, what comes later waits
-        info = await run.info()
-        assert info.step == 0
-        assert info.waiting_for
+        async with asyncio.timeout(30):
+            while (await run.info()).step != 1:  # noqa: ASYNC110 - what is waited for sets no event
+                await asyncio.sleep(0.01)
         assert await other.forward_backward(*call_of(4))
         assert (await run.step()).step_number == 2
+
+
+async def test_a_run_whose_other_client_never_returns_says_what_it_waits_for(killable):
+    async with seqloom.AsyncClient(killable.address, timeout=60) as client:
+        run = await client.create_run("m", optimizer=ADAM, checkpoint_interval=0)
+        async with seqloom.AsyncClient(killable.address, timeout=60) as passing:
+            await (await passing.attach_run(run.id)).forward_backward(*call_of(1))
+        await run.forward_backward(*call_of(2))
+        assert (await run.step()).step_number == 1
+        await killable.die_and_return()
+        with pytest.raises((seqloom.DeadlineExceeded, seqloom.Unavailable)):
+            await run.forward_backward(*call_of(3), timeout=2)
+        info = await run.info()
+        assert (info.step, info.durable_step) == (0, 0)
+        assert "waits for calls" in info.waiting_for
 
 
 async def test_a_server_that_does_not_come_back_is_unavailable_when_the_time_is_up(killable):
@@ -168,8 +182,9 @@ async def test_a_server_that_does_not_come_back_is_unavailable_when_the_time_is_
         with pytest.raises(seqloom.Unavailable):
             await run.step(timeout=1)
         await asyncio.to_thread(killable.start)
-        assert (await run.forward_backward(*call_of(2))).step == 2  # after the step whose caller had given it up
-        assert (await run.info()).step == 1
+        later = await run.forward_backward(*call_of(2))
+        info = await run.info()  # the step whose caller gave it up was sent before that, or never
+        assert (later.step, info.accumulated_calls) == (info.step + 1, 2 - info.step)
 
 
 async def test_an_orderly_end_of_the_server_saves_the_run(killable):

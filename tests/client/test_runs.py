@@ -343,13 +343,14 @@ async def test_the_blocking_run_is_the_same_from_many_threads(training, tmp_path
 
 
 async def test_one_run_is_used_by_many_threads_of_one_client(training):
-    served, _ = training
-    with seqloom.Client(served.address, timeout=30) as client:
-        run = client.create_run("m", optimizer=seqloom.SGD(0.02))
+    served, client = training
+    run_id = (await client.create_run("m", optimizer=seqloom.SGD(0.02))).id
+    with seqloom.Client(served.address, timeout=30) as blocking:
+        (run,) = await in_threads(blocking.attach_run, [run_id])
         results = await in_threads(lambda n: run.forward_backward(*call_of(n)).result(), range(12))
         assert {result.step for result in results} == {1}
-        assert run.info().accumulated_calls == 12
-        run.step()
+        (info,) = await in_threads(lambda run: run.info(), [run])
+        assert info.accumulated_calls == 12
 
 
 async def test_a_run_of_an_unknown_model_is_not_made_and_its_settings_are_checked(training):
