@@ -270,3 +270,23 @@ async def test_health_names_the_service(served, channel):
         health_pb2.HealthCheckRequest(service="seqloom.v1.TrainingService"), timeout=30
     )
     assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_save_is_durable_with_itself_and_all_before_it(server_process, tmp_path):
+    write_models(tmp_path, {"small": SMALL})
+    first = server_process("--models", tmp_path)
+    async with open_channel(first.address) as channel:
+        run = await create_run(channel, checkpoint_interval=0)
+        saved = await Client(channel, run.id, "bob").save("empty")  # the first call of its client
+        assert saved.progress.calls_durable == 1
+        client = Client(channel, run.id)
+        await client.forward_backward(batch(0))
+        assert (await client.save()).progress.calls_durable == 2
+    first.end(signal.SIGKILL)
+    second = server_process("--models", tmp_path)
+    async with open_channel(second.address) as channel:
+        client = Client(channel, run.id)
+        found = await client.get()
+        assert (found.accumulated_calls, found.calls_done, found.checkpoints) == (1, 2, ["empty"])
+        await client.save(number=2)  # the same again: nothing is refused
+        assert (await client.step(number=3)).step == 1

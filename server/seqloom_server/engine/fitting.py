@@ -55,9 +55,11 @@ class Room:
 
         lengths: [N], the steps that each could run, oldest first, 0 for a bare reset or end. An empty slice takes at
         least one sequence and one step. Those that join others go no further than these: it is their answers that the
-        slice holds up.
+        slice holds up. Where sequences must not be cut, `cut` is the longest's steps.
         """
         longest = int(lengths.max(initial=0))
+        if self._taken.weights.whole_only:
+            return self._whole(lengths), longest
         if self._taken.steps:
             cut = min(longest, self._taken.steps)
             return self._count(lengths, cut, dense=True), cut
@@ -70,17 +72,29 @@ class Room:
             count = max(count, 1)
         return count, _last(depth, lambda cut: bool(self._within(*_size(lengths[:count], cut), self._seconds)))
 
+    def _whole(self, lengths: Lengths) -> int:
+        """How many of the first ones may run to their ends: the first always, for no waiting makes it any shorter.
+
+        Others join it until they have doubled its time: their steps run beside its own.
+        """
+        if self._taken.members:
+            return self._count(lengths, int(lengths.max(initial=0)))
+        first = int(lengths[0])
+        seconds = max(self._seconds, 2 * self._taken.weights.cost.seconds(first, first))
+        return max(1, self._count(lengths, int(lengths.max()), seconds))
+
     def _worth(self, lengths: Lengths, cut: int) -> bool:
         size = _size(lengths, cut)
         return bool(self._dense(*size) or self._within(*size, self._limits.grain_seconds))
 
-    def _count(self, lengths: Lengths, cut: int, *, dense: bool = False) -> int:
+    def _count(self, lengths: Lengths, cut: int, seconds: float | None = None, *, dense: bool = False) -> int:
         """How many of the first ones fit when each is cut to `cut` steps."""
+        seconds = self._seconds if seconds is None else seconds
         sizes = np.minimum(lengths, cut)
         steps = np.maximum(np.maximum.accumulate(sizes), self._taken.steps)
         cells = self._taken.cells + np.cumsum(sizes)
         padded = steps * (self._width + np.cumsum(sizes > 0))
-        fits = self._within(steps, cells, padded, self._seconds)
+        fits = self._within(steps, cells, padded, seconds)
         if dense:
             fits = fits & self._dense(steps, cells, padded)
         return len(fits) if fits.all() else int(fits.argmin())

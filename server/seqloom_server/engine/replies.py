@@ -21,6 +21,8 @@ class Done:
     """A call that has nothing to tell: a checkpoint was saved or loaded."""
 
 
+_MAX_MESSAGE = 800  # characters; more would not travel either
+
 Reply = Accumulated | Stepped | Published | Done
 
 
@@ -34,7 +36,7 @@ def to_json(reply: Reply | ServerError) -> dict[str, Any]:
         case Published(version):
             return {"version": version}
         case ServerError():
-            return {"reason": str(reply.reason), "message": reply.message, "field": reply.field}
+            return {"reason": str(reply.reason), "message": reply.message[:_MAX_MESSAGE], "field": reply.field}
         case _:
             return {}
 

@@ -18,7 +18,7 @@ from seqloom_server.engine.slots import Slot, SlotPool
 from seqloom_server.errors import ServerError
 
 Array = npt.NDArray[Any]
-StateArrays = tuple[Array, ...]  # one [L, N, H] per part of the cell's state
+StateArrays = tuple[Array, ...]  # one [rows, N, width] per part of the model's state
 
 OutputKind = Literal["logits", "probs", "log_probs", "labels", "hidden", "top_k"]
 
@@ -42,7 +42,8 @@ class OutputSpec:
 class Weights(Protocol):
     """One version of one model's weights as the scheduler sees it: an identity, state slots, and what a slice costs.
 
-    max_cells: the most rows that a slice may have.
+    max_cells: the most rows that a slice may have. whole_only: sequences run once all of their frames are there, and in
+    one slice, as bidirectional layers need them.
     """
 
     model: str
@@ -50,6 +51,7 @@ class Weights(Protocol):
     slots: SlotPool
     cost: SliceCost
     max_cells: int
+    whole_only: bool
 
 
 @dataclass(slots=True)
@@ -73,7 +75,7 @@ class Piece:
     """What one slice gave one sequence.
 
     values and labels: rows of `steps` steps from `first_step` on, whichever the output kind has. answers: whether the
-    caller is owed an output for it (also an empty one). snapshot, final_state: [L, 1, H] per part, or None.
+    caller is owed an output for it (also an empty one). snapshot, final_state: [rows, 1, width] per part, or None.
     """
 
     first_step: int
@@ -120,6 +122,11 @@ class Sequence:
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
     id: int = field(default_factory=_ids.__next__)
+
+    @property
+    def ready(self) -> bool:
+        """Whether any of the chunks that wait could run now."""
+        return bool(self.chunks) and (self.chunks[-1].last or not self.weights.whole_only)
 
 
 @dataclass(slots=True, eq=False)

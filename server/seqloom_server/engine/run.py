@@ -140,11 +140,15 @@ class Run:
         """Writes a checkpoint, also under a name where one is given. Raises ServerError STORAGE_FAILED or another."""
         digest = f"save {name}"
 
+        def program() -> Generator[None, None, Snapshot]:
+            self.weights.mark((call.client, call.number))
+            return (yield from self.weights.snapshot())
+
         async def finish(outcome: Awaitable[Snapshot]) -> Done:
             await self._write(await outcome, name, StoredReply(call.number, digest, to_json(Done())), call.client)
             return Done()
 
-        await self.calls.call(call, digest, lambda: finish(self._task(call, self.weights.snapshot)))
+        await self.calls.call(call, digest, lambda: finish(self._task(call, program)))
 
     async def load(self, call: CallId, name: str) -> None:
         """Goes back to a named checkpoint; what was accumulated since is dropped.

@@ -25,7 +25,7 @@ _CORES = torch.get_num_threads()  # as torch finds them, before anybody tells it
 _FLOPS_GUESS = {"cpu": 5e10, "cuda": 1e13}  # only until the first slices have run
 _WARM_UP = ((1, 8), (8, 8), (64, 4))  # sequences, steps
 
-States = tuple[torch.Tensor, ...]  # one [L, N, H] per part of the cell's state
+States = tuple[torch.Tensor, ...]  # one [rows, N, width] per part of the model's state
 
 
 def threads_for(spec: ModelSpec) -> int:
@@ -36,7 +36,7 @@ def threads_for(spec: ModelSpec) -> int:
 class ServedWeights:
     """One version of one model's weights on the device, with the states of the sequences that run under it.
 
-    states: [L, capacity, H] per part of the cell's state; slot 0 stays zero, slot 1 takes what nobody needs.
+    states: [rows, capacity, width] per part of spec.state_shapes(); slot 0 stays zero, slot 1 takes what nobody needs.
     max_cells: a slice has no more rows, so that no [rows, O] buffer is too large. threads: torch's, on the CPU.
     """
 
@@ -48,13 +48,16 @@ class ServedWeights:
         self.cost = SliceCost(2.0 * network.spec.parameter_count, _FLOPS_GUESS[network.device.type])
         self.states = self._allocate(16)
         self.threads = threads_for(network.spec)
+        self.whole_only = network.spec.bidirectional
         self.max_cells = chunk_rows(network.spec.output_size, self.states[0].element_size())
 
     def _allocate(self, capacity: int) -> States:
         spec = self.network.spec
-        shape = (spec.num_layers, capacity, spec.hidden_size)
         dtype = getattr(torch, spec.dtype)
-        return tuple(torch.zeros(shape, dtype=dtype, device=self.network.device) for _ in spec.state_parts)
+        return tuple(
+            torch.zeros((rows, capacity, width), dtype=dtype, device=self.network.device)
+            for rows, width in spec.state_shapes().values()
+        )
 
     def reserve(self) -> None:
         """Grows the states to the slots handed out."""
@@ -157,7 +160,7 @@ def _index(indices: list[int], device: torch.device) -> torch.Tensor:
 
 
 def _states_before(weights: ServedWeights, members: list[Member]) -> States:
-    """[L, N, H] per part: from the slot, the member's own initial state, or zeros."""
+    """[rows, N, width] per part: from the slot, the member's own initial state, or zeros."""
     sources = [_ZERO if member.fresh else _slot(weights, member, _ZERO) for member in members]
     index = _index(sources, weights.network.device)
     before = tuple(state.index_select(1, index) for state in weights.states)
@@ -180,7 +183,7 @@ def _keep(weights: ServedWeights, members: list[Member], after: States) -> None:
 
 
 def _states_told(members: list[Member], after: States) -> dict[Member, StateArrays]:
-    """The states, [L, 1, H] per part, of members that end or whose snapshot is due: one copy off the device for all."""
+    """The states, [rows, 1, width] per part, of members that end or have a snapshot due: one copy off the device."""
     due = [n for n, member in enumerate(members) if member.final or member.snapshot]
     if not due:
         return {}

@@ -63,9 +63,9 @@ class Scheduler:
         self.waiting_bytes += size
         sequence.waiting_steps += count
         sequence.last_active = now
-        idle = not sequence.chunks
+        idle = not sequence.ready
         sequence.chunks.extend(chunks)
-        if idle and not sequence.in_flight:
+        if idle and sequence.ready and not sequence.in_flight:
             self._enqueue(sequence)
         if sequence.op is not Op.STREAM or not sequence.started:
             self._deadlines.watch(sequence)
@@ -138,6 +138,13 @@ class Scheduler:
 
     def _check_bounds(self, sequence: Sequence, count: int, size: int) -> None:
         limits = self._limits
+        whole = sequence.waiting_steps + count
+        if sequence.weights.whole_only and whole > limits.max_batch_steps:
+            raise ServerError(
+                Reason.OVER_LIMIT,
+                f"the sequence has {whole} steps: a bidirectional model runs it at once, of at most "
+                f"{limits.max_batch_steps} (max_batch_steps)",
+            )
         part = 1.0 if sequence.op is Op.STREAM else _BULK_PART
         for what, wanted, most in (
             ("steps", count, part * limits.max_queue_steps),

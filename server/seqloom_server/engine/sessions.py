@@ -59,4 +59,4 @@ def empty_frames(width: int, dtype: str) -> Array:
 
 def is_idle(sequence: Sequence, now: float, idle_seconds: float) -> bool:
     """Whether nothing has come or run for so long. Idle time does not run while work is queued or in flight."""
-    return not sequence.chunks and not sequence.in_flight and now - sequence.last_active > idle_seconds
+    return not sequence.ready and not sequence.in_flight and now - sequence.last_active > idle_seconds
