@@ -9,13 +9,15 @@ of a sequence, are rows of the same buffer.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 Index = npt.NDArray[np.int64]
+
+_WINDOW = 64
 
 
 class Packing:
@@ -71,11 +73,23 @@ class Packing:
             return states[: self.cells]
         return states.index_select(0, self._before)
 
-    def steps(self, rows: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Returns the rows of each step, views of packed rows."""
-        return rows.split_with_sizes(self.sizes)
+    def steps(self, rows: torch.Tensor, *, back: bool = False) -> Iterator[torch.Tensor]:
+        """Gives the rows of each step, views of packed rows; from the last step on if `back`."""
+        return self._views(rows, self._offsets, self.sizes, back)
 
-    def steps_before(self, states: torch.Tensor) -> list[torch.Tensor]:
-        """Returns for each step the states of its sequences before it, views of a buffer of states."""
-        blocks = states.split_with_sizes([self.count, *self.sizes])
-        return [block[:size] if len(block) > size else block for block, size in zip(blocks, self.sizes, strict=False)]
+    def steps_before(self, states: torch.Tensor, *, back: bool = False) -> Iterator[torch.Tensor]:
+        """Gives for each step the states of its sequences before it, views of a buffer of states."""
+        starts = np.concatenate([[0], self.count + self._offsets[:-1]])
+        blocks = self._views(states, starts, [self.count, *self.sizes[:-1]], back)
+        sizes = reversed(self.sizes) if back else self.sizes
+        return (block if len(block) == size else block[:size] for block, size in zip(blocks, sizes, strict=True))
+
+    @staticmethod
+    def _views(rows: torch.Tensor, starts: Index, sizes: list[int], back: bool) -> Iterator[torch.Tensor]:
+        # some at a time: views of very many steps would take as long as a piece of work
+        windows = range(0, len(sizes), _WINDOW)
+        for first in reversed(windows) if back else windows:
+            own = sizes[first : first + _WINDOW]
+            start = int(starts[first])
+            views = rows[start : start + sum(own)].split_with_sizes(own)
+            yield from reversed(views) if back else views

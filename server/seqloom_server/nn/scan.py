@@ -98,13 +98,13 @@ class ElmanScan(Scan):
         self.delta_in = self.delta_rec = delta
         w = self.weights.w
         steps = zip(
-            self.packing.steps(delta),
-            self.packing.steps(d_states[self.packing.count :]),
-            self.packing.steps_before(d_states),
-            self.costs,
+            self.packing.steps(delta, back=True),
+            self.packing.steps(d_states[self.packing.count :], back=True),
+            self.packing.steps_before(d_states, back=True),
+            reversed(self.costs),
             strict=True,
         )
-        for d, d_s, d_before, cost in reversed(list(steps)):
+        for d, d_s, d_before, cost in steps:
             d_before.addmm_(d.mul_(d_s), w)
             if self.pace.due(cost):
                 yield

@@ -71,15 +71,15 @@ class GruScan(Scan):
         flat = factors.flatten(1)
         w_nrz = torch.cat([w[2 * hidden :], w[: 2 * hidden]])
         steps = zip(
-            packing.steps(factors),
-            packing.steps(flat[:, : 3 * hidden]),
-            packing.steps(self._gates[:, hidden : 2 * hidden]),
-            packing.steps(d_states[packing.count :]),
-            packing.steps_before(d_states),
-            self.costs,
+            packing.steps(factors, back=True),
+            packing.steps(flat[:, : 3 * hidden], back=True),
+            packing.steps(self._gates[:, hidden : 2 * hidden], back=True),
+            packing.steps(d_states[packing.count :], back=True),
+            packing.steps_before(d_states, back=True),
+            reversed(self.costs),
             strict=True,
         )
-        for factor, delta, z_t, d_s, d_before, cost in reversed(list(steps)):
+        for factor, delta, z_t, d_s, d_before, cost in steps:
             factor.mul_(d_s.unsqueeze(1))
             d_before.addcmul_(d_s, z_t).addmm_(delta, w_nrz)
             if self.pace.due(cost):

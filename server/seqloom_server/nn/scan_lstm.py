@@ -79,17 +79,17 @@ class LstmScan(Scan):
         del before
         delta = self._gates
         steps = zip(
-            packing.steps(delta),
-            packing.steps(delta.view(packing.cells, 4, hidden)[:, :3]),
-            packing.steps(delta[:, 3 * hidden :]),
-            packing.steps(self._tanh),
-            packing.steps(forget),
-            packing.steps(d_states[packing.count :]),
-            packing.steps_before(d_states),
-            self.costs,
+            packing.steps(delta, back=True),
+            packing.steps(delta.view(packing.cells, 4, hidden)[:, :3], back=True),
+            packing.steps(delta[:, 3 * hidden :], back=True),
+            packing.steps(self._tanh, back=True),
+            packing.steps(forget, back=True),
+            packing.steps(d_states[packing.count :], back=True),
+            packing.steps_before(d_states, back=True),
+            reversed(self.costs),
             strict=True,
         )
-        for d, d_ifg, d_o, slope, f_t, d_s, d_before, cost in reversed(list(steps)):
+        for d, d_ifg, d_o, slope, f_t, d_s, d_before, cost in steps:
             d_c = d_cell[: len(d)].addcmul_(d_s, slope)
             d_ifg.mul_(d_c.unsqueeze(1))
             d_o.mul_(d_s)
