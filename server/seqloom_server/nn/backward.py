@@ -4,6 +4,7 @@ Its rows are packed for the recurrence, and in the sequences' own order at the o
 neighbours. What a layer holds is let go as soon as the layer below has what it needs.
 """
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass, field
 
@@ -43,9 +44,13 @@ class Keeper:
 
 @dataclass(slots=True)
 class GroupResult:
-    """In the sequences' own order: losses [N] in float64, rows [rows, width], states [rows, N, width] per part."""
+    """In the sequences' own order: losses [N] in float64, rows [rows, width], states [rows, N, width] per part.
+
+    largest: no element of a parameter's gradient is larger, whoever's it is; NaN or infinite where that can't be said.
+    """
 
     losses: Array
+    largest: float = 0.0
     final_state: States | None = None
     initial_state: States | None = None
     inputs: torch.Tensor | None = None
@@ -67,6 +72,8 @@ class Group:
     _scans: list[list[Scan]] = field(init=False, default_factory=list)
     _rows: list[torch.Tensor] = field(init=False, default_factory=list)  # what each layer takes, packed
     _own: list[tuple[Sink, torch.Tensor | None]] = field(init=False)
+    _norms: dict[str, torch.Tensor] = field(init=False, default_factory=dict)  # of factors
+    _largest: torch.Tensor = field(init=False)
 
     def run(self) -> Generator[None, None, GroupResult]:
         """Runs it."""
@@ -79,6 +86,7 @@ class Group:
             (each.sink, None if each.start is None else packing.from_packed[each.start : each.stop])
             for each in self.consumers
         ]
+        self._largest = torch.zeros((), dtype=dtype, device=device)
         initial = self._states([example.initial_state for example in self.examples])
         ordered = torch.empty(packing.cells, spec.input_size, dtype=dtype, device=device)
         stack_rows([example.xs for example in self.examples], ordered)
@@ -109,9 +117,11 @@ class Group:
         for layer in reversed(range(spec.num_layers)):
             assert d_rows is not None
             d_rows = yield from self._backward(layer, d_rows, gradient, d_initial, result)
+        result.largest = float(self._largest)
         d_parts = [torch.stack(rows) for rows in zip(*reversed(d_initial), strict=True)]
         if unfolding is not None and columns is not None and d_rows is not None:
             d_inputs = yield from self._convolve_back(unfolding, columns, d_rows, gradient)
+            result.largest = float(self._largest)
             if d_inputs is not None:
                 d_rows, before = d_inputs
                 d_parts += [before] if spec.conv_width > 1 else []
@@ -135,11 +145,13 @@ class Group:
 
     def _put(self, name: str, rows: torch.Tensor) -> None:
         """Gives packed rows to all consumers."""
+        self._norms[name] = torch.linalg.vector_norm(rows)
         for sink, own in self._own:
             sink.put(name, rows if own is None else rows.index_select(0, own))
 
     def _put_ordered(self, name: str, start: int, rows: torch.Tensor) -> None:
         """Gives rows in the sequences' own order, from row `start` on, to whom they belong; copies, where kept."""
+        self._norms[name] = torch.linalg.vector_norm(rows)
         for each in self.consumers:
             if each.start is None or each.stop is None:
                 each.sink.put(name, rows)
@@ -147,8 +159,14 @@ class Group:
                 each.sink.put(name, rows[low - start : high - start].clone())
 
     def _multiply(self, weight: str, bias: str, left: str, right: str) -> Pieces:
+        self._bound(left, right)
         for sink, _ in self._own:
             yield from sink.multiply(weight, bias, left, right)
+
+    def _bound(self, left: str, right: str) -> None:
+        # by Cauchy and Schwarz, of all rows and of any part of them
+        bound = self._norms[right].clamp(min=math.sqrt(self.packing.cells)) * self._norms[left]
+        self._largest = self._largest + bound
 
     def _convolve(
         self, unfolding: conv.Unfolding, source: torch.Tensor
@@ -233,6 +251,7 @@ class Group:
             if self.consumers:
                 self._put_ordered("output", start, d_o)
                 self._put_ordered("hidden", start, top[start:stop])
+                self._bound("output", "hidden")
                 for each in self.consumers:
                     if each.start is None or each.stop is None or (each.start < stop and start < each.stop):
                         yield from each.sink.multiply("output.weight", "output.bias", "output", "hidden")
@@ -257,7 +276,8 @@ class Group:
         scans, rows, hidden = self._scans.pop(), self._rows[-1], []
         wanted = layer > 0 or spec.conv_channels > 0 or self.wants.inputs
         d_below = rows.new_empty(rows.shape) if wanted else None
-        self._put(f"rows_l{layer}", rows) if self.consumers else None
+        if self.consumers:
+            self._put(f"rows_l{layer}", rows)
         for direction in reversed(range(spec.directions)):
             scan, number = scans.pop(), layer * spec.directions + direction
             d_states = scan.states.new_empty(scan.states.shape)

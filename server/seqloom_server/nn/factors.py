@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from seqloom_server.nn.examples import Array
@@ -41,46 +40,49 @@ class Sink(Protocol):
 class Dense:
     """The products themselves, summed over groups and chunks. tensors: by parameter, once something was multiplied."""
 
-    def __init__(self, shapes: Shapes, like: torch.Tensor, pace: Pace) -> None:
+    def __init__(self, shapes: Shapes, pace: Pace) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
         self._shapes = shapes
-        self._like = like
         self._pace = pace
         self._rows: dict[str, torch.Tensor] = {}
-        self._sums: dict[str, torch.Tensor] = {}
 
     def put(self, name: str, rows: torch.Tensor) -> None:
         """Takes a factor, until another of the name comes."""
         self._rows[name] = rows
-        self._sums.pop(name, None)
 
     def multiply(self, weight: str, bias: str, left: str, right: str) -> Pieces:
         """Adds left' right to the weight's gradient, the sum of left's rows to the bias's."""
         add = weight in self.tensors
+        d_a = self._rows[left]
         if not add:
             with torch.inference_mode(False):  # tensors for everybody, optimizers too
                 for name in (weight, bias):
-                    shape = self._shapes[name]
-                    self.tensors[name] = torch.empty(shape, dtype=self._like.dtype, device=self._like.device)
-        d_a = self._rows[left]
+                    self.tensors[name] = torch.empty(self._shapes[name], dtype=d_a.dtype, device=d_a.device)
         yield from product(self._pace, self.tensors[weight].flatten(1), d_a.t(), self._rows[right], add=add)
-        if left not in self._sums:
-            self._sums[left] = d_a.sum(0)
         if add:
-            self.tensors[bias].add_(self._sums[left])
+            self.tensors[bias].add_(d_a.sum(0))
         else:
-            self.tensors[bias].copy_(self._sums[left])
+            torch.sum(d_a, 0, out=self.tensors[bias])
 
     def release(self) -> None:
         """Lets go of the factors."""
         self._rows.clear()
-        self._sums.clear()
+
+    def result(self) -> dict[str, torch.Tensor]:
+        """The gradients in the order of the parameters."""
+        return {name: self.tensors[name] for name in self._shapes}
+
+    def norms(self) -> dict[str, float]:
+        """The Euclidean norm of each."""
+        norm = torch.linalg.vector_norm
+        return {name: float(norm(self.tensors[name], dtype=torch.float64)) for name in self._shapes}
 
 
 class Factors:
     """The factors, kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, shapes: Shapes) -> None:
+        self._shapes = shapes
         self._rows: dict[str, list[torch.Tensor]] = {}
         self._products: dict[str, tuple[str, str | None]] = {}
 
@@ -97,12 +99,12 @@ class Factors:
     def release(self) -> None:
         """Does nothing: factors are what is wanted."""
 
-    def result(self, shapes: Shapes) -> tuple[list[Array], list[Product]]:
-        """Returns the factors, and the products to be made of them in the order of `shapes`."""
+    def result(self) -> tuple[list[Array], list[Product]]:
+        """The factors, and the products to be made of them in the order of the parameters."""
         numbers = {name: number for number, name in enumerate(self._rows)}
-        arrays = [np.concatenate([part.cpu().numpy() for part in parts]) for parts in self._rows.values()]
+        arrays = [(parts[0] if len(parts) == 1 else torch.cat(parts)).cpu().numpy() for parts in self._rows.values()]
         products = []
-        for parameter in shapes:
+        for parameter in self._shapes:
             left, right = self._products[parameter]
             products.append(Product(parameter, numbers[left], None if right is None else numbers[right]))
         return arrays, products
@@ -112,7 +114,8 @@ class Factors:
         rows = {name: torch.cat(parts).double() for name, parts in self._rows.items()}
         grams = {name: part @ part.t() for name, part in rows.items()}
         norms = {}
-        for parameter, (left, right) in self._products.items():
+        for parameter in self._shapes:
+            left, right = self._products[parameter]
             if right is None:
                 norms[parameter] = float(torch.linalg.vector_norm(rows[left].sum(0)))
             else:

@@ -62,18 +62,18 @@ def gradients(
     Each `next` does about `piece_flops` of work. Sequences of more than `max_cells` steps together are run in groups,
     one after the other; a group has at least one sequence. Numbers depend on the arguments alone.
     """
-    order = sorted(range(len(calls)), key=lambda n: str(calls[n][0][0].loss) if calls[n][0] else "")
+    order = sorted(range(len(calls)), key=lambda n: str(calls[n][0][0].loss))  # chunks of outputs have one loss
     ordered = [calls[n] for n in order]
-    found, summed = yield from _pass(network, ordered, total, piece_flops, max_cells)
-    fine = summed is None or _finite(summed)
+    found, summed, fine = yield from _pass(network, ordered, total, piece_flops, max_cells)
+    fine_sum = fine or summed is None or _finite(summed)
     for number, call in enumerate(ordered):
-        if not found[number].overflow and not (fine and _bounded(found[number], network)):
+        if not found[number].overflow and not (fine_sum and _is_finite(found[number], fine)):
             found[number].overflow = yield from _overflow(network, call, total, piece_flops, max_cells)
     left = [call for call, result in zip(ordered, found, strict=True) if not result.overflow]
-    if total and left and not (fine and len(left) == len(calls)):
+    if total and left and not (fine_sum and len(left) == len(calls)):
         # once more without those that overflowed: what is no finite number would stay in the sum
         again = [(examples, Wants()) for examples, _ in left]
-        _, summed = yield from _pass(network, again, True, piece_flops, max_cells)
+        _, summed, _ = yield from _pass(network, again, True, piece_flops, max_cells)
         if summed is not None and not _finite(summed):
             for result in found:
                 result.overflow = result.overflow or "the sum of all callers' gradients"
@@ -94,13 +94,13 @@ class _Collected:
         self.rows: dict[str, list[Array]] = {"inputs": [], "hidden": []}
         self.outputs = np.empty((steps, spec.output_size), spec.dtype) if self.wants.outputs else None
         self.done = 0
-        form = self.wants.parameters
+        form, shapes = self.wants.parameters, spec.parameter_shapes()
         factored = steps * factor_width(spec) < spec.parameter_count
         self.sink: Dense | Factors | None = None
         if form in ("smallest", "norms") and factored:
-            self.sink = Factors()
+            self.sink = Factors(shapes)
         elif form != "none":
-            self.sink = Dense(spec.parameter_shapes(), network.parameters()["output.bias"], pace)
+            self.sink = Dense(shapes, pace)
 
     def take(self, result: GroupResult, sequences: slice, rows: slice) -> None:
         """Takes the call's part of a group's results."""
@@ -113,7 +113,8 @@ class _Collected:
             if wanted:
                 self.rows[name].append(getattr(result, name)[rows].cpu().numpy().copy())
 
-    def result(self, network: Network) -> CallGradients:
+    def result(self) -> CallGradients:
+        """Returns them, all groups joined."""
         losses = np.concatenate(self.losses) if self.losses else np.empty(0)
         result = CallGradients(losses, outputs=self.outputs)
         for name, states in self.states.items():
@@ -122,29 +123,26 @@ class _Collected:
         for name, rows in self.rows.items():
             if rows:
                 setattr(result, name, rows[0] if len(rows) == 1 else np.concatenate(rows))
-        if isinstance(self.sink, Factors):
-            if self.wants.parameters == "norms":
-                result.norms = self.sink.norms()
-            else:
-                result.factors, result.products = self.sink.result(network.spec.parameter_shapes())
+        if self.sink is not None and self.wants.parameters == "norms":
+            result.norms = self.sink.norms()
+        elif isinstance(self.sink, Factors):
+            result.factors, result.products = self.sink.result()
         elif self.sink is not None:
-            tensors = {name: self.sink.tensors[name] for name in network.spec.parameter_shapes()}
-            if self.wants.parameters == "norms":
-                norm = torch.linalg.vector_norm
-                result.norms = {name: float(norm(tensor, dtype=torch.float64)) for name, tensor in tensors.items()}
-            else:
-                result.dense = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+            result.dense = {name: tensor.cpu().numpy() for name, tensor in self.sink.result().items()}
         return result
 
 
 def _pass(
     network: Network, calls: list[Call], total: bool, piece_flops: float, max_cells: int
-) -> Generator[None, None, tuple[list[CallGradients], Total | None]]:
-    """All calls once, whatever overflows; an infinite loss is told, nothing else is looked at."""
+) -> Generator[None, None, tuple[list[CallGradients], Total | None, bool]]:
+    """All calls once, whatever overflows; infinite losses are told, nothing else is looked at.
+
+    Also returns the sum, and whether all gradients of parameters are finite for certain.
+    """
     pace = Pace(piece_flops)
     collected = [_Collected(network, call, pace) for call in calls]
-    spec = network.spec
-    summed = Dense(spec.parameter_shapes(), network.parameters()["output.bias"], pace) if total else None
+    summed = Dense(network.spec.parameter_shapes(), pace) if total else None
+    largest = 0.0
     for members in _groups(calls, max_cells):
         consumers = [] if summed is None else [Consumer(summed)]
         keepers: list[Keeper] = []
@@ -168,14 +166,16 @@ def _pass(
         )
         examples = [example for _, own in members for example in own]
         result = yield from Group(network, examples, wants, consumers, keepers, pace).run()
+        largest += result.largest
         for each, own_sequences, own_rows in spans:
             each.take(result, own_sequences, own_rows)
-    results = [each.result(network) for each in collected]
+    results = [each.result() for each in collected]
     for call in results:
         infinite = np.flatnonzero(~np.isfinite(call.losses))
         if len(infinite):
             call.overflow = f"the loss of sequence {infinite[0]}"
-    return results, None if summed is None else {name: summed.tensors[name] for name in spec.parameter_shapes()}
+    fine = largest < torch.finfo(getattr(torch, network.spec.dtype)).max
+    return results, None if summed is None else summed.result(), fine
 
 
 def _groups(calls: list[Call], max_cells: int) -> Generator[list[tuple[int, list[Example]]], None, None]:
@@ -203,31 +203,18 @@ def _finite(tensors: Total) -> bool:
     )
 
 
-def _bounded(call: CallGradients, network: Network) -> bool:
-    """Whether a call's results are finite for certain, products of its factors included."""
-    named = _arrays(call)
-    if call.norms is not None and not all(math.isfinite(norm) for norm in call.norms.values()):
-        return False
-    if not all(math.isfinite(_norm(array)) for array in named.values()):
-        return False
-    most = float(torch.finfo(getattr(torch, network.spec.dtype)).max)
-    norms = [_norm(array) for array in call.factors or []]
-    # by Cauchy and Schwarz no element of a product is larger than the product of its factors' norms
-    pairs = [(norms[product.left], norms[product.right]) for product in call.products if product.right is not None]
-    steps = len(call.factors[0]) if call.factors else 0
-    return all(math.isfinite(norm) and norm * math.sqrt(max(1, steps)) < most for norm in norms) and all(
-        left * right < most for left, right in pairs
-    )
+def _is_finite(call: CallGradients, fine: bool) -> bool:
+    """Whether a call's results are finite for certain. fine: parameters' gradients are."""
+    if not fine and (call.factors or not all(map(math.isfinite, (call.norms or {}).values()))):
+        return False  # only products would tell
+    return all(np.isfinite(array).all() for array in _arrays(call, with_parameters=not fine).values())
 
 
-def _norm(array: Array) -> float:
-    return float(torch.linalg.vector_norm(torch.from_numpy(array)))
-
-
-def _arrays(call: CallGradients) -> dict[str, Array]:
-    named: dict[str, Array | None] = {"inputs": call.inputs, "outputs": call.outputs, "hidden states": call.hidden}
-    named |= {f"initial state, part {part}": array for part, array in enumerate(call.initial_state or ())}
-    named |= dict(call.dense or {})
+def _arrays(call: CallGradients, with_parameters: bool) -> dict[str, Array]:
+    named: dict[str, Array | None] = {"the inputs": call.inputs, "the outputs": call.outputs}
+    named["the hidden states"] = call.hidden
+    named |= {f"the initial state, part {part}": array for part, array in enumerate(call.initial_state or ())}
+    named |= dict((call.dense if with_parameters else None) or {})
     return {name: array for name, array in named.items() if array is not None}
 
 
@@ -238,10 +225,6 @@ def _overflow(
     examples, wants = call
     dense = total or wants.parameters != "none"
     wants = dataclasses.replace(wants, parameters="dense" if dense else "none")
-    (result,), _ = yield from _pass(network, [(examples, wants)], False, piece_flops, max_cells)
-    if result.overflow:
-        return result.overflow
-    for name, array in _arrays(result).items():
-        if not np.isfinite(array).all():
-            return f"the gradient of {name}" if name in (result.dense or {}) else f"the gradient of the {name}"
-    return ""
+    (result,), _, _ = yield from _pass(network, [(examples, wants)], False, piece_flops, max_cells)
+    infinite = (name for name, array in _arrays(result, True).items() if not np.isfinite(array).all())
+    return result.overflow or next((f"the gradient of {name}" for name in infinite), "")
