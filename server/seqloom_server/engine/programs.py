@@ -4,19 +4,16 @@ Where they stop is a pure function of shapes and settings, never of a clock or o
 They run on the device thread; their outcomes are numpy.
 """
 
-from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from seqloom_server.engine.run_weights import RunWeights
 from seqloom_server.engine.training import Program, Task, TrainingBatch, TrainingCall
 from seqloom_server.errors import Reason, ServerError
+from seqloom_server.nn.gradients import CallGradients, gradients
 from seqloom_server.nn.spec import GATES, ModelSpec
-
-if TYPE_CHECKING:
-    from seqloom_server.nn.gradients import CallGradients
 
 _PIECE_FLOPS = {"cpu": 1e9, "cuda": 2e11}  # 10 to 20 ms of two cores, or of a large GPU
 
@@ -44,6 +41,7 @@ def max_cells(spec: ModelSpec, max_activation_bytes: int) -> int:
     layers = spec.num_layers * spec.directions
     columns = (spec.input_size + 2) * spec.conv_width + 2 * spec.conv_channels
     numbers = spec.input_size + columns + layers * (3 * gates + 3 * hidden) + 2 * spec.outputs_width
+    numbers += spec.output_size  # dL/do, which callers of their own gradients get
     return max(1, max_activation_bytes // (numbers * (8 if spec.dtype == "float64" else 4)))
 
 
@@ -60,8 +58,6 @@ def _alone(task: Task) -> Program:
 
 
 def _together(weights: Any, calls: list[TrainingCall], settings: Settings) -> Program:
-    from seqloom_server.nn.gradients import gradients
-
     network = weights.network
     total = isinstance(weights, RunWeights)
     try:
@@ -85,7 +81,7 @@ def _together(weights: Any, calls: list[TrainingCall], settings: Settings) -> Pr
     return outcomes
 
 
-def _checked(call: "CallGradients") -> "CallGradients | ServerError":
+def _checked(call: CallGradients) -> CallGradients | ServerError:
     if call.overflow:
         return ServerError(Reason.OVERFLOW, f"{call.overflow} is no finite number: nothing of the call was used")
     return call
@@ -96,12 +92,3 @@ def _mark(weights: Any, jobs: "list[Task] | list[TrainingCall]") -> None:
     if isinstance(weights, RunWeights):
         for job in jobs:
             weights.mark(job.call)
-
-
-def steps_of(generator: Generator[None, None, Any]) -> Any:
-    """Runs a program to its end at once; returns its outcome."""
-    while True:
-        try:
-            next(generator)
-        except StopIteration as end:
-            return end.value

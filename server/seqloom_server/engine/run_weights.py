@@ -7,7 +7,7 @@ never seen, as the programs of one run do not overlap.
 import logging
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,9 @@ import torch
 from seqloom_server.engine.journal import Journal, StepRecord
 from seqloom_server.engine.runner import threads_for
 from seqloom_server.errors import Reason, ServerError
+from seqloom_server.nn.gradients import CallGradients
 from seqloom_server.nn.network import Network
-
-if TYPE_CHECKING:
-    from seqloom_server.nn.gradients import CallGradients
-    from seqloom_server.nn.optim import OptimizerSpec
+from seqloom_server.nn.optim import Optimizer, OptimizerSpec
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +62,8 @@ class RunWeights:
     """The weights of one run on the device. step: steps applied. done: by client, the last call that was done."""
 
     def __init__(
-        self, model: str, network: Network, optimizer: "OptimizerSpec", clip_norm: float, journal: Journal
+        self, model: str, network: Network, optimizer: OptimizerSpec, clip_norm: float, journal: Journal
     ) -> None:
-        from seqloom_server.nn.optim import Optimizer
-
         self.model = model
         self.network = network
         self.threads = threads_for(network.spec)
@@ -106,7 +102,7 @@ class RunWeights:
                     yield
         self.accumulated_calls += calls
 
-    def told(self, call: "CallGradients | ServerError") -> Accumulated | ServerError:
+    def told(self, call: CallGradients | ServerError) -> Accumulated | ServerError:
         """What the caller of forward_backward hears."""
         if isinstance(call, ServerError):
             return call
