@@ -1,5 +1,6 @@
 """What callers give and get, to and from the wire's messages; what is wrong is refused by the argument's name."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,6 +28,7 @@ _ACTIVATIONS: dict[Any, Any] = {
     "relu": model_service_pb2.ACTIVATION_RELU,
 }
 _DTYPES: dict[Any, Any] = {"float32": tensor_pb2.DATA_TYPE_FLOAT32, "float64": tensor_pb2.DATA_TYPE_FLOAT64}
+_SIZES = ("input_size", "hidden_size", "output_size", "num_layers", "conv_channels", "conv_width")
 _MOST = 2**31 - 1  # of an int32 on the wire
 
 
@@ -80,7 +82,7 @@ def sequences(xs: Iterable[Any], spec: ModelSpec) -> list[Array]:
 
 
 def state(value: State | None, spec: ModelSpec, count: int) -> list[tensor_pb2.State | None]:
-    """The initial states of `count` sequences, cut from [L, count, H]; None where there is none.
+    """The initial states of `count` sequences, cut from [rows, count, width] per part; None where there is none.
 
     Raises InvalidArgument.
     """
@@ -94,17 +96,20 @@ def state(value: State | None, spec: ModelSpec, count: int) -> list[tensor_pb2.S
 
 
 def state_arrays(value: State, spec: ModelSpec, count: int, argument: str) -> dict[str, Array]:
-    """The parts of the state of `count` sequences by their names, each [L, count, H]. Raises InvalidArgument."""
+    """The parts of the state of `count` sequences by their names, each [rows, count, width]. Raises InvalidArgument."""
     if not isinstance(value, State):
         raise InvalidArgument(f"{argument}: is a {type(value).__name__}: expected seqloom.State")
-    if (value.cell is None) != (spec.cell != "lstm"):
-        wanted = "needs a" if spec.cell == "lstm" else "has no"
-        raise InvalidArgument(f"{argument}.cell: the model, of {spec.cell} cells, {wanted} cell state")
-    shape = [spec.num_layers, count, spec.hidden_size]
-    parts = {}
-    for name, part in (("hidden", value.hidden), ("cell", value.cell)):
+    shapes, parts = spec.state_shapes(), {}
+    for field in dataclasses.fields(State):
+        name, part = field.name, getattr(value, field.name)
+        if (part is None) != (name not in shapes):
+            kind = f"of {spec.cell} cells" if name != "inputs" else f"of conv_width {spec.conv_width}"
+            wanted = "needs a" if name in shapes else "has no"
+            what = "state of inputs" if name == "inputs" else f"{name} state"
+            raise InvalidArgument(f"{argument}.{name}: the model, {kind}, {wanted} {what}")
         if part is not None:
             parts[name] = numbers(part, spec, f"{argument}.{name}")
+            shape = [shapes[name][0], count, shapes[name][1]]
             if list(parts[name].shape) != shape:
                 raise InvalidArgument(f"{argument}.{name}: has shape {list(parts[name].shape)}: expected {shape}")
     return parts
@@ -112,14 +117,13 @@ def state_arrays(value: State, spec: ModelSpec, count: int, argument: str) -> di
 
 def state_of(message: tensor_pb2.State) -> State:
     """The state that a message holds."""
-    return State(tensors.decode(message.hidden), tensors.decode(message.cell) if message.HasField("cell") else None)
+    return State(**{field.name: tensors.decode(part) for field, part in message.ListFields()})
 
 
 def joined_states(states: list[State]) -> State:
-    """[L, N, H] of N states [L, 1, H]."""
-    cells = [each.cell for each in states if each.cell is not None]
-    hidden = np.concatenate([each.hidden for each in states], 1)
-    return State(hidden, np.concatenate(cells, 1) if cells else None)
+    """The state of N sequences from that of each."""
+    parts = {field.name: [getattr(each, field.name) for each in states] for field in dataclasses.fields(State)}
+    return State(**{name: np.concatenate(part, 1) for name, part in parts.items() if part[0] is not None})
 
 
 def joined_outputs(parts: list[tuple[Array | None, Array | None]]) -> Any:
@@ -134,12 +138,16 @@ def model_spec(spec: ModelSpec) -> model_service_pb2.ModelSpec:
     """The message of a model specification. Raises InvalidArgument for sizes that have no place on the wire."""
     if not isinstance(spec, ModelSpec):
         raise InvalidArgument(f"spec: is a {type(spec).__name__}: expected seqloom.ModelSpec")
-    sizes = {name: getattr(spec, name) for name in ("input_size", "hidden_size", "output_size", "num_layers")}
+    sizes = {name: getattr(spec, name) for name in _SIZES}
     for name, size in sizes.items():
         if size > _MOST:
             raise InvalidArgument(f"{name}: is {size}: no server takes that much")
     return model_service_pb2.ModelSpec(
-        cell=_CELLS[spec.cell], activation=_ACTIVATIONS[spec.activation], data_type=_DTYPES[spec.dtype], **sizes
+        cell=_CELLS[spec.cell],
+        activation=_ACTIVATIONS[spec.activation],
+        data_type=_DTYPES[spec.dtype],
+        bidirectional=spec.bidirectional,
+        **sizes,
     )
 
 
@@ -147,12 +155,10 @@ def spec_of(message: model_service_pb2.ModelSpec) -> ModelSpec:
     """The model specification that a message holds."""
     return ModelSpec(
         cell=_named(_CELLS, message.cell),
-        input_size=message.input_size,
-        hidden_size=message.hidden_size,
-        output_size=message.output_size,
-        num_layers=message.num_layers,
         activation=_named(_ACTIVATIONS, message.activation),
         dtype=_named(_DTYPES, message.data_type),
+        bidirectional=message.bidirectional,
+        **{name: getattr(message, name) for name in _SIZES},
     )
 
 

@@ -14,7 +14,7 @@ Array: TypeAlias = npt.NDArray[Any]
 OutputName = Literal["logits", "probs", "log_probs", "labels", "hidden"]
 
 _CHOICES = {"cell": ("elman", "gru", "lstm"), "activation": ("tanh", "relu"), "dtype": ("float32", "float64")}
-_SIZES = ("input_size", "hidden_size", "output_size", "num_layers")
+_SIZES = {"input_size": 1, "hidden_size": 1, "output_size": 1, "num_layers": 1, "conv_channels": 0, "conv_width": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,9 @@ class ModelSpec:
     """A recurrent network: `num_layers` layers of one cell type, H units each, and a linear output layer.
 
     input_size is D, hidden_size H, output_size O. activation is Elman's, "tanh" or "relu"; the other cells have their
-    own. Raises InvalidArgument. The server bounds the sizes.
+    own. conv_channels and conv_width: a causal convolution of so many channels over the last so many inputs, then relu,
+    in front of the first layer; 0 and 0 for none. bidirectional: each layer also runs from the last step to the first,
+    so that only whole sequences can be run. Raises InvalidArgument. The server bounds the sizes.
     """
 
     cell: Literal["elman", "gru", "lstm"]
@@ -32,16 +34,34 @@ class ModelSpec:
     num_layers: int = 1
     activation: Literal["tanh", "relu"] = "tanh"
     dtype: Literal["float32", "float64"] = "float32"
+    conv_channels: int = 0
+    conv_width: int = 0
+    bidirectional: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
                 raise InvalidArgument(f"{name}: is {value!r}: expected one of {', '.join(choices)}")
-        for name in _SIZES:
-            object.__setattr__(self, name, integer(getattr(self, name), name))
+        for name, least in _SIZES.items():
+            object.__setattr__(self, name, integer(getattr(self, name), name, least))
+        if not isinstance(self.bidirectional, bool):
+            raise InvalidArgument(f"bidirectional: is {self.bidirectional!r}: expected True or False")
+        if bool(self.conv_channels) != bool(self.conv_width):
+            missing = "conv_width" if self.conv_channels else "conv_channels"
+            raise InvalidArgument(f"{missing}: is 0: a convolution has channels and a width")
         if self.activation != "tanh" and self.cell != "elman":
             raise InvalidArgument(f"activation: is {self.activation!r}: a {self.cell} has only 'tanh'")
+
+    def state_shapes(self) -> dict[str, tuple[int, int]]:
+        """The parts of State that such a network has, as (rows, width): of N sequences a part is [rows, N, width]."""
+        rows = self.num_layers * (2 if self.bidirectional else 1)
+        shapes = {"hidden": (rows, self.hidden_size)}
+        if self.cell == "lstm":
+            shapes["cell"] = shapes["hidden"]
+        if self.conv_width > 1:
+            shapes["inputs"] = (self.conv_width - 1, self.input_size)
+        return shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +113,14 @@ class TopKOutput(Brief):
 class State(Brief):
     """The hidden state of N sequences.
 
-    hidden: [L, N, H]. cell: [L, N, H] of an LSTM, else None.
+    hidden: [L, N, H], or [2 L, N, H] of a bidirectional network, ordered as torch.nn orders them. cell: the same of an
+    LSTM, else None. inputs: [conv_width - 1, N, D], the last inputs, oldest first, where a convolution looks back at
+    them, else None.
     """
 
     hidden: Array
     cell: Array | None = None
+    inputs: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +135,9 @@ class Timing:
 class InferenceResult(Brief):
     """What `infer` returns for N sequences, in their order.
 
-    outputs: one array a sequence, of the model's dtype: [T_i, O], or [T_i, H] for "hidden"; int32 [T_i] for "labels";
-    TopKOutput for TopK; they may be read-only. final_state: State of [L, N, H]. All of it was made by the weights of
-    `weights_version`.
+    outputs: one array a sequence, of the model's dtype: [T_i, O], or [T_i, H] for "hidden", [T_i, 2 H] of bidirectional
+    layers; int32 [T_i] for "labels"; TopKOutput for TopK; they may be read-only. final_state: State of [L, N, H].
+    All of it was made by the weights of `weights_version`.
     """
 
     outputs: list[Any]

@@ -80,7 +80,7 @@ def _serve(settings: ServerConfig, _: dict[str, Any]) -> int:
 def _create_model(settings: ServerConfig, options: dict[str, Any]) -> int:
     from seqloom_server.nn import spec
 
-    fields = {name: options[name] for name in ("cell", "activation", "dtype", *_SIZES)}
+    fields = {name: options[name] for name in ("cell", "activation", "dtype", "bidirectional", *_SIZES)}
     try:
         wanted = spec.ModelSpec(**fields)
     except spec.InvalidSpec as error:
@@ -142,7 +142,12 @@ def _healthcheck(settings: ServerConfig, options: dict[str, Any]) -> int:
     return 0 if reply.status == health_pb2.HealthCheckResponse.SERVING else 1
 
 
-_SIZES = ("input_size", "hidden_size", "output_size", "num_layers")
+_SIZES = ("input_size", "hidden_size", "output_size", "num_layers", "conv_channels", "conv_width")
+_SIZE_DEFAULTS = {"num_layers": 1, "conv_channels": 0, "conv_width": 0}
+_SIZE_HELP = {
+    "conv_channels": "of a causal convolution and relu in front of the first layer; 0 for none",
+    "conv_width": "how many of the last inputs it sees",
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -158,10 +163,17 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("name", metavar="NAME")
     create.add_argument("--cell", required=True, choices=("elman", "gru", "lstm"))
     for name in _SIZES:
-        required = name != "num_layers"
         create.add_argument(
-            f"--{name.replace('_', '-')}", type=int, metavar="N", required=required, default=None if required else 1
+            f"--{name.replace('_', '-')}",
+            type=int,
+            metavar="N",
+            required=name not in _SIZE_DEFAULTS,
+            default=_SIZE_DEFAULTS.get(name),
+            help=_SIZE_HELP.get(name),
         )
+    create.add_argument(
+        "--bidirectional", action="store_true", help="each layer also runs backward: only whole sequences can be run"
+    )
     create.add_argument("--activation", choices=("tanh", "relu"), default="tanh")
     create.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     create.add_argument("--seed", type=int, metavar="N", default=0)
@@ -171,7 +183,10 @@ def _parser() -> argparse.ArgumentParser:
     take = commands.add_parser("import-model", help="make a model folder from a torch.nn state dict")
     take.add_argument("name", metavar="NAME")
     take.add_argument(
-        "--state-dict", required=True, metavar="FILE", help='a safetensors file, names with "rnn." and "output." before'
+        "--state-dict",
+        required=True,
+        metavar="FILE",
+        help='a safetensors file, names with "conv.", "rnn." and "output." before',
     )
     take.add_argument("--activation", choices=("tanh", "relu"), default="tanh", help="an Elman network's phi")
     config.add_options(take, "models")

@@ -24,8 +24,8 @@ CELLS = [("elman", "tanh"), ("elman", "relu"), ("gru", "tanh"), ("lstm", "tanh")
 class KnownWeights:
     """Weights as the scheduler sees them, of a cost that is known: seconds a step and a cell."""
 
-    def __init__(self, model="m", *, per_step=1e-3, per_cell=1e-4, max_cells=1 << 20):
-        self.model, self.version, self.max_cells = model, 1, max_cells
+    def __init__(self, model="m", *, per_step=1e-3, per_cell=1e-4, max_cells=1 << 20, whole_only=False):
+        self.model, self.version, self.max_cells, self.whole_only = model, 1, max_cells, whole_only
         self.slots = SlotPool()
         self.cost = SliceCost(1.0, 1.0)
         self.cost.per_step, self.cost.per_cell = per_step, per_cell
@@ -157,7 +157,7 @@ class Collected:
 async def running_engine(root, *specs, **options):
     """An engine that serves `specs` as the models m0, m1 ... from the folder `root`; options are ServerConfig's."""
     config = ServerConfig(
-        **{"models": str(root), "runs": str(root / ".runs"), "device": "cpu", "threads": 1, **options}
+        **{"models": str(root), "runs": f"{root}/.runs", "device": "cpu", "threads": 1, **options}
     )
     engine = Engine(config, Metrics())
     await engine.start()

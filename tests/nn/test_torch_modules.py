@@ -50,7 +50,7 @@ def test_modules_without_biases_get_zeros():
 @pytest.mark.parametrize(
     ("rnn", "output", "field"),
     [
-        (torch.nn.GRU(3, 5, bidirectional=True), torch.nn.Linear(10, 7), "cell"),
+        (torch.nn.GRU(3, 5, bidirectional=True), torch.nn.Linear(5, 7), "output.weight"),
         (torch.nn.LSTM(3, 5, proj_size=2), torch.nn.Linear(2, 7), "cell"),
         (torch.nn.GRU(3, 5).half(), torch.nn.Linear(5, 7).half(), "dtype"),
         (torch.nn.GRU(3, 5), torch.nn.Linear(6, 7), "output.weight"),

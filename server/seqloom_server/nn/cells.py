@@ -1,4 +1,4 @@
-"""The slow plain twin: every cell in numpy, one sequence, one step, one layer at a time, as the formulas are written.
+"""The slow plain twin: every cell in numpy, one sequence, one layer, one step at a time, as the formulas are written.
 
 Nothing here is fast and nothing is shared with the fast path: the tests hold the one against the other. Weights are
 given by torch.nn's names; U is weight_ih, W is weight_hh, and b the sum of the two biases where nothing comes between.
@@ -49,6 +49,17 @@ def lstm(x: Array, s: Array, c: Array, u: Array, w: Array, b_u: Array, b_w: Arra
     return _sigmoid(o) * np.tanh(c), c
 
 
+def conv(xs: Array, inputs: Array, k: Array, b: Array) -> Array:
+    """y_t = max(0, sum over j of K_j x_(t-width+1+j) + b) for every step; K_j is k[:, :, j], the last for x_t itself.
+
+    xs: [T, D]; inputs: [width - 1, D], those before x_1; k: [C, D, width]; b: [C]; returns [T, C].
+    """
+    width = k.shape[2]
+    past = np.concatenate([inputs, xs])
+    steps = [sum(k[:, :, j] @ past[t + j] for j in range(width)) + b for t in range(len(xs))]
+    return np.asarray(np.maximum(np.array(steps, xs.dtype).reshape(len(xs), len(b)), 0))
+
+
 def _sigmoid(a: Array) -> Array:
     return 0.5 * (1 + np.tanh(0.5 * a))
 
@@ -66,28 +77,38 @@ def forward(
 ) -> tuple[Array, tuple[Array, ...]]:
     """Runs one sequence xs [T, D] from `state` (zeros by default); returns (hidden, final state).
 
-    state: [L, 1, H] per part of the cell's state. hidden: [T, H], s_t of the top layer, computed in the dtype given.
+    state: [rows, 1, width] per part of spec.state_shapes(). hidden: [T, H], or [T, 2 H] of two directions, s_t of the
+    top layer, computed in the dtype given.
     """
-    step = _STEPS[spec.cell, spec.activation]
     if state is None:
-        zeros = np.zeros((spec.num_layers, 1, spec.hidden_size), xs.dtype)
-        state = tuple(zeros for _ in spec.state_parts)
-    s = [state[0][layer, 0] for layer in range(spec.num_layers)]
-    c = [state[-1][layer, 0] for layer in range(spec.num_layers)]
-    hidden = np.empty((len(xs), spec.hidden_size), xs.dtype)
-    for t, x in enumerate(xs):
-        for layer in range(spec.num_layers):
-            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            weights = [parameters[f"rnn.{name}_l{layer}"] for name in names]
-            s[layer], c[layer] = step(x, s[layer], c[layer], *weights)
-            x = s[layer]
-        hidden[t] = x
-    parts = (s, c)[: len(spec.state_parts)]
-    return hidden, tuple(np.stack(part)[:, None] for part in parts)
+        state = tuple(np.zeros((rows, 1, width), xs.dtype) for rows, width in spec.state_shapes().values())
+    parts = {name: part[:, 0].copy() for name, part in zip(spec.state_parts, state, strict=True)}
+    if spec.conv_channels:
+        inputs = parts.get("inputs", xs[:0])
+        if "inputs" in parts:
+            parts["inputs"] = np.concatenate([inputs, xs])[len(xs) :]
+        xs = conv(xs, inputs, parameters["conv.weight"], parameters["conv.bias"])
+    for layer in range(spec.num_layers):
+        hidden = np.empty((len(xs), spec.outputs_width), xs.dtype)
+        for direction, name in enumerate(("", "_reverse")[: spec.directions]):
+            row = layer * spec.directions + direction
+            own = hidden[:, direction * spec.hidden_size : (direction + 1) * spec.hidden_size]
+            weights = [
+                parameters[f"rnn.{each}_l{layer}{name}"] for each in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            ]
+            s, c = parts["hidden"][row], parts.get("cell", parts["hidden"])[row]
+            for t in reversed(range(len(xs))) if direction else range(len(xs)):
+                s, c = _STEPS[spec.cell, spec.activation](xs[t], s, c, *weights)
+                own[t] = s
+            parts["hidden"][row] = s
+            if "cell" in parts:
+                parts["cell"][row] = c
+        xs = hidden
+    return xs, tuple(part[:, None] for part in parts.values())
 
 
 def logits(parameters: Mapping[str, Array], hidden: Array) -> Array:
-    """o_t = V s_t + c, one step at a time. hidden: [T, H]; returns [T, O]."""
+    """o_t = V s_t + c, one step at a time. hidden: as forward() returns it; returns [T, O]."""
     v, c = parameters["output.weight"], parameters["output.bias"]
     return np.stack([v @ s + c for s in hidden]) if len(hidden) else np.empty((0, len(c)), hidden.dtype)
 

@@ -14,7 +14,7 @@ MAX_BUFFER_BYTES = 64 * 2**20
 def outputs(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, kind: OutputKind, top_k: int = 0
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Returns (values, labels) of `hidden` [rows, H] under V = weight [O, H], c = bias [O].
+    """Returns (values, labels) of `hidden` [rows, H] under V = weight [O, H], c = bias [O]; H is 2 H of two directions.
 
     values: [rows, O] of the weights' dtype ("hidden": [rows, H]; "top_k": log-probabilities [rows, k], best first;
     "labels": None). labels: int32, [rows] for "labels", [rows, k] for "top_k", else None.

@@ -26,7 +26,7 @@ MAX_VERSION = 2**53  # the integers that every reader of JSON keeps
 
 _VERSION = "weights_version"
 _MAX_CONFIG_BYTES = 64 * 1024
-_MAX_HEADER_BYTES = 64 * 1024  # of model.safetensors: names, shapes and metadata of at most 66 tensors
+_MAX_HEADER_BYTES = 64 * 1024  # of model.safetensors: names, shapes and metadata of at most 132 tensors
 
 recover_all = folders.recover_all  # after a crash, for every model folder in a root
 

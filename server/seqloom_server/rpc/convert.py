@@ -10,6 +10,7 @@ import numpy as np
 from seqloom import tensors
 from seqloom.v1 import tensor_pb2
 
+from seqloom_server.config import ServerConfig
 from seqloom_server.engine.request import Array, OutputKind, OutputSpec, StateArrays
 from seqloom_server.errors import Reason, ServerError, invalid
 from seqloom_server.nn.spec import ModelSpec
@@ -23,6 +24,8 @@ _KINDS: dict[int, OutputKind] = {
     tensor_pb2.OUTPUT_KIND_HIDDEN: "hidden",
     tensor_pb2.OUTPUT_KIND_TOP_K: "top_k",
 }
+_STATE_PARTS = ("hidden", "cell", "inputs")
+_WITHOUT = {"cell": "{cell}", "inputs": "a model without a convolution over earlier inputs"}
 _NO_SPEC = {kind: OutputSpec(kind) for kind in _KINDS.values()}
 
 
@@ -94,19 +97,26 @@ def cut(rows: Array, lengths: list[int]) -> list[Array]:
 
 
 def state(message: tensor_pb2.State, spec: ModelSpec, count: int, field: str) -> StateArrays:
-    """The state of `count` sequences: [L, count, H] per part of the cell's state."""
-    shape = (spec.num_layers, count, spec.hidden_size)
+    """The state of `count` sequences: [rows, count, width] per part of spec.state_shapes()."""
+    shapes = spec.state_shapes()
     parts = []
-    for part in ("hidden", "cell"):
-        if part not in spec.state_parts:
+    for part in _STATE_PARTS:
+        if part not in shapes:
             if message.HasField(part):
-                raise invalid(f"{field}.{part}", f"is given: {spec.cell} has none")
+                raise invalid(f"{field}.{part}", f"is given: {_WITHOUT[part].format(cell=spec.cell)} has none")
             continue
         values = array(getattr(message, part), spec.dtype, f"{field}.{part}")
-        if values.shape != shape:
-            raise invalid(f"{field}.{part}", f"has shape {list(values.shape)}: expected {list(shape)}")
+        rows, width = shapes[part]
+        if values.shape != (rows, count, width):
+            raise invalid(f"{field}.{part}", f"has shape {list(values.shape)}: expected {[rows, count, width]}")
         parts.append(values)
     return tuple(parts)
+
+
+def max_steps(spec: ModelSpec, config: ServerConfig) -> int:
+    """How long a whole sequence may be: one of a bidirectional model runs at once."""
+    most = config.max_steps_per_sequence
+    return min(most, config.max_batch_steps) if spec.bidirectional else most
 
 
 def timeout(seconds: float, field: str) -> float | None:
@@ -123,7 +133,7 @@ def output_bytes(output: OutputSpec, spec: ModelSpec) -> int:
         case "labels":
             return 4
         case "hidden":
-            return item * spec.hidden_size
+            return item * spec.outputs_width
         case "top_k":
             return (item + 4) * output.top_k
         case _:
@@ -136,7 +146,7 @@ _LENGTH_BYTES = 5  # the most that a length takes on the wire
 def state_bytes(spec: ModelSpec) -> int:
     """Bytes of the state of one sequence."""
     item = 8 if spec.dtype == "float64" else 4
-    return item * spec.num_layers * spec.hidden_size * len(spec.state_parts)
+    return item * sum(rows * width for rows, width in spec.state_shapes().values())
 
 
 def reply_bytes(output: OutputSpec, spec: ModelSpec, steps: int, count: int, limit: int) -> int:
@@ -160,16 +170,15 @@ def fill_outputs(message: tensor_pb2.Outputs, values: Array | None, labels: Arra
         tensors.encode_into(labels, message.labels)
 
 
-def fill_state(message: tensor_pb2.State, arrays: StateArrays) -> None:
-    """Fills a state message in its place; arrays are [L, N, H] per part."""
-    tensors.encode_into(arrays[0], message.hidden)
-    if len(arrays) > 1:
-        tensors.encode_into(arrays[1], message.cell)
+def fill_state(message: tensor_pb2.State, parts: Iterable[str], arrays: StateArrays) -> None:
+    """Fills a state message in its place; arrays are [rows, N, width] per part."""
+    for part, values in zip(parts, arrays, strict=True):
+        tensors.encode_into(values, getattr(message, part))
 
 
 def empty_outputs(output: OutputSpec, spec: ModelSpec) -> tuple[Array | None, Array | None]:
     """The values and labels of a chunk of 0 steps."""
-    width = {"hidden": spec.hidden_size, "top_k": output.top_k}.get(output.kind, spec.output_size)
+    width = {"hidden": spec.outputs_width, "top_k": output.top_k}.get(output.kind, spec.output_size)
     values = None if output.kind == "labels" else np.empty((0, width), spec.dtype)
     labels = {"labels": np.empty(0, "i4"), "top_k": np.empty((0, output.top_k), "i4")}.get(output.kind)
     return values, labels

@@ -39,7 +39,8 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         weights = self._engine.registry.current(request.model, request.weights_version)
         set_model(weights.model)
         spec, config = weights.network.spec, self._config
-        xs = convert.sequences(request.sequences, spec, config.max_sequences_per_request, config.max_steps_per_sequence)
+        most = convert.max_steps(spec, config)
+        xs = convert.sequences(request.sequences, spec, config.max_sequences_per_request, most)
         output = convert.output_spec(request.output, spec, "output")
         steps = sum(map(len, xs))
         size = convert.reply_bytes(output, spec, steps, len(xs), config.max_message_bytes)
@@ -72,7 +73,7 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
             pieces = await gathering.done
         finally:
             self._engine.cancel(opened)
-        return _infer_response(weights.version, opened, pieces)
+        return _infer_response(weights.version, spec.state_parts, opened, pieces)
 
     async def StreamInfer(
         self, requests: AsyncIterator[inference_service_pb2.StreamInferRequest], context: Context
@@ -126,7 +127,7 @@ class Gathering:
 
 
 def _infer_response(
-    version: int, opened: list[Sequence], pieces: dict[Sequence, list[Piece]]
+    version: int, state_parts: tuple[str, ...], opened: list[Sequence], pieces: dict[Sequence, list[Piece]]
 ) -> inference_service_pb2.InferResponse:
     def joined(arrays: list[Array | None]) -> Array | None:
         present = [array for array in arrays if array is not None]
@@ -141,7 +142,7 @@ def _infer_response(
     convert.fill_outputs(
         response.outputs, joined([piece.values for piece in ordered]), joined([piece.labels for piece in ordered])
     )
-    convert.fill_state(response.final_state, tuple(np.concatenate(part, axis=1) for part in parts))
+    convert.fill_state(response.final_state, state_parts, tuple(np.concatenate(part, axis=1) for part in parts))
     response.timing.queue_seconds = max(sequence.queue_seconds for sequence in opened)
     response.timing.compute_seconds = max(sequence.compute_seconds for sequence in opened)
     return response

@@ -22,8 +22,8 @@ _MAX_UNREAD_BYTES = 64 << 20
 class Outgoing:
     """One entry that is due: arrays, not messages, so that a message is built once, in its place, when it is sent.
 
-    steps: the session's steps up to the snapshot or the end. timing: queue and compute seconds. promised: bytes that
-    were promised for it.
+    steps: the session's steps up to the snapshot or the end. parts: of the state, by name. timing: queue and compute
+    seconds. promised: bytes that were promised for it.
     """
 
     number: int
@@ -32,6 +32,7 @@ class Outgoing:
     values: Array | None = None
     labels: Array | None = None
     steps: int = 0
+    parts: tuple[str, ...] = ()
     snapshot: StateArrays | None = None
     final_state: StateArrays | None = None
     timing: tuple[float, float] = (0.0, 0.0)
@@ -54,10 +55,10 @@ class Outgoing:
             convert.fill_outputs(entry.outputs.outputs, self.values, self.labels)
         if self.snapshot is not None:
             entry.snapshot.steps = self.steps
-            convert.fill_state(entry.snapshot.state, self.snapshot)
+            convert.fill_state(entry.snapshot.state, self.parts, self.snapshot)
         if self.final_state is not None:
             entry.ended.steps = self.steps
-            convert.fill_state(entry.ended.final_state, self.final_state)
+            convert.fill_state(entry.ended.final_state, self.parts, self.final_state)
             entry.ended.timing.queue_seconds, entry.ended.timing.compute_seconds = self.timing
         if self.error is not None:
             entry.error.CopyFrom(self.error)

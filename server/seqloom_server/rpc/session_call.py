@@ -14,7 +14,7 @@ from seqloom_server.config import ServerConfig
 from seqloom_server.engine.engine import Engine
 from seqloom_server.engine.request import Chunk, Op
 from seqloom_server.engine.sessions import Session, empty_frames
-from seqloom_server.errors import Reason, ServerError
+from seqloom_server.errors import Reason, ServerError, invalid
 from seqloom_server.rpc import convert
 from seqloom_server.rpc.accounts import RequestAccounts
 from seqloom_server.rpc.budget import ByteBudget
@@ -173,6 +173,8 @@ class SessionCall:
             initial = convert.state(wanted.initial_state, spec, 1, "entries.open.initial_state")
         timeout = convert.timeout(wanted.timeout_seconds, "entries.open.timeout_seconds")
         whole = wanted.whole_sequence or (entry.HasField("frames") and entry.end)
+        if spec.bidirectional:
+            _check_whole(wanted, whole)
         sink = SessionSink(self, number, spec, output)
         sequence = self._engine.open(
             weights,
@@ -187,9 +189,11 @@ class SessionCall:
             sink.step_bytes += convert.state_bytes(spec) // wanted.snapshot_interval_steps
         window = min(self._config.window_steps, _WINDOW_BYTES // sink.step_bytes)
         window = max(window, _MIN_WINDOW_STEPS)
+        if spec.bidirectional:  # nothing can be acknowledged before all is there; one more, so that too much is told
+            window = convert.max_steps(spec, self._config) + 1
         sink.session = Session(sequence, window, empty_frames(spec.input_size, spec.dtype))
         sink.model, sink.opened_at = weights.model, now
-        sink.max_steps = self._config.max_steps_per_sequence if whole else None
+        sink.max_steps = convert.max_steps(spec, self._config) if whole else None
         self._sinks[number] = sink
         self._over.pop(number, None)
         sink.opened = inference_service_pb2.SessionOpened(weights_version=weights.version, window_steps=window)
@@ -218,3 +222,16 @@ class SessionCall:
     def _count(self, sink: SessionSink | None, code: str) -> None:
         model, seconds = ("", None) if sink is None else (sink.model, time.monotonic() - sink.opened_at)
         self._accounts.count(_METHOD, model, code, seconds)
+
+
+def _check_whole(wanted: inference_service_pb2.OpenSession, whole: bool) -> None:
+    """What a session of a bidirectional model may be: its layers also run from the last step to the first."""
+    if not whole:
+        raise invalid(
+            "entries.open.whole_sequence", "is not set: the model is bidirectional, only whole sequences can be run"
+        )
+    if wanted.snapshot_interval_steps:
+        raise invalid(
+            "entries.open.snapshot_interval_steps",
+            f"is {wanted.snapshot_interval_steps}: the model is bidirectional, only whole sequences can be run",
+        )

@@ -6,7 +6,7 @@ from seqloom.v1 import inference_service_pb2
 
 from seqloom_server.engine.request import Chunk, OutputSpec, Piece, Sequence
 from seqloom_server.engine.sessions import Session
-from seqloom_server.errors import Reason, ServerError
+from seqloom_server.errors import Reason, ServerError, invalid
 from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc import convert
 from seqloom_server.rpc.outbox import Outgoing
@@ -71,9 +71,14 @@ class SessionSink:
         session = self.session
         if only_acknowledges(entry) and session.ended:
             return []
+        whole = self._spec.bidirectional
+        if whole and entry.reset:
+            raise invalid("entries.reset", "is set: a bidirectional model has no state to reset within a sequence")
         frames = None
         if entry.HasField("frames"):
             frames = convert.frames(entry.frames, self._spec, "entries.frames")
+            if whole and not len(frames):
+                raise invalid("entries.frames", "has 0 steps: expected some of a sequence that is run at once")
             if self.max_steps is not None and session.received + len(frames) > self.max_steps:
                 raise ServerError(
                     Reason.OVER_LIMIT,
@@ -89,14 +94,17 @@ class SessionSink:
         chunks = session.chunks(
             frames, reset=entry.reset, end=entry.end, acknowledged=entry.acknowledged_steps, now=now
         )
-        if frames is not None:
-            size = len(frames) * self.step_bytes
+        # outputs of a sequence that runs at once can only come when its last frames have been taken
+        steps = (session.received if entry.end else 0) if whole else 0 if frames is None else len(frames)
+        if steps:
+            size = steps * self.step_bytes
             self._owner.promise(size)
             self.promised += size
         return chunks
 
     def deliver(self, sequence: Sequence, piece: Piece) -> None:
         out = self.outgoing()
+        out.parts = self._spec.state_parts
         out.first_step = piece.first_step
         if piece.steps:
             self.session.answered += piece.steps
@@ -104,7 +112,7 @@ class SessionSink:
             for start in range(0, piece.steps, rows):
                 if start:
                     self._owner.send(out)
-                    out = Outgoing(self._number, first_step=piece.first_step + start)
+                    out = Outgoing(self._number, first_step=piece.first_step + start, parts=self._spec.state_parts)
                 out.values = None if piece.values is None else piece.values[start : start + rows]
                 out.labels = None if piece.labels is None else piece.labels[start : start + rows]
                 out.promised = min(rows, piece.steps - start) * self.step_bytes
