@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from seqloom_server.nn.backward import Consumer, Group, GroupResult, Keeper
+from seqloom_server.nn.backward import Group, GroupResult, Keeper
+from seqloom_server.nn.consumers import Consumer
 from seqloom_server.nn.examples import Array, Example, LossKind, ParameterForm, Wants
 from seqloom_server.nn.factors import Dense, Factors, Product, factor_width
 from seqloom_server.nn.network import Network
@@ -57,7 +58,7 @@ class BatchGradients:
 def gradients(
     network: Network, calls: list[Call], *, total: bool, piece_flops: float, max_cells: int
 ) -> Generator[None, None, BatchGradients]:
-    """Differentiates every call's sequences, each of at least one step; total: also sums over all calls.
+    """Differentiates every call's sequences, at least one of at least one step; total: also sums over all calls.
 
     Each `next` does about `piece_flops` of work. Sequences of more than `max_cells` steps together are run in groups,
     one after the other; a group has at least one sequence. Numbers depend on the arguments alone.
