@@ -1,8 +1,9 @@
-"""The standing example: one second of 早上好 through the service, and through the formulas in plain numpy.
+"""The standing example: one second of 早上好 through the service and back, beside the formulas in plain numpy.
 
 A frame every 10 ms makes 100 frames; a frame is 160 samples at 16 kHz: a matrix of 100 x 160. The network has 1,000
 hidden units and 6,000 output classes, with weights drawn from a seed, so it knows no Chinese: what is shown is its
-arithmetic. The second goes through the service alone, then in batches that other callers share.
+arithmetic: its outputs, and every gradient of the loss. The second goes through the service alone, then in batches that
+other callers share.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 import numpy as np
 import seqloom
 from features import HOP
+from formulas import FORMULAS, Arrays, apart, backward, forward, loss
 from matplotlib.figure import Figure
 from own_server import OwnServer, own_server
 from recordings import GREETING, shipped
@@ -28,10 +30,9 @@ SPEC = seqloom.ModelSpec(cell="elman", input_size=160, hidden_size=1000, output_
 STEPS = 100
 FRAMES = {"zao": 30, "shang": 40, "hao": 30}  # steps 1 to 30, 31 to 70, 71 to 100
 CLASSES = {"zao": 1000, "shang": 3000, "hao": 5000}  # three of the 6,000, whose order means nothing
-TOLERANCE = 1e-4
 KINDS = ("hidden", "logits", "probs", "log_probs")
-
-Arrays = dict[str, np.ndarray]
+OUTPUTS_TOLERANCE, GRADIENTS_TOLERANCE = 1e-4, 1e-3
+WRT = ("parameters", "inputs", "initial_state", "outputs", "hidden")
 
 
 def greeting() -> np.ndarray:
@@ -46,47 +47,39 @@ def labels() -> np.ndarray:
     return np.repeat([CLASSES[word] for word in FRAMES], list(FRAMES.values()))
 
 
-def forward(weights: Mapping[str, np.ndarray], xs: np.ndarray) -> Arrays:
-    """Walks one sequence [T, D] step by step, as the formulas are written; every array has a row for each step."""
-    U, W = weights["rnn.weight_ih_l0"], weights["rnn.weight_hh_l0"]
-    V, c = weights["output.weight"], weights["output.bias"]
-    b = weights["rnn.bias_ih_l0"] + weights["rnn.bias_hh_l0"]  # torch.nn has two, whose sum is what counts
-    s_t = np.zeros(len(W))
-    rows: dict[str, list[np.ndarray]] = {"hidden": [], "logits": [], "probs": []}
-    for x_t in xs:
-        s_t = np.tanh(U @ x_t + W @ s_t + b)
-        o_t = V @ s_t + c
-        p_t = np.exp(o_t - o_t.max())
-        p_t /= p_t.sum()
-        for name, row in zip(rows, (s_t, o_t, p_t), strict=True):
-            rows[name].append(row)
-    return {name: np.array(each) for name, each in rows.items()}
+async def serve_alone(client: seqloom.AsyncClient, xs: np.ndarray, y: np.ndarray) -> Arrays:
+    """Returns the outputs and gradients that the service has for one sequence [T, D], one call after the other."""
+    outputs = {kind: (await client.infer(MODEL, [xs], outputs=kind)).outputs[0] for kind in KINDS}
+    g = await client.gradients(MODEL, [xs], [y], wrt=WRT)
+    delta, _ = g.factors["rnn.bias_ih_l0"]  # 100 steps of both factors are smaller than their products
+    return outputs | {
+        "loss": np.array(g.loss),
+        "dL/do_t": g.outputs[0],
+        "dL/ds_t": g.hidden[0],
+        "delta_t": delta,
+        "dL/dx_t": g.inputs[0],
+        "dL/ds_0": g.initial_state.hidden[0, 0],
+        "dL/dV": g.parameters["output.weight"],
+        "dL/dU": g.parameters["rnn.weight_ih_l0"],
+        "dL/dW": g.parameters["rnn.weight_hh_l0"],
+        "dL/dc": g.parameters["output.bias"],
+        "dL/db": g.parameters["rnn.bias_ih_l0"],
+    }
 
 
-def loss(probs: np.ndarray, y: np.ndarray) -> float:
-    """L = sum over t of -log p_t[y_t]. probs: [T, O], y: [T]."""
-    return float(-np.log(probs[np.arange(len(y)), y]).sum())
+async def serve_among_others(address: str, xs: np.ndarray, y: np.ndarray, callers: int) -> Arrays:
+    """As serve_alone, while others, each over a connection of its own, send sequences of 20 to 200 steps.
 
-
-def apart(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, relative to the largest number expected."""
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
-
-
-async def serve_alone(client: seqloom.AsyncClient, xs: np.ndarray) -> Arrays:
-    """Returns what the service makes of one sequence [T, D], a row for each step; one call after the other."""
-    return {kind: (await client.infer(MODEL, [xs], outputs=kind)).outputs[0] for kind in KINDS}
-
-
-async def serve_among_others(address: str, xs: np.ndarray, callers: int) -> Arrays:
-    """As serve_alone, while others, each over a connection of its own, send sequences of 20 to 200 steps."""
+    Each wants its outputs, then its gradients, and again.
+    """
     random, over = np.random.default_rng(0), asyncio.Event()
 
     async def other(client: seqloom.AsyncClient) -> None:
         while not over.is_set():
             noise = random.normal(0, 0.1, (random.integers(20, 201), SPEC.input_size))
             result = await client.infer(MODEL, [noise], outputs="labels")
-            assert len(result.outputs[0]) == len(noise)
+            gradients = await client.gradients(MODEL, [noise], result.outputs, wrt="inputs")
+            assert len(gradients.inputs[0]) == len(noise)
 
     async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:  # the tasks end before the clients
         first, *others = [await stack.enter_async_context(seqloom.AsyncClient(address)) for _ in range(callers + 1)]
@@ -94,13 +87,13 @@ async def serve_among_others(address: str, xs: np.ndarray, callers: int) -> Arra
         for client in others:
             group.create_task(other(client))
         try:
-            return await serve_alone(first, xs)
+            return await serve_alone(first, xs, y)
         finally:
             over.set()
 
 
 async def through_the_service(
-    address: str, server: OwnServer | None, xs: np.ndarray, callers: int
+    address: str, server: OwnServer | None, xs: np.ndarray, y: np.ndarray, callers: int
 ) -> tuple[Mapping[str, np.ndarray], dict[str, Arrays]]:
     """Makes the model where it is not there yet; returns its weights, and what each way of asking gave."""
     async with seqloom.AsyncClient(address) as client:
@@ -112,9 +105,9 @@ async def through_the_service(
             await client.export_model(MODEL, folder)
             weights = load_file(pathlib.Path(folder) / "model.safetensors")
         print_sizes(model.parameter_count)
-        alone = await serve_alone(client, xs)
+        alone = await serve_alone(client, xs, y)
     before = server and server.metrics()
-    among = await serve_among_others(address, xs, callers)
+    among = await serve_among_others(address, xs, y, callers)
     if server and before:
         grown = server.metrics() - before
         mean = grown["seqloom_batch_sequences_sum"] / grown["seqloom_batch_sequences_count"]
@@ -128,6 +121,32 @@ def print_sizes(parameters: int) -> None:
     print(f"{STEPS} frames of {HOP} samples, {SPEC.hidden_size:,} hidden units, {SPEC.output_size:,} classes.")
     print(f"Parameters: {parameters:,}, shared by all steps; a set for each of them would be {STEPS * parameters:,}.")
     print(f"A frame costs {2 * products:,} floating-point operations, a second of speech {2 * products * STEPS:,}.")
+
+
+def compare(weights: Mapping[str, np.ndarray], xs: np.ndarray, y: np.ndarray, served: Mapping[str, Arrays]) -> bool:
+    """Prints how far what was served is from the formulas; returns whether that is within the tolerances."""
+    exact_weights = {name: weight.astype(float) for name, weight in weights.items()}
+    exact = forward(exact_weights, xs.astype(float))
+    exact["log_probs"] = np.log(exact["probs"])
+    print("Through the service in float32 against numpy in float64, step by step: the largest relative difference")
+    worst = 0.0
+    for way, found in served.items():
+        differences = {kind: apart(found[kind], exact[kind]) for kind in KINDS}
+        worst = max(worst, *differences.values())
+        print(f"  {way:12}  " + "  ".join(f"{kind} {difference:.1e}" for kind, difference in differences.items()))
+    print("The loss, the sum of -log p_t[y_t] over the steps:")
+    for way, found in served.items():
+        print(f"  {way:12}  {found['loss']:.4f}")
+    print(f"  {'numpy':12}  {loss(exact['probs'], y):.4f}")
+    gradients = backward(exact_weights, xs.astype(float), y)
+    print(f"Its gradients, likewise:{'':{15}}" + "  ".join(f"{way:>12}" for way in served))
+    worst_gradient = 0.0
+    for name, formula in FORMULAS.items():
+        row = [apart(found[name], gradients[name]) for found in served.values()]
+        worst_gradient = max(worst_gradient, *row)
+        print(f"  {name:7} = {formula:27}  " + "  ".join(f"{difference:12.1e}" for difference in row))
+    print(f"The largest difference of a gradient: {worst_gradient:.1e}")
+    return worst < OUTPUTS_TOLERANCE and worst_gradient < GRADIENTS_TOLERANCE
 
 
 def draw(path: pathlib.Path, xs: np.ndarray, numbers: Arrays) -> None:
@@ -178,28 +197,17 @@ def main() -> int:
                 models = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 server = stack.enter_context(own_server(models))
             address = options.address or server.address
-            weights, served = asyncio.run(through_the_service(address, server, xs, options.callers))
+            weights, served = asyncio.run(through_the_service(address, server, xs, y, options.callers))
     except (seqloom.SeqloomError, RuntimeError, ValueError) as error:
         print(f"zaoshanghao: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
 
-    exact = forward({name: weight.astype(float) for name, weight in weights.items()}, xs.astype(float))
-    exact["log_probs"] = np.log(exact["probs"])
-    print("Through the service in float32 against numpy in float64, step by step: the largest relative difference")
-    worst = 0.0
-    for way, outputs in served.items():
-        differences = {kind: apart(outputs[kind], exact[kind]) for kind in outputs}
-        worst = max(worst, *differences.values())
-        print(f"  {way:12}  " + "  ".join(f"{kind} {difference:.1e}" for kind, difference in differences.items()))
-    print("The loss, the sum of -log p_t[y_t] over the steps:")
-    for way, outputs in served.items():
-        print(f"  {way:12}  {-outputs['log_probs'][np.arange(STEPS), y].sum(dtype=float):.4f}")
-    print(f"  {'numpy':12}  {loss(exact['probs'], y):.4f}")
+    agree = compare(weights, xs, y, served)
     draw(options.picture, xs, served["alone"])
     print(f"Waveform, hidden state, probabilities of the labels: {options.picture}")
-    return 0 if worst < TOLERANCE else 1
+    return 0 if agree else 1
 
 
 if __name__ == "__main__":

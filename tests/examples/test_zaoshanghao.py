@@ -7,11 +7,12 @@ import sys
 
 import numpy as np
 import pytest
+from formulas import FORMULAS, apart, backward, forward, loss
 from seqloom_server.nn import cells
 from seqloom_server.nn.network import Network
 from seqloom_server.nn.spec import ModelSpec
 from serving import SMALL, write_models
-from zaoshanghao import CLASSES, MODEL, ROOT, apart, forward, greeting, labels
+from zaoshanghao import CLASSES, MODEL, ROOT, greeting, labels
 
 NETWORK = ModelSpec(cell="elman", input_size=160, hidden_size=1000, output_size=6000)
 
@@ -59,6 +60,14 @@ def test_the_service_and_plain_numpy_agree_alone_and_among_others(shown):
         assert all(0 <= float(difference) < 1e-4 for _, difference in differences)
 
 
+def test_every_gradient_of_the_service_is_that_of_the_formulas_alone_and_among_others(shown):
+    rows = re.findall(r"^  (dL/\w+|delta_t) +=.* (\d\S+) +(\d\S+)$", shown[0].stdout, re.MULTILINE)
+    assert [name for name, *_ in rows] == list(FORMULAS)
+    differences = [float(difference) for _, *both in rows for difference in both]
+    assert max(differences) < 1e-4
+    assert f"The largest difference of a gradient: {max(differences):.1e}" in shown[0].stdout
+
+
 def test_others_did_share_its_batches(shown):
     assert float(re.search(r"Among 8 other callers: ([\d.]+) sequences", shown[0].stdout)[1]) > 1
 
@@ -91,6 +100,34 @@ def test_the_formulas_of_the_example_are_those_of_the_plain_twin():
     np.testing.assert_allclose(found["hidden"], hidden, rtol=1e-12)
     np.testing.assert_allclose(found["probs"], cells.softmax(cells.logits(parameters, hidden)), rtol=1e-12)
     assert apart(found["hidden"] + 0.5, found["hidden"]) > 0.4, "it measures something"
+
+
+def test_the_gradients_written_out_are_the_slopes_of_the_loss():
+    random = np.random.default_rng(0)
+    shapes = {"weight_ih_l0": (4, 3), "weight_hh_l0": (4, 4), "bias_ih_l0": 4, "bias_hh_l0": 4}
+    weights = {f"rnn.{name}": random.normal(0, 0.5, shape) for name, shape in shapes.items()}
+    weights |= {"output.weight": random.normal(0, 0.5, (5, 4)), "output.bias": random.normal(0, 0.5, 5)}
+    xs, y = random.normal(size=(6, 3)), random.integers(0, 5, 6)
+    found = backward(weights, xs, y)
+    watched = {
+        "dL/dx_t": xs,
+        "dL/dV": weights["output.weight"],
+        "dL/dU": weights["rnn.weight_ih_l0"],
+        "dL/dW": weights["rnn.weight_hh_l0"],
+        "dL/dc": weights["output.bias"],
+        "dL/db": weights["rnn.bias_ih_l0"],
+    }
+    for name, values in watched.items():
+        slopes = np.empty_like(values)
+        for at, value in np.ndenumerate(values):
+            around = []
+            for values[at] in (value - 1e-6, value + 1e-6):
+                around.append(loss(forward(weights, xs)["probs"], y))
+            values[at] = value
+            slopes[at] = (around[1] - around[0]) / 2e-6
+        np.testing.assert_allclose(found[name], slopes, rtol=1e-6, atol=1e-8, err_msg=name)
+    np.testing.assert_allclose(found["delta_t"].sum(axis=0), found["dL/db"])
+    np.testing.assert_allclose(found["dL/ds_0"], weights["rnn.weight_hh_l0"].T @ found["delta_t"][0])
 
 
 def test_another_server_and_a_model_that_is_there_already(server_process, tmp_path):
