@@ -205,7 +205,7 @@ async def test_a_call_of_10_000_steps_gives_way_to_live_frames_again_and_again(s
         expected = autograd_of(served.networks["m"], [(x, y)])
     assert_weights(gradients.parameters, expected, **TIGHT["float64"])
     slices = grown["compute_duration_seconds_count"]
-    assert slices >= 50
+    assert slices >= 10
     # on average a chunk waited for less than two pieces of the call, which ran between the slices of live frames
     piece = (gradients.timing.compute_seconds) / slices
     waited = grown["queue_duration_seconds_sum"] / grown["queue_duration_seconds_count"]

@@ -51,6 +51,7 @@ async def test_a_call_that_is_sent_again_adds_its_gradient_once(serve, tmp_path)
             gradient = run.forward_backward(*call_of(number))
             trained = 2 * number
             await without_its_reply(gradient, lambda n=trained: served.value("batch_sequences_sum", op="train") >= n)
+            assert served.value("batch_sequences_sum", op="train") == trained
             assert served.value("deduplicated_calls_total", model="m") > repeats
             repeats = served.value("deduplicated_calls_total", model="m")
             proxy.open.clear()
