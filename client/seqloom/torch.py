@@ -121,7 +121,7 @@ class RemoteNetwork(torch.nn.Module):
         return [torch.from_numpy(getattr(state, name)) for name in self._part_names()]
 
     def _part_names(self) -> list[str]:
-        return ["hidden", "cell"] if self.spec.cell == "lstm" else ["hidden"]
+        return list(self.spec.state_shapes())
 
 
 class _Call(torch.autograd.Function):

@@ -22,9 +22,7 @@ class Reason(enum.StrEnum):
     WINDOW_EXCEEDED = "WINDOW_EXCEEDED"  # more unacknowledged steps than the session's window
     OVERFLOW = "OVERFLOW"  # a loss or a gradient is no finite number; the call changed nothing
     RUN_NOT_FOUND = "RUN_NOT_FOUND"
-    RUN_WAITS = (
-        "RUN_WAITS"  # for earlier calls, which were lost with a server or never came
-    )
+    RUN_WAITS = "RUN_WAITS"  # for earlier calls, which were lost with a server or never came
     NOTHING_ACCUMULATED = "NOTHING_ACCUMULATED"  # a step without a gradient
     STEP_MISMATCH = "STEP_MISMATCH"  # the step expected is not the run's next
     CALL_CHANGED = "CALL_CHANGED"  # a call's number was used for another content before

@@ -28,8 +28,7 @@ def log_softmax(logits: npt.NDArray) -> npt.NDArray:
 
 
 def assert_state(state: seqloom.State, expected: Arrays, **tolerance: float) -> None:
-    """A state of the SDK equals [L, N, H] per part."""
-    np.testing.assert_allclose(state.hidden, expected[0], **tolerance)
-    assert (state.cell is None) == (len(expected) == 1)
-    if state.cell is not None:
-        np.testing.assert_allclose(state.cell, expected[1], **tolerance)
+    """A state of the SDK equals the parts expected, in their order."""
+    parts = [part for part in (state.hidden, state.cell, state.inputs) if part is not None]
+    for part, wanted in zip(parts, expected, strict=True):
+        np.testing.assert_allclose(part, wanted, **tolerance)

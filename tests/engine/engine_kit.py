@@ -76,10 +76,17 @@ def sequences_of(piece):
     return [member.sequence for member in piece.members]
 
 
-def make_spec(cell="elman", activation="tanh", *, layers=1, dtype="float64", sizes=(3, 5, 7)):
+def make_spec(cell="elman", activation="tanh", *, layers=1, dtype="float64", sizes=(3, 5, 7), **more):
     d, h, o = sizes
     return ModelSpec(
-        cell=cell, activation=activation, input_size=d, hidden_size=h, output_size=o, num_layers=layers, dtype=dtype
+        cell=cell,
+        activation=activation,
+        input_size=d,
+        hidden_size=h,
+        output_size=o,
+        num_layers=layers,
+        dtype=dtype,
+        **more,
     )
 
 
@@ -89,10 +96,10 @@ def make_frames(spec, *lengths, seed=0):
 
 
 def make_state(spec, seed=1):
-    """[L, 1, H] per part of the state."""
+    """[rows, 1, width] per part of the state."""
     draw = np.random.default_rng(seed)
-    shape = (spec.num_layers, 1, spec.hidden_size)
-    return tuple(0.5 * draw.standard_normal(shape).astype(spec.dtype) for _ in spec.state_parts)
+    shapes = spec.state_shapes().values()
+    return tuple(0.5 * draw.standard_normal((rows, 1, width)).astype(spec.dtype) for rows, width in shapes)
 
 
 def alone(weights, frames, state=None):
@@ -156,9 +163,7 @@ class Collected:
 @contextlib.asynccontextmanager
 async def running_engine(root, *specs, **options):
     """An engine that serves `specs` as the models m0, m1 ... from the folder `root`; options are ServerConfig's."""
-    config = ServerConfig(
-        **{"models": str(root), "runs": f"{root}/.runs", "device": "cpu", "threads": 1, **options}
-    )
+    config = ServerConfig(**{"models": str(root), "runs": f"{root}/.runs", "device": "cpu", "threads": 1, **options})
     engine = Engine(config, Metrics())
     await engine.start()
     try:

@@ -9,10 +9,17 @@ from torch.nn.utils.rnn import pack_sequence
 CELLS = [("elman", "tanh"), ("elman", "relu"), ("gru", "tanh"), ("lstm", "tanh")]
 
 
-def make_spec(cell, activation="tanh", *, layers=1, dtype="float64", sizes=(3, 5, 7)):
+def make_spec(cell, activation="tanh", *, layers=1, dtype="float64", sizes=(3, 5, 7), **more):
     d, h, o = sizes
     return ModelSpec(
-        cell=cell, activation=activation, input_size=d, hidden_size=h, output_size=o, num_layers=layers, dtype=dtype
+        cell=cell,
+        activation=activation,
+        input_size=d,
+        hidden_size=h,
+        output_size=o,
+        num_layers=layers,
+        dtype=dtype,
+        **more,
     )
 
 
@@ -22,14 +29,14 @@ def make_sequences(spec, lengths, seed=0):
 
 
 def make_state(spec, count, seed=1):
-    """[L, count, H] per part of the state."""
+    """[rows, count, width] per part of the state."""
     draw = np.random.default_rng(seed)
-    shape = (spec.num_layers, count, spec.hidden_size)
-    return tuple(0.5 * draw.standard_normal(shape).astype(spec.dtype) for _ in spec.state_parts)
+    shapes = spec.state_shapes().values()
+    return tuple(0.5 * draw.standard_normal((rows, count, width)).astype(spec.dtype) for rows, width in shapes)
 
 
 def zero_state(spec, count):
-    return tuple(np.zeros((spec.num_layers, count, spec.hidden_size), spec.dtype) for _ in spec.state_parts)
+    return tuple(np.zeros((rows, count, width), spec.dtype) for rows, width in spec.state_shapes().values())
 
 
 def run(network, sequences, state=None):
@@ -46,24 +53,33 @@ def run(network, sequences, state=None):
 def torch_twin(network):
     """torch.nn's own module and torch.nn.Linear with the network's weights, under their state dict's names."""
     spec = network.spec
-    sizes = (spec.input_size, spec.hidden_size, spec.num_layers)
+    sizes = (spec.conv_channels or spec.input_size, spec.hidden_size, spec.num_layers)
+    both = spec.bidirectional
     if spec.cell == "elman":
-        rnn = torch.nn.RNN(*sizes, nonlinearity=spec.activation)
+        rnn = torch.nn.RNN(*sizes, nonlinearity=spec.activation, bidirectional=both)
     else:
-        rnn = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[spec.cell](*sizes)
-    module = torch.nn.ModuleDict({"rnn": rnn, "output": torch.nn.Linear(spec.hidden_size, spec.output_size)})
+        rnn = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[spec.cell](*sizes, bidirectional=both)
+    module = torch.nn.ModuleDict({"rnn": rnn, "output": torch.nn.Linear(spec.outputs_width, spec.output_size)})
+    if spec.conv_channels:
+        module["conv"] = torch.nn.Conv1d(spec.input_size, spec.conv_channels, spec.conv_width)
     module.to(getattr(torch, spec.dtype))
     module.load_state_dict(network.parameters(), strict=True)
     return module
 
 
 def run_twin(module, sequence, state):
-    """One sequence alone through torch.nn; returns (hidden [T, H], logits [T, O], final state parts [L, 1, H])."""
-    before = tuple(torch.tensor(part) for part in state)
+    """One sequence alone through torch.nn; returns (hidden [T, H], logits [T, O], final [rows, 1, width] per part)."""
+    rows, before = torch.tensor(sequence), [torch.tensor(part) for part in state]
+    inputs = []
     with torch.no_grad():
-        hidden, after = module["rnn"](torch.tensor(sequence)[:, None], before if len(before) > 1 else before[0])
+        if "conv" in module:
+            width = module["conv"].kernel_size[0]
+            past = torch.cat([before.pop()[:, 0], rows]) if width > 1 else rows
+            inputs = [past[len(past) - width + 1 :, None]] if width > 1 else []
+            rows = module["conv"](past.t()[None]).relu()[0].t()
+        hidden, after = module["rnn"](rows[:, None], tuple(before) if len(before) > 1 else before[0])
         logits = module["output"](hidden[:, 0])
-    after = after if isinstance(after, tuple) else (after,)
+    after = [*(after if isinstance(after, tuple) else (after,)), *inputs]
     return hidden[:, 0].numpy(), logits.numpy(), tuple(part.numpy() for part in after)
 
 
