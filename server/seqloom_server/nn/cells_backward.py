@@ -1,4 +1,4 @@
-"""The slow plain twin of the way back: every cell in numpy, a step and a layer at a time, as the formulas are written.
+"""The slow plain twin of the way back: every cell's step in numpy, one sequence and one layer, as the formulas are.
 
 Nothing here is fast and nothing is shared with the fast path: the tests hold the one against the other. `d_` before a
 name is the gradient of the loss by it: d_s is dL/ds_t, of which two arrows leave s_t, one to o_t and one to s_(t+1).
