@@ -68,7 +68,7 @@ def torch_twin(network):
 
 
 def run_twin(module, sequence, state):
-    """One sequence alone through torch.nn; returns (hidden [T, H], logits [T, O], final [rows, 1, width] per part)."""
+    """One sequence alone through torch.nn: (hidden [T, H], logits [T, O], final state parts [rows, 1, width])."""
     rows, before = torch.tensor(sequence), [torch.tensor(part) for part in state]
     inputs = []
     with torch.no_grad():
