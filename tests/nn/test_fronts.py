@@ -145,7 +145,7 @@ def test_columns_beyond_the_bound_are_made_some_rows_at_a_time(monkeypatch):
 def test_modules_give_the_network_they_are(cell, activation, shape):
     spec = make_spec(cell, activation, layers=2, **SHAPES[shape])
     module = torch_twin(make_network(spec, seed=5))
-    convolution = dict(module.items()).get("conv")  # noqa: SIM401 - a ModuleDict has no get
+    convolution = dict(module.items()).get("conv")
     networks = (
         from_torch(module["rnn"], module["output"], convolution),
         from_state_dict(module.state_dict(), activation),
