@@ -262,13 +262,16 @@ def test_a_wrong_option_is_one_line_and_exit_1(server_process, arguments, enviro
     assert stderr.startswith(f"seqloom-server: {words}")
 
 
-def test_a_created_model_is_what_the_seed_says(tmp_path):
-    arguments = ["--cell", "gru", "--input-size", 4, "--hidden-size", 6, "--output-size", 2, "--num-layers", 2]
+@pytest.mark.parametrize("more", [[], ["--conv-channels", 3, "--conv-width", 5, "--bidirectional"]])
+def test_a_created_model_is_what_the_seed_says(tmp_path, more):
+    arguments = ["--cell", "gru", "--input-size", 4, "--hidden-size", 6, "--output-size", 2, "--num-layers", 2, *more]
     made = command("create-model", "made", *arguments, "--dtype", "float64", "--seed", 9, "--models", tmp_path)
     assert made.returncode == 0, made.stderr
     network, version = storage.load(tmp_path / "made")
     assert version == 1
-    expected = Network.create(network.spec, 9)
+    spec = network.spec
+    assert (spec.conv_channels, spec.conv_width, spec.bidirectional) == ((3, 5, True) if more else (0, 0, False))
+    expected = Network.create(spec, 9)
     for name, tensor in network.parameters().items():
         torch.testing.assert_close(tensor, expected.parameters()[name], rtol=0, atol=0)
     again = command("create-model", "made", *arguments, "--models", tmp_path)
@@ -281,6 +284,7 @@ def test_a_created_model_is_what_the_seed_says(tmp_path):
     [
         ("made", {"--hidden-size": 0}, "--hidden-size: is 0: expected an integer from 1"),
         ("made", {"--activation": "relu"}, "--activation: is 'relu': gru has only 'tanh'"),
+        ("made", {"--conv-channels": 3}, "--conv-width: is 0: a convolution has channels and a width"),
         ("Made", {}, "name: is 'Made'"),
     ],
 )
