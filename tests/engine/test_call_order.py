@@ -1,5 +1,7 @@
 """Whose turn it is among the calls on a run, and into which step each goes again after a restart."""
 
+import threading
+
 from hypothesis import given
 from hypothesis import strategies as st
 from seqloom_server.engine.call_order import CallOrder
@@ -143,3 +145,30 @@ def test_a_line_that_was_half_written_ends_the_journal(tmp_path):
     journal.append(record(2))
     path.write_bytes(path.read_bytes()[:-9])
     assert journal.read(0) == [record(1)]
+
+
+def test_a_step_that_is_claimed_for_a_call_that_went_is_not_waited_for():
+    order = CallOrder({"ann": 3})
+    order.learn(StepRecord(1, "ann", 3, {"ann": 3}))
+    assert order.waiting_for() == ""
+    assert order.may_go("ann", 4)
+
+
+def test_records_behind_one_that_was_cut_are_read(tmp_path):
+    (tmp_path / "steps").write_text('\n{"step": 1, "cli')
+    journal = Journal(tmp_path / "steps")
+    records = [StepRecord(step, "ann", step, {"ann": step}) for step in (1, 2)]
+    for record in records:
+        journal.append(record)
+    assert journal.read(0) == records
+
+
+def test_no_record_is_lost_that_is_written_while_others_are_forgotten(tmp_path):
+    journal = Journal(tmp_path / "steps")
+    records = [StepRecord(step, "ann", step, {"ann": step}) for step in range(1, 1001)]
+    writer = threading.Thread(target=lambda: [journal.append(record) for record in records])
+    writer.start()
+    while writer.is_alive():
+        journal.forget(0)
+    writer.join()
+    assert journal.read(0) == records

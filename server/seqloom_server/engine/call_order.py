@@ -28,7 +28,8 @@ class CallOrder:
 
     def learn(self, record: StepRecord) -> None:
         """A client tells of a step that was applied; the journal may not have outlived what happened."""
-        if record.step == self.planned + len(self._lost) + 1:
+        follows = record.step == self.planned + len(self._lost) + 1
+        if follows and record.number > self.last(record.client):  # one that went cannot be waited for
             self._lost.append(record)
 
     def forget_lost(self) -> None:

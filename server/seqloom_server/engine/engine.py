@@ -8,7 +8,7 @@ import logging
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Any
 
 import torch
@@ -229,7 +229,10 @@ class Engine:
             try:
                 await asyncio.wait_for(self._emptied.wait(), grace_seconds)
             except TimeoutError:
-                self._end_all()
+                with self._lock:
+                    begun = self._scheduler.training.begun()
+                # what a run has begun is saved with it, and its reply must be the true one
+                self._end_all(but={job for job in begun if job.call is not None})
         if self.alive:
             await self.runs.save_all()
 
@@ -240,10 +243,10 @@ class Engine:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._end_all)
 
-    def _end_all(self) -> None:
+    def _end_all(self, but: Set[Job] = frozenset()) -> None:
         error = ServerError(Reason.SHUTTING_DOWN, "the server is shutting down")
         self._fail(list(self._open), error)
-        self.abandon(list(self._jobs), error)
+        self.abandon([job for job in self._jobs if job not in but], error)
         if self._idle_watch is not None:
             self._idle_watch.cancel()
 

@@ -25,17 +25,18 @@ class Journal:
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def append(self, record: StepRecord) -> None:
         """Raises OSError."""
         with self._lock, open(self._path, "a") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
+            # on a line of its own, also behind one that a full disk or the end of a process cut
+            file.write("\n" + json.dumps(asdict(record)) + "\n")
 
     def read(self, after: int) -> list[StepRecord]:
         """Returns the records of steps after `after`, in order, up to the first that does not follow.
 
-        A line that is no record ends them: the process died while it wrote.
+        A line that is no record is passed over: the disk was full, or the process died while it wrote.
         """
         records: list[StepRecord] = []
         with self._lock:
@@ -47,14 +48,15 @@ class Journal:
             try:
                 record = StepRecord(**json.loads(line))
             except (ValueError, TypeError):
-                break
+                continue
             if record.step == after + len(records) + 1:
                 records.append(record)
         return records
 
     def forget(self, through: int) -> None:
         """Drops the records up to a step that is durable. Raises OSError."""
-        self._keep(self.read(through))
+        with self._lock:  # over both, or a step applied in between is lost
+            self._keep(self.read(through))
 
     def clear(self) -> None:
         """Drops every record. Raises OSError."""

@@ -68,6 +68,7 @@ class Run:
         self._writing = asyncio.Lock()
         self._waiting: Snapshot | None = None  # to be written when the one before it is
         self._writer: asyncio.Task[None] | None = None
+        self._ended: ServerError | None = None
         self.calls = RunCalls(
             CallOrder(weights.done, weights.step, lost or ()),
             host.max_held_calls,
@@ -200,8 +201,10 @@ class Run:
 
         async def finish(outcome: Awaitable[tuple[Network, Snapshot]]) -> Published:
             network, snapshot = await outcome
-            published = Published(await self._host.publish(self.meta.model, network))
-            await self._write(snapshot, "", StoredReply(call.number, "publish", to_json(published)), call.client)
+            async with self._writing:  # or a later checkpoint would say that this call is done, without its reply
+                published = Published(await self._host.publish(self.meta.model, network))
+                reply = StoredReply(call.number, "publish", to_json(published))
+                await self._write_next(snapshot, "", reply, call.client)
             return published
 
         reply = await self.calls.call(call, "publish", lambda: finish(self._task(call, program)))
@@ -217,6 +220,14 @@ class Run:
         self._waiting = None
         if self._writer is not None:
             await asyncio.wait({self._writer})
+
+    async def end(self, error: ServerError) -> None:
+        """Ends the calls that wait with the error; after this nothing is written in the run's folder any more."""
+        self._ended = error
+        self.calls.end(error)
+        await self.written()
+        async with self._writing:
+            pass
 
     async def save_at_end(self) -> None:
         """Writes the run as it is, while the server shuts down. Raises ServerError."""
@@ -253,18 +264,26 @@ class Run:
         self, snapshot: Snapshot, name: str = "", extra: StoredReply | None = None, extra_client: str = ""
     ) -> None:
         async with self._writing:
-            state = self._state(snapshot)
-            if extra is not None:
-                state.calls[extra_client].replies.append(extra)
-            await _files(checkpoints.save_run, self.folder, name, state)
-            if name:
-                self.checkpoints = sorted({*self.checkpoints, name})
-            self.durable_step = snapshot.step
-            self._durable_calls = snapshot.done
-            try:
-                self._journal.forget(snapshot.step)
-            except OSError as error:
-                log.error("run %s: its journal cannot be written: %s", self.meta.id, error)
+            await self._write_next(snapshot, name, extra, extra_client)
+
+    async def _write_next(self, snapshot: Snapshot, name: str, extra: StoredReply | None, extra_client: str) -> None:
+        if self._ended is not None:
+            raise self._ended
+        done = snapshot.done
+        if extra is None and any(number > done.get(client, 0) for client, number in self._durable_calls.items()):
+            return  # a background checkpoint that a later one has overtaken
+        state = self._state(snapshot)
+        if extra is not None:
+            state.calls[extra_client].replies.append(extra)
+        await _files(checkpoints.save_run, self.folder, name, state)
+        if name:
+            self.checkpoints = sorted({*self.checkpoints, name})
+        self.durable_step = snapshot.step
+        self._durable_calls = done
+        try:
+            self._journal.forget(snapshot.step)
+        except OSError as error:
+            log.error("run %s: its journal cannot be written: %s", self.meta.id, error)
 
     async def _read(self, name: str) -> Snapshot:
         state = await _files(checkpoints.load_named, self.folder, name)

@@ -129,9 +129,8 @@ class Runs(Host):
             run = self.get(run_id)
             del self._runs[run_id]
             gone = ServerError(Reason.RUN_NOT_FOUND, f"run {run_id} has been deleted", field="run")
-            run.calls.end(gone)
             self._engine.abandon(self._engine.jobs_of(run.weights), gone)
-            await run.written()
+            await run.end(gone)
             await off_loop(shutil.rmtree, run.folder, of="runs")
 
     async def recover(self) -> None:

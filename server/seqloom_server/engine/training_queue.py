@@ -65,10 +65,13 @@ class TrainingQueue:
             self._leaves(job)
         return jobs
 
+    def begun(self) -> list[Job]:
+        """What is on the device."""
+        return [] if self._active is None else list(self._active.jobs)
+
     def everything(self) -> list[Job]:
         """What waits and what is on the device."""
-        active = [] if self._active is None else self._active.jobs
-        return [*active, *(job for queue in self._queues.values() for job in queue)]
+        return [*self.begun(), *(job for queue in self._queues.values() for job in queue)]
 
     def expire(self, now: float) -> list[Job]:
         """Takes out and returns what should have begun by now."""

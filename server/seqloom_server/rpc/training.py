@@ -58,8 +58,9 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
             wants, bfloat16 = _wants(head), _bfloat16(head)
             batch = self._decode(received, spec)
             steps = sum(len(example.xs) for example in batch)
-            charged = gradient_reply.predicted_bytes(spec, wants, len(batch), steps)
-            self._outputs.take(charged)
+            size = gradient_reply.predicted_bytes(spec, wants, len(batch), steps)
+            self._outputs.take(size)
+            charged = size  # not before it was taken: a refusal gives nothing back
             remaining = context.time_remaining()
             job = TrainingCall(
                 weights,
