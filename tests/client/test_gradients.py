@@ -9,6 +9,7 @@ import torch
 from autograd import Reference, loss_of
 from proxy import proxy_of
 from seqloom_server.nn.spec import ModelSpec
+from serving import until
 from threads import in_threads
 from twin import noise
 
@@ -271,11 +272,12 @@ async def test_it_is_repeated_when_the_connection_breaks_under_it(served):
         before = await client.gradients("small", [noise(4)], [[0] * 4])
         proxy.open.clear()
         call = asyncio.create_task(client.gradients("small", [noise(4)], iter([[0] * 4])))
-        while not served.value("requests_total", method="ComputeGradients") > 1:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+        method = "seqloom.v1.TrainingService/ComputeGradients"
+        await until(lambda: served.value("requests_total", method=method) == 2)
         proxy.cut()
         proxy.open.set()
         after = await call
+        assert proxy.connections > 1
     assert after.loss == before.loss
 
 
