@@ -13,13 +13,17 @@ SPECS = {
     cell: ModelSpec(cell=cell, input_size=3, hidden_size=4, output_size=3, num_layers=2, dtype="float64")
     for cell in ("elman", "gru", "lstm")
 }
+CONV = ModelSpec(
+    cell="lstm", input_size=3, hidden_size=4, output_size=3, dtype="float64", conv_channels=2, conv_width=3
+)
+BOTH_WAYS = ModelSpec(cell="gru", input_size=3, hidden_size=4, output_size=3, dtype="float64", bidirectional=True)
 LENGTHS = [4, 2, 3]
 
 
 @pytest.fixture
 async def bridge(serve):
     """bridge(function): runs function(client, served) on a thread, as blocking callers do."""
-    async with serve(SPECS) as served:
+    async with serve({**SPECS, "conv": CONV, "both-ways": BOTH_WAYS}) as served:
 
         async def run(function):
             def called(_):
@@ -41,6 +45,18 @@ async def test_gradcheck_passes_with_lengths_and_initial_state(bridge, cell):
         remote = RemoteNetwork(client, cell)
         parts = [draw(2, 3, 4, seed=n + 1) for n in range(2 if cell == "lstm" else 1)]
         assert torch.autograd.gradcheck(lambda x, *state: remote(x, LENGTHS, state), (draw(3, 4, 3), *parts))
+
+    await bridge(check)
+
+
+async def test_gradcheck_passes_through_a_convolutions_state_and_both_ways(bridge):
+    def check(client, served):
+        conv, both = RemoteNetwork(client, "conv"), RemoteNetwork(client, "both-ways")
+        state = (draw(1, 3, 4, seed=1), draw(1, 3, 4, seed=2), draw(2, 3, 3, seed=3))
+        assert torch.autograd.gradcheck(lambda x, *parts: conv(x, LENGTHS, parts), (draw(3, 4, 3), *state))
+        assert torch.autograd.gradcheck(
+            lambda x, hidden: both(x, LENGTHS, hidden), (draw(3, 4, 3), draw(2, 3, 4, seed=1))
+        )
 
     await bridge(check)
 
