@@ -1,7 +1,7 @@
 """Does a CNN in front of an RNN help recognition? Measured: networks with and without it, trained through the service.
 
-On a folder of WAV files named {digit}_{speaker}_{index}.wav, those with index 0 to 4 kept for the test. All networks train
-at once, each a run of one server. A recording's digit is the one that is likeliest on the mean of its frames.
+On a folder of WAV files named {digit}_{speaker}_{index}.wav, those with index 0 to 4 kept for the test. All networks
+train at once, each a run of one server. A recording's digit is the one that is likeliest on the mean of its frames.
 """
 
 import argparse
@@ -162,7 +162,7 @@ def main() -> int:
         print(f"cnn_rnn: {error}", file=sys.stderr)
         return 1
     draw(options.out / "cnn_rnn.png", results)
-    (options.out / "cnn_rnn.md").write_text(table(results))
+    (options.out / "cnn_rnn.md").write_text(table(results), encoding="utf-8")
     print(table(results), end="")
     return 0
 

@@ -414,5 +414,7 @@ async def test_the_server_tells_its_version_device_and_limits(serve):
             max_sessions=10_000,
             max_batch_sequences=256,
             max_batch_steps=77,
+            max_training_bytes=64 << 20,
+            max_training_steps=100_000,
         )
         await assert_serves(served, channel)
