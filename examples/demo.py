@@ -1,29 +1,35 @@
 """The demo: many callers speak at once, one batched network hears them all, each gets its own outputs, step by step.
 
-It starts a server of its own. Without --data the callers say the Mandarin digits that ship with the project, in voices
-that the model has not heard. With --data DIR a model is first trained on the WAV files of DIR, named
-{digit}_{speaker}_{index}.wav, of any sample rate; the callers say those with index 0 to 4, kept from training.
+It starts a server of its own, trains a model on it, and publishes that. Without --data it is trained on the Mandarin
+digits that ship with the project, and the callers say them in voices that it has not heard. With --data DIR it is
+trained on the WAV files of DIR, named {digit}_{speaker}_{index}.wav, of any sample rate; the callers say those with
+index 0 to 4, kept from training.
 """
 
 import argparse
 import asyncio
 import pathlib
 import random
-import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 
+import numpy as np
+import seqloom
 from callers import FRAME, Said, call
-from features import log_mel
+from features import BINS
 from own_server import OwnServer, own_server
 from picture import draw
 from recordings import Corpus, Recording, folder, shipped
-from reporting import LiveLine, print_agreement, print_numbers, print_recognised
+from reporting import LiveLine, Progress, print_agreement, print_numbers, print_recognised
+from training import train
+from variation import repeated, varied
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODEL = "digits"
+BATCH = 32
+EPOCHS = 8  # over a folder of recordings
 
 
 def main() -> int:
@@ -32,22 +38,25 @@ def main() -> int:
     parser.add_argument("--data", type=pathlib.Path, metavar="DIR", help="a folder of WAV files to train on and to say")
     parser.add_argument("--callers", type=int, default=16, metavar="N", help="how many speak at once (16)")
     parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="for how long each speaks (4)")
+    parser.add_argument("--steps", type=int, metavar="N", help="of training, instead of as many as it takes")
+    parser.add_argument("--models", type=pathlib.Path, metavar="DIR", help="keeps the model in a folder that has none")
     parser.add_argument("--picture", type=pathlib.Path, metavar="PNG")
     options = parser.parse_args()
-    if options.callers < 1 or options.seconds <= 0:
-        parser.error("--callers and --seconds must be above 0")
+    if options.callers < 1 or options.seconds <= 0 or (options.steps is not None and options.steps < 1):
+        parser.error("--callers, --seconds and --steps must be above 0")
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # the server ends with the demo
     sys.stdout.reconfigure(errors="replace")  # bars, where the terminal has none
     try:
+        corpus = folder(options.data) if options.data else shipped()
         with tempfile.TemporaryDirectory() as models:
-            corpus = prepare(pathlib.Path(models), options.data)
             recordings = corpus.held_out
             if options.data:  # whose names are sorted by digit
                 random.Random(0).shuffle(recordings)
             queues = turns(recordings, options.callers, options.seconds)
-            with own_server(pathlib.Path(models)) as server:
+            with own_server(options.models or pathlib.Path(models)) as server:
+                asyncio.run(learn(server.address, corpus, options.data, options.steps))
                 calls = asyncio.run(speak(server, corpus, queues))
-    except (ValueError, RuntimeError, OSError) as error:
+    except (seqloom.SeqloomError, ValueError, RuntimeError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -59,31 +68,23 @@ def main() -> int:
     return 0
 
 
-def prepare(models: pathlib.Path, data: pathlib.Path | None) -> Corpus:
-    """Puts a model for what will be said into the folder `models`: the shipped one, or one trained on `data`."""
+async def learn(address: str, corpus: Corpus, data: pathlib.Path | None, steps: int | None = None) -> None:
+    """Makes the model of what will be said on the server, trains it there, and has it served."""
+    recordings, random = corpus.training, np.random.default_rng(0)
     if data is None:
-        shutil.copytree(ROOT / "examples" / "models", models, dirs_exist_ok=True)
-        return shipped()
-    # torch takes seconds to import, which the shipped model has no need of here
-    from seqloom_server.nn import storage
-    from training import train
-
-    corpus = folder(data)
-    recordings = corpus.training
+        batches, hidden_size, rate, steps = varied(corpus, BATCH, random), 80, 1.5e-2, steps or 220
+    else:
+        batches, hidden_size, rate = repeated(recordings, BATCH, random), 64, 1e-2
+        steps = steps or EPOCHS * -(-len(recordings) // BATCH)
     speakers = {recording.speaker for recording in recordings}
-    print(f"Training a GRU on {len(recordings)} recordings of {len(speakers)} speakers in {data}:")
-    network = train(
-        [log_mel(recording.samples, recording.rate) for recording in recordings],
-        [recording.labels for recording in recordings],
-        len(corpus.classes),
-        hidden_size=64,
-        epochs=8,
-        learning_rate=1e-2,
-        noise=0.3,
-        report=lambda epoch, loss: print(f"  epoch {epoch + 1}: loss {loss:.3f} a frame", flush=True),
-    )
-    storage.save(models / MODEL, network)
-    return corpus
+    where = f" in {data}" if data else ", varied as if many more had spoken"
+    print(f"Training a GRU on {len(recordings)} recordings of {len(speakers)} speakers{where}:", flush=True)
+    spec = seqloom.ModelSpec(cell="gru", input_size=BINS, hidden_size=hidden_size, output_size=len(corpus.classes))
+    async with seqloom.AsyncClient(address) as client:
+        await client.create_model(MODEL, spec, seed=0)
+        report = Progress(steps).show
+        version = await train(client, MODEL, batches, steps=steps, learning_rate=rate, report=report)
+    print(f"Published as version {version} of {MODEL}.")
 
 
 def turns(recordings: Sequence[Recording], callers: int, seconds: float) -> list[list[Recording]]:

@@ -1,4 +1,7 @@
-"""Log-mel features of live audio: samples go in as they come, a frame of 40 numbers comes out for every 10 ms."""
+"""Log-mel features of live audio: samples go in as they come, a frame of 40 numbers comes out for every 10 ms.
+
+They are brought to about mean 0 and deviation 1, which networks learn from fastest.
+"""
 
 import kaldi_native_fbank
 import numpy as np
@@ -11,6 +14,9 @@ HOP = 160
 """Samples from one frame to the next: 10 ms."""
 
 BINS = 40
+
+MEAN, DEVIATION = -6.0, 4.0
+"""Of the logarithms over the shipped speech, about; the same for any audio, so that nothing depends on what follows."""
 
 _WINDOW = 400  # 25 ms, the middle of which is the middle of its frame
 _MARGIN = (_WINDOW - HOP) // 2
@@ -53,7 +59,7 @@ class LogMel:
         frames = np.array([self._fbank.get_frame(t) for t in ready], np.float32).reshape(len(ready), BINS)
         self._fbank.pop(len(ready))
         self._frames = ready.stop
-        return frames
+        return (frames - np.float32(MEAN)) / np.float32(DEVIATION)
 
 
 def log_mel(samples: np.ndarray, rate: int = RATE) -> np.ndarray:

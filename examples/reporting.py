@@ -1,4 +1,4 @@
-"""What the demo prints: outputs as they arrive, what was recognised, and the server's own numbers."""
+"""What the demo prints: how training goes, outputs as they arrive, what was recognised, the server's own numbers."""
 
 import itertools
 import sys
@@ -10,6 +10,26 @@ from callers import FRAME, Said
 from recognition import edits, recognise
 
 _BARS = "▁▂▃▄▅▆▇█"
+
+_WIDTH = 40  # of the progress bar
+_LINES = 5  # where there is no terminal
+
+
+class Progress:
+    """Shows how far `total` steps are: a bar on a terminal, else a line now and then."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+
+    def show(self, step: int, loss: float) -> None:
+        """Takes the number of the step that is done, from 1, and its loss a frame."""
+        text = f"{100 * step // self._total:3} %, step {step} of {self._total}, loss {loss:.3f} a frame"
+        if sys.stdout.isatty():
+            bar = "█" * (_WIDTH * step // self._total)
+            sys.stdout.write(f"\r  {bar:·<{_WIDTH}} {text}" + ("\n" if step == self._total else ""))
+            sys.stdout.flush()
+        elif _LINES * step // self._total > _LINES * (step - 1) // self._total:
+            print(f"  {text}", flush=True)
 
 
 class LiveLine:

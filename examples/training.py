@@ -1,75 +1,51 @@
-"""A small recurrent network trained on labelled frames in plain PyTorch, in the form that is served."""
+"""A network trained through the service: gradients are accumulated and applied on the server, then it is published."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+import math
+from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-import torch
-from seqloom_server.nn.network import Network
-from seqloom_server.nn.torch_modules import from_torch
-from torch import nn
+import seqloom
+from variation import Example
 
-_NO_LABEL = -100
+_CALLS = 4  # in flight together, whose gradients one step applies
+_WARM_UP = 0.2  # of the steps
+_LEAST = 1e-3  # of the learning rate, at either end
 
 
-def train(
-    sequences: Sequence[np.ndarray],
-    labels: Sequence[np.ndarray],
-    classes: int,
+async def train(
+    client: seqloom.AsyncClient,
+    model: str,
+    batches: Iterator[Sequence[Example]],
     *,
-    hidden_size: int,
-    epochs: int,
-    batch: int = 32,
-    learning_rate: float = 3e-3,
-    noise: float = 0.0,
-    dropout: float = 0.0,
-    seed: int = 0,
-    report: Callable[[int, float], None] = lambda epoch, loss: None,
-) -> Network:
-    """Returns a GRU trained by cross-entropy at every step.
+    steps: int,
+    learning_rate: float,
+    report: Callable[[int, float], None] = lambda step, loss: None,
+) -> int:
+    """Trains a model by cross-entropy at every step of its sequences; returns the version that is published.
 
-    sequences: [T_i, D] each; labels: [T_i] each, from 0 to classes - 1. noise: the standard deviation of what is added
-    to the inputs, in units of theirs. dropout: the share of the hidden units that the output layer does without. report
-    gets each epoch's mean loss a step. The network takes the inputs as they are: that training sees them at mean 0 and
-    deviation 1 is folded into the weights of the first layer.
+    batches: each a list of (inputs [T_i, D], labels [T_i]), read in a thread while the server computes. learning_rate:
+    Adam's at its highest. report gets each step's number, from 1, and its loss a frame.
     """
-    torch.manual_seed(seed)
-    steps = np.concatenate(sequences)
-    mean, deviation = torch.from_numpy(steps.mean(axis=0)), torch.from_numpy(steps.std(axis=0)).clamp(min=1.0)
-    rows = [(torch.from_numpy(sequence) - mean) / deviation for sequence in sequences]
-    targets = [torch.from_numpy(target) for target in labels]
-    rnn = nn.GRU(steps.shape[1], hidden_size, batch_first=True)
-    output = nn.Linear(hidden_size, classes)
-    parameters = [*rnn.parameters(), *output.parameters()]
-    optimizer = torch.optim.Adam(parameters)
-    batches = -(-len(rows) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * batches)
-    for epoch in range(epochs):
-        total = 0.0
-        # what shares a batch is about equally long, so that little is padded
-        nearly_sorted = torch.tensor([len(row) for row in rows]) * (1 + 0.2 * torch.rand(len(rows)))
-        order = nearly_sorted.argsort().split(batch)
-        for i in torch.randperm(len(order)).tolist():
-            x = nn.utils.rnn.pad_sequence([rows[j] for j in order[i].tolist()], batch_first=True)
-            y = nn.utils.rnn.pad_sequence([targets[j] for j in order[i].tolist()], True, _NO_LABEL)
-            hidden, _ = rnn(x + noise * torch.randn_like(x))
-            logits = output(nn.functional.dropout(hidden, dropout))
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=_NO_LABEL)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            total += loss.item() / batches
-        report(epoch, total)
-    with torch.no_grad():
-        rnn.weight_ih_l0 /= deviation
-        rnn.bias_ih_l0 -= rnn.weight_ih_l0 @ mean
-    return from_torch(rnn, output)
+    optimizer = seqloom.Adam(lr=learning_rate)
+    async with await client.create_run(model, optimizer=optimizer, clip_norm=1.0, checkpoint_interval=0) as run:
+        batch = await asyncio.to_thread(next, batches)
+        for step in range(steps):
+            parts = [part for i in range(_CALLS) if (part := batch[i::_CALLS])]
+            calls = [
+                run.forward_backward([x for x, _ in part], [y for _, y in part], reduction="mean") for part in parts
+            ]
+            applied = asyncio.create_task(run.step(learning_rate * _share(step / steps)))
+            batch = await asyncio.to_thread(next, batches)  # which lets the step be sent first
+            await applied
+            losses = [(await call).loss for call in calls]
+            report(step + 1, sum(losses) / len(losses))
+        version = await run.publish()
+    await client.delete_run(run.id)
+    return version
 
 
-def class_probabilities(network: Network, sequence: np.ndarray) -> np.ndarray:
-    """Returns what the network makes of one whole sequence, [T, D], in this process: [T, classes]."""
-    state = torch.zeros(network.spec.num_layers, 1, network.spec.hidden_size)
-    hidden, _ = network.advance(torch.from_numpy(sequence), torch.ones(len(sequence), dtype=torch.int64), (state,))
-    probs, _ = network.outputs(hidden, "probs")
-    return probs.numpy()
+def _share(progress: float) -> float:
+    """How much of the learning rate is left: up in a line, then down as a cosine."""
+    if progress < _WARM_UP:
+        return max(_LEAST, progress / _WARM_UP)
+    return max(_LEAST, 0.5 + 0.5 * math.cos(math.pi * (progress - _WARM_UP) / (1 - _WARM_UP)))

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from demo import MODEL, ROOT, turns
 from features import log_mel
+from in_process import class_probabilities
 from recognition import edits, recognise
 from recordings import shipped
 from seqloom_server.nn import storage
-from training import class_probabilities
 
+STEPS = 40
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -30,18 +31,19 @@ def number(pattern, text):
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
-    """The demo as `make demo` runs it, but for a second or two: its result and its picture."""
-    picture = tmp_path_factory.mktemp("demo") / "new" / "demo.png"
-    result = run_demo("--seconds", 1, "--picture", picture)
+    """The demo as `make demo` runs it, but trained and heard for seconds only: its result, its picture, its models."""
+    folder = tmp_path_factory.mktemp("demo")
+    picture, models = folder / "new" / "demo.png", folder / "models"
+    result = run_demo("--steps", STEPS, "--seconds", 1, "--picture", picture, "--models", models)
     assert result.returncode == 0, result.stderr
-    return result, picture
+    return result, picture, models
 
 
 @pytest.fixture(scope="module")
-def expected():
+def expected(shown):
     """The recordings that the 16 callers say, and what the model makes of each, computed in this process."""
     corpus = shipped()
-    network, _ = storage.load(ROOT / "examples" / "models" / MODEL)
+    network, _ = storage.load(shown[2] / MODEL)
     said = turns(corpus.held_out, 16, 1)
     probs = {one.name: class_probabilities(network, log_mel(one.samples, one.rate)) for queue in said for one in queue}
     return corpus.classes, said, probs
@@ -57,6 +59,15 @@ def test_all_callers_words_are_those_that_the_network_hears(shown, expected):
         words += sum(len(one.words) for one in queue)
         wrong += sum(edits(one.words, recognise(probs[one.name], classes)) for one in queue)
     assert f"{words - wrong} of {words} words right" in shown[0].stdout
+
+
+def test_training_is_shown_in_a_few_lines_and_gets_somewhere(shown):
+    before, _, after = shown[0].stdout.partition("Published as version 2 of digits.\n")
+    assert after
+    rows = re.findall(rf"^ +(\d+) %, step (\d+) of {STEPS}, loss ([\d.]+) a frame$", before, re.MULTILINE)
+    assert [(int(share), int(step)) for share, step, _ in rows] == [(20 * i, 8 * i) for i in range(1, 6)]
+    losses = [float(loss) for *_, loss in rows]
+    assert losses[-1] < losses[0] / 2
 
 
 def test_every_step_of_the_first_caller_is_shown_as_it_is_computed(shown, expected):
@@ -77,7 +88,7 @@ def test_the_numbers_are_those_of_many_callers_in_one_batch(shown, expected):
 
 
 def test_the_picture_is_where_it_says(shown):
-    result, picture = shown
+    result, picture, _ = shown
     assert result.stdout.endswith(f"{picture}\n")
     assert picture.read_bytes().startswith(b"\x89PNG")
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from features import log_mel
+from in_process import class_probabilities
 from recognition import edits, recognise
 from recordings import SPEECH, shipped
 from seqloom_server.nn import storage
-from training import class_probabilities, train
 
 MODELS = SPEECH.parent / "models"
 CLASSES = ("silence", "yi", "er")
@@ -71,19 +71,3 @@ def test_the_shipped_model_knows_the_words_of_voices_that_it_has_never_heard():
 
 def test_the_shipped_model_is_small():
     assert sum(file.stat().st_size for file in MODELS.rglob("*")) < 300_000
-
-
-def test_training_learns_to_remember_and_takes_the_inputs_as_they_are():
-    random = np.random.default_rng(0)
-    kinds = random.integers(0, 2, 200)
-    # only the first step tells the kind, far from mean 0 and deviation 1
-    sequences = [random.normal(50, 3, (random.integers(5, 12), 3)).astype(np.float32) for _ in kinds]
-    for sequence, kind in zip(sequences, kinds, strict=True):
-        sequence[0] += 20 * kind
-    labels = [np.full(len(sequence), kind) for sequence, kind in zip(sequences, kinds, strict=True)]
-    losses = []
-    settings = {"hidden_size": 12, "epochs": 30, "batch": 16, "learning_rate": 3e-2}
-    network = train(sequences[:150], labels[:150], 2, **settings, report=lambda _, loss: losses.append(loss))
-    assert losses[-1] < 0.1 < losses[0]
-    for sequence, kind in zip(sequences[150:], kinds[150:], strict=True):
-        assert class_probabilities(network, sequence)[-1].argmax() == kind
