@@ -31,7 +31,8 @@ class Consumers:
 
     def __init__(self, consumers: list[Consumer], packing: Packing) -> None:
         self._all = consumers
-        self._own = [None if each.start is None else packing.from_packed[each.start : each.stop] for each in consumers]
+        self._own = any(each.start is not None for each in consumers)
+        self._from_packed = packing.from_packed
         self._most_rows = math.sqrt(packing.cells)
         self._norms: dict[str, torch.Tensor] = {}
         self.largest = 0.0
@@ -41,10 +42,13 @@ class Consumers:
 
     def put(self, name: str, rows: torch.Tensor) -> None:
         """Gives packed rows [cells, width] to all."""
-        if self._all:
-            self._norms[name] = torch.linalg.vector_norm(rows)
-        for each, own in zip(self._all, self._own, strict=True):
-            each.sink.put(name, rows if own is None else rows.index_select(0, own))
+        if not self._all:
+            return
+        self._norms[name] = torch.linalg.vector_norm(rows)
+        # in the sequences' own order once for all: a consumer's rows are neighbours there, so that a view will do
+        ordered = rows.index_select(0, self._from_packed) if self._own else rows
+        for each in self._all:
+            each.sink.put(name, rows if each.start is None else ordered[each.start : each.stop])
 
     def multiply(self, weight: str, bias: str, left: str, right: str) -> Pieces:
         """Has all multiply their rows of two factors."""
@@ -71,7 +75,7 @@ class Consumers:
             if own is None:
                 continue
             for name, rows in (left, right):
-                each.sink.put(name, rows if each.start is None else rows[own].clone())
+                each.sink.put(name, rows[own])
             yield from each.sink.multiply(weight, bias, left[0], right[0])
             each.sink.release()
 

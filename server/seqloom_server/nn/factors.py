@@ -28,7 +28,10 @@ class Product:
 
 
 class Sink(Protocol):
-    """Takes factors by name, then is told which are multiplied; rows of later groups and chunks come after."""
+    """Takes factors by name, then is told which are multiplied; rows of later groups and chunks come after.
+
+    put: views, which hold until release().
+    """
 
     def put(self, name: str, rows: torch.Tensor) -> None: ...
 
@@ -87,8 +90,8 @@ class Factors:
         self._products: dict[str, tuple[str, str | None]] = {}
 
     def put(self, name: str, rows: torch.Tensor) -> None:
-        """Keeps the rows, which must not change any more."""
-        self._rows.setdefault(name, []).append(rows)
+        """Keeps a copy of the rows: the caller's alone, as others' rows must not live for as long as it reads."""
+        self._rows.setdefault(name, []).append(rows.clone())
 
     def multiply(self, weight: str, bias: str, left: str, right: str) -> Pieces:
         """Remembers what is to be multiplied."""

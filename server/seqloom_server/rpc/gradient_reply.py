@@ -8,6 +8,7 @@ from seqloom.v1 import tensor_pb2
 from seqloom.v1 import training_service_pb2 as pb
 
 from seqloom_server.engine.request import Array
+from seqloom_server.nn.factors import factor_width
 from seqloom_server.nn.gradients import CallGradients, Wants
 from seqloom_server.nn.spec import ModelSpec
 
@@ -32,8 +33,10 @@ def predicted_bytes(spec: ModelSpec, wants: Wants, sequences: int, steps: int) -
     numbers += steps * spec.input_size * wants.inputs
     numbers += steps * spec.output_size * wants.outputs
     numbers += steps * spec.outputs_width * wants.hidden
-    if wants.parameters in ("smallest", "dense"):
+    if wants.parameters == "dense":
         numbers += spec.parameter_count
+    elif wants.parameters == "smallest":
+        numbers += min(spec.parameter_count, steps * factor_width(spec))
     return int(item * numbers) + 4096
 
 
