@@ -25,6 +25,7 @@ class Reason(enum.StrEnum):
     RUN_WAITS = "RUN_WAITS"  # for earlier calls, which were lost with a server or never came
     NOTHING_ACCUMULATED = "NOTHING_ACCUMULATED"  # a step without a gradient
     STEP_MISMATCH = "STEP_MISMATCH"  # the step expected is not the run's next
+    NOT_DONE = "NOT_DONE"  # a call on a run had begun, and there was no room for it: nothing changed
     CALL_CHANGED = "CALL_CHANGED"  # a call's number was used for another content before
     CALL_FORGOTTEN = "CALL_FORGOTTEN"  # a call was done, and its reply acknowledged
     CHECKPOINT_NOT_FOUND = "CHECKPOINT_NOT_FOUND"

@@ -9,6 +9,7 @@ from calls import frames, infer, infer_request, refused
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from safetensors.numpy import load_file
 from seqloom import tensors
+from seqloom.v1 import tensor_pb2
 from seqloom.v1 import training_service_pb2 as pb
 from serving import SMALL, open_channel, write_models
 from training_calls import ADAM, Client, create_run, examples, gradients, labels, stub
@@ -290,3 +291,35 @@ async def test_a_save_is_durable_with_itself_and_all_before_it(server_process, t
         assert (found.accumulated_calls, found.calls_done, found.checkpoints) == (1, 2, ["empty"])
         await client.save(number=2)  # the same again: nothing is refused
         assert (await client.step(number=3)).step == 1
+
+
+async def test_the_same_call_cut_in_other_parts_is_the_same_call(served, channel):
+    client = Client(channel, (await create_run(channel)).id)
+    whole = batch(0)
+    first = await client.forward_backward(whole, number=1)
+    rows, ys = tensors.decode(whole.sequences.rows), tensors.decode(whole.targets)
+    head = pb.Examples()
+    head.CopyFrom(whole)
+    head.sequences.rows.CopyFrom(tensors.encode(rows[:3]))
+    head.targets.CopyFrom(tensors.encode(ys[:1]))
+    rest = pb.Examples(
+        sequences=tensor_pb2.SequenceBatch(rows=tensors.encode(rows[3:])), targets=tensors.encode(ys[1:])
+    )
+    parts = [
+        pb.ForwardBackwardRequest(call=client.id(1), examples=head),
+        pb.ForwardBackwardRequest(examples=rest),
+    ]
+    again = await stub(channel).ForwardBackward(iter(parts), timeout=30)
+    assert again.losses == first.losses
+    assert (await client.get()).accumulated_calls == 1
+
+
+async def test_a_publish_for_which_there_is_no_room_may_be_tried_again(serve):
+    async with serve(max_live_versions=1) as served, open_channel(served.address) as channel:
+        client = Client(channel, (await create_run(channel)).id)
+        weights = served.engine.registry.current("small")
+        served.engine.registry.hold(weights)  # as an open stream does
+        failure = await refused(client.publish(number=1))
+        assert (failure.code, failure.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+        served.engine.registry.release(weights)
+        assert (await client.publish(number=1)).weights_version == 2

@@ -12,15 +12,15 @@ from training_calls import Client, create_run, examples, gradients, labels, stub
 async def test_a_checkpoint_in_the_background_does_not_replace_a_later_one(served, channel):
     client = Client(channel, (await create_run(channel, checkpoint_interval=1)).id)
     run = served.engine.runs.get(client.run)
-    async with run._writing:  # the disk is slow
+    async with run.checkpoints.turn():  # the disk is slow
         for _ in range(2):
             await client.forward_backward()
             await client.step()
         await client.forward_backward()
         save = asyncio.ensure_future(client.save())
-        await until(lambda: len(run._writing._waiters) == 2)
+        await until(lambda: len(run.checkpoints._writing._waiters) == 2)
     assert (await save).progress.calls_durable == 6
-    await until(run._writer.done)
+    await until(run.checkpoints._writer.done)
     found = await client.get()
     assert (found.calls_durable, found.durable_step) == (6, 2)
 
@@ -28,9 +28,9 @@ async def test_a_checkpoint_in_the_background_does_not_replace_a_later_one(serve
 async def test_a_run_that_is_deleted_while_it_is_saved_leaves_no_folder(served, channel):
     client = Client(channel, (await create_run(channel)).id)
     run = served.engine.runs.get(client.run)
-    async with run._writing:
+    async with run.checkpoints.turn():
         save = asyncio.ensure_future(client.save("last"))
-        await until(lambda: run._writing._waiters)
+        await until(lambda: run.checkpoints._writing._waiters)
         delete = asyncio.ensure_future(stub(channel).DeleteRun(pb.DeleteRunRequest(run=client.run), timeout=30))
         await until(lambda: not served.engine.runs.all())
     await delete

@@ -26,6 +26,10 @@ class CallOrder:
         """The number of the client's last call that went; 0 where none has."""
         return self._gone.get(client, 0)
 
+    def forget(self, client: str) -> None:
+        """A client will not come again."""
+        self._gone.pop(client, None)
+
     def learn(self, record: StepRecord) -> None:
         """A client tells of a step that was applied; the journal may not have outlived what happened."""
         follows = record.step == self.planned + len(self._lost) + 1

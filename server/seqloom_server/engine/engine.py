@@ -9,13 +9,13 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Set
-from typing import Any
 
 import torch
 
 from seqloom_server.config import ServerConfig
 from seqloom_server.engine.device import DeviceThread, Results, TrainingResults
 from seqloom_server.engine.fitting import SchedulerLimits
+from seqloom_server.engine.jobs import Jobs
 from seqloom_server.engine.programs import Settings
 from seqloom_server.engine.registry import Registry
 from seqloom_server.engine.report import Report
@@ -66,11 +66,10 @@ class Engine:
             poison=config.poison_slots,
             settings=Settings(config.training_piece_gflop * 1e9, config.max_activation_bytes),
         )
+        self.jobs = Jobs(self._scheduler.training, self._lock, self._report, self._look_if_empty)
         self._open: dict[Sequence, None] = {}  # every sequence that has not ended
-        self._jobs: dict[Job, None] = {}  # and every training job
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle_watch: asyncio.Task[None] | None = None
-        self._waking = False
         self._draining = False
         self._death: BaseException | None = None
         self._on_death: list[Callable[[], None]] = []
@@ -162,27 +161,8 @@ class Engine:
 
     def run_job(self, job: Job) -> None:
         """Takes it on also while the server shuts down, which is when runs are saved. Raises ServerError."""
-        if self._death is not None:
-            raise ServerError(Reason.ENGINE_DEAD, "the device thread has died: the server must be restarted")
-        with self._lock:
-            try:
-                self._scheduler.training.push(job, time.monotonic())
-            except ServerError as error:
-                self._report.rejected(error.reason)
-                raise
-        self._jobs[job] = None
-        if self._loop is not None and not self._waking:  # after what else has just come, which may share its batch
-            self._waking = True
-            self._loop.call_soon(self._wake)
-
-    def _wake(self) -> None:
-        self._waking = False
-        with self._lock:
-            self._lock.notify()
-
-    def jobs_of(self, weights: Any) -> list[Job]:
-        """The jobs under these weights that have not ended."""
-        return [job for job in self._jobs if job.weights is weights]
+        self._check_alive()
+        self.jobs.add(job)
 
     def stepped(self, model: str) -> None:
         """A run of the model has applied a step."""
@@ -192,47 +172,21 @@ class Engine:
         """A call on a run of the model was a repeat."""
         self._report.deduplicated(model)
 
-    def abandon(self, jobs: Iterable[Job], error: ServerError | None = None) -> None:
-        """Takes jobs that have not begun out of the queue, and ends all of them: with the error, or without a word."""
-        ended = [job for job in jobs if job in self._jobs]
-        with self._lock:
-            for job in ended:
-                self._scheduler.training.cancel(job)
-        for job in ended:
-            self._end_job(job, error)
-            if error is None:
-                self._report.cancelled("running" if job.queue_seconds else "queued")
-
     def trained(self, results: TrainingResults) -> None:
         """The device thread's: outcomes of training jobs."""
         for job, outcome in results:
-            if job in self._jobs:
-                self._end_job(job, outcome)
-
-    def _end_job(self, job: Job, outcome: Any) -> None:
-        """The one place where a job ends."""
-        del self._jobs[job]
-        if not job.outcome.done():
-            if outcome is None:
-                job.outcome.cancel()
-            elif isinstance(outcome, ServerError):
-                job.outcome.set_exception(outcome)
-            else:
-                job.outcome.set_result(outcome)
-        self._look_if_empty()
+            self.jobs.end(job, outcome)
 
     async def drain(self, grace_seconds: float) -> None:
         """Takes no new sequences, lets the open ones end, and fails what is left after the grace period."""
         self._draining = True
-        if self._open or self._jobs:
+        if self._open or self.jobs:
             self._emptied.clear()
             try:
                 await asyncio.wait_for(self._emptied.wait(), grace_seconds)
             except TimeoutError:
-                with self._lock:
-                    begun = self._scheduler.training.begun()
                 # what a run has begun is saved with it, and its reply must be the true one
-                self._end_all(but={job for job in begun if job.call is not None})
+                self._end_all(but={job for job in self.jobs.begun() if job.call is not None})
         if self.alive:
             await self.runs.save_all()
 
@@ -246,16 +200,19 @@ class Engine:
     def _end_all(self, but: Set[Job] = frozenset()) -> None:
         error = ServerError(Reason.SHUTTING_DOWN, "the server is shutting down")
         self._fail(list(self._open), error)
-        self.abandon([job for job in self._jobs if job not in but], error)
+        self.jobs.abandon([job for job in self.jobs if job not in but], error)
         if self._idle_watch is not None:
             self._idle_watch.cancel()
 
     def check_serving(self) -> None:
         """Raises ServerError SHUTTING_DOWN or ENGINE_DEAD where no new work is taken."""
-        if self._death is not None:
-            raise ServerError(Reason.ENGINE_DEAD, "the device thread has died: the server must be restarted")
+        self._check_alive()
         if self._draining:
             raise ServerError(Reason.SHUTTING_DOWN, "the server is shutting down and takes no new work")
+
+    def _check_alive(self) -> None:
+        if self._death is not None:
+            raise ServerError(Reason.ENGINE_DEAD, "the device thread has died: the server must be restarted")
 
     def _check_admitting(self, op: Op) -> None:
         self.check_serving()
@@ -291,7 +248,7 @@ class Engine:
         self._look_if_empty()
 
     def _look_if_empty(self) -> None:
-        if not self._open and not self._jobs:
+        if not self._open and not self.jobs:
             self._emptied.set()
 
     def _fail(self, sequences: Iterable[Sequence], error: ServerError) -> list[Sequence]:
@@ -339,7 +296,7 @@ class Engine:
         self._death = error
         dead = ServerError(Reason.ENGINE_DEAD, "the device thread has died")
         self._fail(list(self._open), dead)
-        self.abandon(list(self._jobs), dead)
+        self.jobs.abandon(self.jobs, dead)
         for callback in self._on_death:
             callback()
 

@@ -155,12 +155,12 @@ class Registry:
 
     async def _publish(self, name: str, network: Network) -> ModelInfo:
         served = self.current(name)
-        self._check_live_versions(name)
+        self.check_live_versions(name)
         self._check_same_spec(served, network)
         return await self._serve(name, self._next_version(name), network, save=True)
 
     async def _load(self, name: str) -> ModelInfo:
-        self._check_live_versions(name)
+        self.check_live_versions(name)
         network, version = await off_loop(self._read, name)
         last = self._last.get(name, 0)
         if version < last or (version == last and name in self._served):
@@ -175,7 +175,7 @@ class Registry:
         return await self._serve(name, version, network, save=True)
 
     async def _import(self, name: str, config: bytes, weights: bytes) -> ModelInfo:
-        self._check_live_versions(name)
+        self.check_live_versions(name)
         network, version = await off_loop(storage.load_bytes, config, weights, self._device, self._check_size)
         served = self._served.get(name)
         if served is not None:
@@ -240,7 +240,8 @@ class Registry:
         self._change.add_done_callback(lambda _: self._changing.release())
         return await asyncio.shield(self._change)
 
-    def _check_live_versions(self, name: str) -> None:
+    def check_live_versions(self, name: str) -> None:
+        """Raises OVERLOADED where no further version of the model may be alive now."""
         in_use = sum(1 for weights in self._users if weights.model == name)
         if in_use >= self._max_live_versions:
             raise ServerError(
@@ -253,7 +254,7 @@ class Registry:
         """Everything that may fail comes before the folder is replaced, and that before the weights in use are."""
         served = await off_loop(ServedWeights, name, version, network)
         await off_loop(warm_up, served)
-        self._check_live_versions(name)  # sessions came meanwhile
+        self.check_live_versions(name)  # sessions came meanwhile
         if save:
             await off_loop(storage.save, self._root / name, network, version)
         self._served[name] = served

@@ -1,4 +1,4 @@
-"""One training run on the event loop: what each call on it does, and what of it is durable."""
+"""One training run on the event loop: what each call on it does."""
 
 import asyncio
 import logging
@@ -7,15 +7,15 @@ from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from seqloom_server.engine import checkpoints
 from seqloom_server.engine.call_order import CallOrder
-from seqloom_server.engine.checkpoints import CallsDone, RunMeta, RunState, StoredReply
+from seqloom_server.engine.checkpoints import CallsDone, RunMeta
 from seqloom_server.engine.journal import StepRecord
-from seqloom_server.engine.replies import Done, Published, Reply, from_json, to_json
-from seqloom_server.engine.run_calls import CallId, RunCalls
+from seqloom_server.engine.replies import Done, Published, Reply, from_json
+from seqloom_server.engine.run_calls import CallId, KeptReply, RunCalls
+from seqloom_server.engine.run_checkpoints import RunCheckpoints
 from seqloom_server.engine.run_weights import Accumulated, RunWeights, Snapshot, Stepped
 from seqloom_server.engine.training import Job, Task, TrainingCall
-from seqloom_server.errors import Reason, ServerError
+from seqloom_server.errors import ServerError
 from seqloom_server.nn.gradients import Example, Wants
 from seqloom_server.nn.network import Network
 
@@ -32,6 +32,8 @@ class Host(Protocol):
     def train(self, job: Job) -> None: ...
 
     def run_job(self, job: Job) -> None: ...
+
+    def check_live_versions(self, model: str) -> None: ...
 
     async def publish(self, model: str, network: Network) -> int: ...
 
@@ -58,26 +60,23 @@ class Run:
         self.meta = meta
         self.folder = folder
         self.weights = weights
-        self.step = self.durable_step = weights.step
+        self.step = weights.step
         self.loss = weights.loss
         self.accumulated_calls = weights.accumulated_calls
         self._host = host
-        self.checkpoints: list[str] = []  # their names, in order
-        self._durable_calls = dict(weights.done)
-        self._journal = weights.journal
-        self._writing = asyncio.Lock()
-        self._waiting: Snapshot | None = None  # to be written when the one before it is
-        self._writer: asyncio.Task[None] | None = None
-        self._ended: ServerError | None = None
+        self.checkpoints = RunCheckpoints(
+            folder, meta, weights.network.spec, weights.journal, weights.step, weights.done
+        )
         self.calls = RunCalls(
             CallOrder(weights.done, weights.step, lost or ()),
             host.max_held_calls,
-            lambda: host.deduplicated(meta.model),
+            deduplicated=lambda: host.deduplicated(meta.model),
+            forgotten=weights.forget,
         )
 
     def progress(self, client: str) -> Progress:
         """What every reply tells."""
-        return Progress(self.step, self.durable_step, self._durable_calls.get(client, 0))
+        return Progress(self.step, self.checkpoints.step, self.checkpoints.calls.get(client, 0))
 
     async def forward_backward(
         self, call: CallId, digest: str, examples: list[Example] | ServerError, nbytes: int
@@ -129,7 +128,7 @@ class Run:
             self.step, self.accumulated_calls = stepped.step, 0
             self._host.stepped(self.meta.model)
             if snapshot is not None:
-                self._write_soon(snapshot)
+                self.checkpoints.write_soon(snapshot, self.calls)
             return stepped
 
         digest = f"step {learning_rate} {expected_step}"
@@ -146,7 +145,8 @@ class Run:
             return (yield from self.weights.snapshot())
 
         async def finish(outcome: Awaitable[Snapshot]) -> Done:
-            await self._write(await outcome, name, StoredReply(call.number, digest, to_json(Done())), call.client)
+            reply = KeptReply(call.client, call.number, digest, Done())
+            await self.checkpoints.write(await outcome, self.calls, name, reply)
             return Done()
 
         await self.calls.call(call, digest, lambda: finish(self._task(call, program)))
@@ -158,7 +158,7 @@ class Run:
         """
         digest = f"load {name}"
         if self.calls.order.waiting_for():  # whoever goes back gives up what was lost
-            await self._read(name)
+            await self.checkpoints.read(name)
             self.calls.order.forget_lost()
 
         def begin() -> Awaitable[Done]:
@@ -168,7 +168,8 @@ class Run:
             try:
                 if others:
                     await asyncio.wait(others)
-                snapshot = await self._read(name)
+                snapshot = await self.checkpoints.read(name)
+                await self.checkpoints.forget_steps()
 
                 def program() -> Generator[None, None, Snapshot]:
                     yield from self.weights.restore(snapshot)
@@ -179,9 +180,8 @@ class Run:
                 self.step, self.loss = restored.step, restored.loss
                 self.accumulated_calls = restored.accumulated_calls
                 self.calls.order.planned = restored.step
-                self._waiting = None
-                self._journal.clear()
-                await self._write(restored, "", StoredReply(call.number, digest, to_json(Done())), call.client)
+                reply = KeptReply(call.client, call.number, digest, Done())
+                await self.checkpoints.write(restored, self.calls, reply=reply)
             finally:
                 self.calls.open()
             return Done()
@@ -201,38 +201,30 @@ class Run:
 
         async def finish(outcome: Awaitable[tuple[Network, Snapshot]]) -> Published:
             network, snapshot = await outcome
-            async with self._writing:  # or a later checkpoint would say that this call is done, without its reply
+            # in one turn, or a later checkpoint would say that this call is done, without its reply
+            async with self.checkpoints.turn():
                 published = Published(await self._host.publish(self.meta.model, network))
-                reply = StoredReply(call.number, "publish", to_json(published))
-                await self._write_next(snapshot, "", reply, call.client)
+                kept = KeptReply(call.client, call.number, "publish", published)
+                await self.checkpoints.write_next(snapshot, self.calls, reply=kept)
             return published
 
-        reply = await self.calls.call(call, "publish", lambda: finish(self._task(call, program)))
+        def begin() -> Awaitable[Published]:
+            self._host.check_live_versions(self.meta.model)
+            return finish(self._task(call, program))
+
+        reply = await self.calls.call(call, "publish", begin)
         assert isinstance(reply, Published)
         return reply
 
-    async def save_new(self) -> None:
-        """Writes the run for the first time. Raises ServerError."""
-        await self._write(await self._job(self.weights.snapshot))
-
-    async def written(self) -> None:
-        """Returns when nothing is being written in the background."""
-        self._waiting = None
-        if self._writer is not None:
-            await asyncio.wait({self._writer})
+    async def save_now(self) -> None:
+        """Writes the run as it is: when it has been made, and while the server shuts down. Raises ServerError."""
+        await self.checkpoints.settle()
+        await self.checkpoints.write(await self._job(self.weights.snapshot), self.calls)
 
     async def end(self, error: ServerError) -> None:
         """Ends the calls that wait with the error; after this nothing is written in the run's folder any more."""
-        self._ended = error
         self.calls.end(error)
-        await self.written()
-        async with self._writing:
-            pass
-
-    async def save_at_end(self) -> None:
-        """Writes the run as it is, while the server shuts down. Raises ServerError."""
-        await self.written()
-        await self._write(await self._job(self.weights.snapshot))
+        await self.checkpoints.end(error)
 
     def _job(self, start: Callable[[], Generator[None, None, Any]]) -> "asyncio.Future[Any]":
         task = Task(self.weights, asyncio.get_running_loop().create_future(), start=start)
@@ -246,69 +238,6 @@ class Run:
         self._host.train(task)
         return task.outcome
 
-    def _write_soon(self, snapshot: Snapshot) -> None:
-        """Writes a snapshot in the background; one that still waits gives way to it."""
-        self._waiting = snapshot
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.ensure_future(self._write_waiting())
-
-    async def _write_waiting(self) -> None:
-        while self._waiting is not None:
-            snapshot, self._waiting = self._waiting, None
-            try:
-                await self._write(snapshot)
-            except ServerError as error:
-                log.error("run %s: no checkpoint of step %d: %s", self.meta.id, snapshot.step, error)
-
-    async def _write(
-        self, snapshot: Snapshot, name: str = "", extra: StoredReply | None = None, extra_client: str = ""
-    ) -> None:
-        async with self._writing:
-            await self._write_next(snapshot, name, extra, extra_client)
-
-    async def _write_next(self, snapshot: Snapshot, name: str, extra: StoredReply | None, extra_client: str) -> None:
-        if self._ended is not None:
-            raise self._ended
-        done = snapshot.done
-        if extra is None and any(number > done.get(client, 0) for client, number in self._durable_calls.items()):
-            return  # a background checkpoint that a later one has overtaken
-        state = self._state(snapshot)
-        if extra is not None:
-            state.calls[extra_client].replies.append(extra)
-        await _files(checkpoints.save_run, self.folder, name, state)
-        if name:
-            self.checkpoints = sorted({*self.checkpoints, name})
-        self.durable_step = snapshot.step
-        self._durable_calls = done
-        try:
-            self._journal.forget(snapshot.step)
-        except OSError as error:
-            log.error("run %s: its journal cannot be written: %s", self.meta.id, error)
-
-    async def _read(self, name: str) -> Snapshot:
-        state = await _files(checkpoints.load_named, self.folder, name)
-        if state.spec != self.weights.network.spec or state.meta.optimizer != self.meta.optimizer:
-            what = f"checkpoint {name!r} is of another network or optimizer"
-            raise ServerError(Reason.CHECKPOINT_BROKEN, what)
-        return snapshot_of(state)
-
-    def _state(self, snapshot: Snapshot) -> RunState:
-        kept = self.calls.kept(snapshot.done)
-        return RunState(
-            meta=self.meta,
-            spec=self.weights.network.spec,
-            step=snapshot.step,
-            loss=snapshot.loss,
-            accumulated_calls=snapshot.accumulated_calls,
-            parameters=snapshot.parameters,
-            optimizer=snapshot.optimizer,
-            accumulated=snapshot.accumulated,
-            calls={
-                client: CallsDone(done, [StoredReply(*each) for each in kept.get(client, ())])
-                for client, done in snapshot.done.items()
-            },
-        )
-
     def take_replies(self, calls: dict[str, CallsDone]) -> None:
         """Takes in the replies that the checkpoint kept of which this run is made."""
         for client, done in calls.items():
@@ -318,38 +247,9 @@ class Run:
                 except (KeyError, TypeError, ValueError):
                     log.warning("run %s: the reply to call %d of %s is lost", self.meta.id, stored.number, client)
                     continue
-                self.calls.keep(client, stored.number, stored.digest, reply)
-
-
-def snapshot_of(state: RunState) -> Snapshot:
-    """What a checkpoint holds for the device."""
-    return Snapshot(
-        state.parameters,
-        state.optimizer,
-        state.accumulated,
-        state.accumulated_calls,
-        state.step,
-        state.loss,
-        {client: calls.done for client, calls in state.calls.items()},
-    )
+                self.calls.keep(KeptReply(client, stored.number, stored.digest, reply))
 
 
 def _refuse(error: ServerError) -> Generator[None, None, None]:
     yield
     raise error
-
-
-async def _files(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Runs what reads and writes checkpoints in a worker thread, to its end. Raises ServerError."""
-    try:
-        return await asyncio.shield(asyncio.to_thread(function, *arguments))
-    except FileNotFoundError as error:
-        raise ServerError(
-            Reason.CHECKPOINT_NOT_FOUND, f"there is no checkpoint {arguments[1]!r}", field="name"
-        ) from error
-    except checkpoints.BrokenCheckpoint as error:
-        raise ServerError(Reason.CHECKPOINT_BROKEN, str(error)) from error
-    except OSError as error:
-        raise ServerError(
-            Reason.STORAGE_FAILED, f"the server's folder of runs failed: {error.strerror or error}"
-        ) from error

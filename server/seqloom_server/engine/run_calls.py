@@ -1,11 +1,11 @@
 """The numbered calls on one run: each is done once, in its turn, and its reply is kept for whoever asks again."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from seqloom_server.engine import replies
 from seqloom_server.engine.call_order import CallOrder
 from seqloom_server.engine.replies import Reply
 from seqloom_server.errors import Reason, ServerError, invalid
@@ -52,19 +52,32 @@ class _Entry:
     waiters: int = 0
 
 
-@dataclass(slots=True)
-class _Caller:
-    entries: dict[int, _Entry] = field(default_factory=dict)
+@dataclass(frozen=True, slots=True)
+class KeptReply:
+    """A reply, or the error that was one, as it is kept for a repeat of the call."""
+
+    client: str
+    number: int
+    digest: str
+    reply: Reply | ServerError
 
 
 class RunCalls:
-    """The calls of all clients on one run. deduplicated: is told of each repeat. max_held: calls that may wait."""
+    """The calls of all clients on one run. max_held: how many may wait. deduplicated: is told of each repeat, and
+    forgotten of clients that give way to others."""
 
-    def __init__(self, order: CallOrder, max_held: int, deduplicated: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        order: CallOrder,
+        max_held: int,
+        deduplicated: Callable[[], None],
+        forgotten: Callable[[str], None],
+    ) -> None:
         self.order = order
         self._max_held = max_held
         self._deduplicated = deduplicated
-        self._callers: dict[str, _Caller] = {}
+        self._forgotten = forgotten
+        self._clients: OrderedDict[str, dict[int, _Entry]] = OrderedDict()  # that used longest ago first
         self._held: dict[_Entry, None] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -86,20 +99,14 @@ class RunCalls:
             entry.waiters -= 1
             if not entry.waiters and entry in self._held:  # nobody wants it any more, and nothing of it has been done
                 del self._held[entry]
-                del self._callers[call.client].entries[call.number]
+                del self._clients[call.client][call.number]
 
     def _entry(self, call: CallId, digest: str, begin: Begin, is_step: bool) -> _Entry:
-        caller = self._callers.get(call.client)
-        if caller is None:
-            if len(self._callers) >= _MAX_CLIENTS:
-                raise ServerError(
-                    Reason.OVERLOADED, f"{_MAX_CLIENTS} clients use the run: no more now", retry_after=5.0
-                )
-            caller = self._callers[call.client] = _Caller()
-        for number in [number for number in caller.entries if number <= call.acknowledged]:
-            if caller.entries[number].reply.done():
-                del caller.entries[number]
-        entry = caller.entries.get(call.number)
+        entries = self._entries_of(call.client)
+        for number in [number for number in entries if number <= call.acknowledged]:
+            if entries[number].reply.done():
+                del entries[number]
+        entry = entries.get(call.number)
         if entry is not None:
             if entry.digest != digest:
                 raise ServerError(
@@ -114,18 +121,31 @@ class RunCalls:
                 Reason.CALL_FORGOTTEN, f"call {call.number} of client {call.client} is done, and its reply forgotten"
             )
         next_one = self.order.may_go(call.client, call.number, call.step)
-        if len(caller.entries) >= _MAX_REPLIES or (len(self._held) >= self._max_held and not next_one):
+        if len(entries) >= _MAX_REPLIES or (len(self._held) >= self._max_held and not next_one):
             raise ServerError(
                 Reason.OVERLOADED,
-                f"{len(self._held)} calls wait for earlier ones, {len(caller.entries)} of this client are kept",
+                f"{len(self._held)} calls wait for earlier ones, {len(entries)} of this client are kept",
                 retry_after=0.5,
             )
         entry = _Entry(call, digest, asyncio.get_running_loop().create_future(), begin, is_step)
         entry.reply.add_done_callback(lambda reply: reply.cancelled() or reply.exception())  # nobody may have waited
-        caller.entries[call.number] = entry
+        entries[call.number] = entry
         self._held[entry] = None
         self._let_go()
         return entry
+
+    def _entries_of(self, client: str) -> dict[int, _Entry]:
+        """A client's calls. Beyond the bound who was here longest ago, and waits for nothing, is forgotten."""
+        entries = self._clients.setdefault(client, {})
+        self._clients.move_to_end(client)
+        if len(self._clients) > _MAX_CLIENTS:
+            for other, theirs in self._clients.items():
+                if other != client and all(entry.reply.done() for entry in theirs.values()):
+                    del self._clients[other]
+                    self.order.forget(other)
+                    self._forgotten(other)
+                    break
+        return entries
 
     def _waits(self, entry: _Entry) -> ServerError:
         last = self.order.last(entry.id.client)
@@ -158,7 +178,7 @@ class RunCalls:
             outcome = entry.begin()
         except ServerError as error:
             entry.reply.set_exception(error)
-            del self._callers[entry.id.client].entries[entry.id.number]
+            del self._clients[entry.id.client][entry.id.number]
             return False
         entry.begin = None  # with which the call's arrays go
         task = asyncio.ensure_future(self._finish(entry, outcome))
@@ -172,7 +192,12 @@ class RunCalls:
         except BaseException as error:
             if entry.is_step:
                 self.order.step_failed()
-            failure = error if isinstance(error, Exception) else ServerError(Reason.CANCELLED, "the run has ended")
+            failure: BaseException = error
+            if not isinstance(error, Exception):
+                failure = ServerError(Reason.CANCELLED, "the run has ended")
+            elif isinstance(error, ServerError) and error.reason is Reason.OVERLOADED:
+                # its number is used up, so that the same call again would get the same reply again
+                failure = ServerError(Reason.NOT_DONE, f"{error.message}: nothing was done, and it may be called anew")
             if not entry.reply.done():
                 entry.reply.set_exception(failure)
             if not isinstance(error, Exception):
@@ -198,27 +223,25 @@ class RunCalls:
             if not entry.reply.done():
                 entry.reply.set_exception(error)
 
-    def kept(self, done: dict[str, int]) -> dict[str, list[tuple[int, str, dict[str, Any]]]]:
-        """Returns, by client, (number, digest, reply as JSON) of what is kept of calls up to those that are done."""
-        return {
-            client: [
-                (number, entry.digest, replies.to_json(_outcome(entry)))
-                for number, entry in sorted(caller.entries.items())
-                if number <= done.get(client, 0) and entry.reply.done() and not entry.reply.cancelled()
-            ]
-            for client, caller in self._callers.items()
-        }
+    def kept(self, done: dict[str, int]) -> list[KeptReply]:
+        """Returns what is kept of calls up to those that are done, by client."""
+        return [
+            KeptReply(client, number, entry.digest, _outcome(entry))
+            for client, entries in self._clients.items()
+            for number, entry in sorted(entries.items())
+            if number <= done.get(client, 0) and entry.reply.done() and not entry.reply.cancelled()
+        ]
 
-    def keep(self, client: str, number: int, digest: str, reply: Reply | ServerError) -> None:
+    def keep(self, kept: KeptReply) -> None:
         """Takes in a reply that a checkpoint kept."""
-        kept: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        if isinstance(reply, ServerError):
-            kept.set_exception(reply)
-            kept.exception()
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        if isinstance(kept.reply, ServerError):
+            future.set_exception(kept.reply)
+            future.exception()
         else:
-            kept.set_result(reply)
-        entries = self._callers.setdefault(client, _Caller()).entries
-        entries[number] = _Entry(CallId(client, number), digest, kept)
+            future.set_result(kept.reply)
+        entries = self._clients.setdefault(kept.client, {})
+        entries[kept.number] = _Entry(CallId(kept.client, kept.number), kept.digest, future)
 
 
 def _outcome(entry: _Entry) -> Reply | ServerError:

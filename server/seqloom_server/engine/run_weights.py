@@ -89,6 +89,10 @@ class RunWeights:
             client, number = call
             self.done[client] = max(number, self.done.get(client, 0))
 
+    def forget(self, client: str) -> None:
+        """A client will not come again. Safe from any thread."""
+        self.done.pop(client, None)
+
     def accumulate(self, total: Tensors | None, calls: int) -> Pieces:
         """Adds the gradient of so many calls to what the next step applies."""
         if total is None:

@@ -10,9 +10,11 @@ from typing import Any, Protocol
 
 from seqloom_server.engine import checkpoints
 from seqloom_server.engine.checkpoints import RunMeta, RunState
+from seqloom_server.engine.jobs import Jobs
 from seqloom_server.engine.journal import Journal
 from seqloom_server.engine.registry import Registry, off_loop
-from seqloom_server.engine.run import Host, Run, snapshot_of
+from seqloom_server.engine.run import Host, Run
+from seqloom_server.engine.run_checkpoints import snapshot_of
 from seqloom_server.engine.run_weights import RunWeights
 from seqloom_server.engine.runner import ServedWeights
 from seqloom_server.engine.training import Job
@@ -26,13 +28,11 @@ log = logging.getLogger(__name__)
 class Device(Protocol):
     """What runs need of the engine."""
 
+    jobs: Jobs
+
     def train(self, job: Job) -> None: ...
 
     def run_job(self, job: Job) -> None: ...
-
-    def abandon(self, jobs: list[Job], error: ServerError | None = None) -> None: ...
-
-    def jobs_of(self, weights: Any) -> list[Job]: ...
 
     def check_serving(self) -> None: ...
 
@@ -109,7 +109,7 @@ class Runs(Host):
             await off_loop(lambda: folder.mkdir(parents=True), of="runs")
             weights = await off_loop(self._weights, network, meta, of="runs")
             run = Run(self, folder, meta, weights)
-            await run.save_new()
+            await run.save_now()
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise
@@ -129,7 +129,7 @@ class Runs(Host):
             run = self.get(run_id)
             del self._runs[run_id]
             gone = ServerError(Reason.RUN_NOT_FOUND, f"run {run_id} has been deleted", field="run")
-            self._engine.abandon(self._engine.jobs_of(run.weights), gone)
+            self._engine.jobs.abandon([job for job in self._engine.jobs if job.weights is run.weights], gone)
             await run.end(gone)
             await off_loop(shutil.rmtree, run.folder, of="runs")
 
@@ -144,7 +144,7 @@ class Runs(Host):
                 continue
             lost = weights.journal.read(weights.step)
             run = Run(self, folder, state.meta, weights, lost)
-            run.checkpoints = await asyncio.to_thread(checkpoints.names, folder)
+            run.checkpoints.names = await asyncio.to_thread(checkpoints.names, folder)
             run.take_replies(state.calls)
             self._runs[state.meta.id] = run
             log.info(
@@ -164,7 +164,7 @@ class Runs(Host):
         """Saves every run, while the server shuts down; one that cannot be saved is logged."""
         for run in self.all():
             try:
-                await run.save_at_end()
+                await run.save_now()
             except (ServerError, asyncio.CancelledError) as error:
                 log.error("run %s could not be saved at step %d: %s", run.meta.id, run.step, error)
 
@@ -173,6 +173,9 @@ class Runs(Host):
 
     def run_job(self, job: Job) -> None:
         self._engine.run_job(job)
+
+    def check_live_versions(self, model: str) -> None:
+        self._registry.check_live_versions(model)
 
     async def publish(self, model: str, network: Network) -> int:
         return (await self._registry.publish(model, network)).weights_version

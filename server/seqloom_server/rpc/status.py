@@ -31,6 +31,7 @@ CODES: dict[Reason, int] = {
     Reason.RUN_WAITS: code_pb2.UNAVAILABLE,
     Reason.NOTHING_ACCUMULATED: code_pb2.FAILED_PRECONDITION,
     Reason.STEP_MISMATCH: code_pb2.FAILED_PRECONDITION,
+    Reason.NOT_DONE: code_pb2.ABORTED,
     Reason.CALL_CHANGED: code_pb2.INVALID_ARGUMENT,
     Reason.CALL_FORGOTTEN: code_pb2.FAILED_PRECONDITION,
     Reason.CHECKPOINT_NOT_FOUND: code_pb2.NOT_FOUND,

@@ -32,6 +32,7 @@ _FORMS: dict[int, ParameterForm] = {
     pb.PARAMETER_FORM_DENSE: "dense",
     pb.PARAMETER_FORM_NORMS: "norms",
 }
+_LARGE_BYTES = 1 << 20  # to look at every number of so many would hold up the event loop
 _MAX_CALLS = 1 << 12  # clients that a step that is sent again may name
 
 
@@ -56,7 +57,7 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
             set_model(weights.model)
             spec = weights.network.spec
             wants, bfloat16 = _wants(head), _bfloat16(head)
-            batch = self._decode(received, spec)
+            batch = await self._decode(received, spec)
             steps = sum(len(example.xs) for example in batch)
             size = gradient_reply.predicted_bytes(spec, wants, len(batch), steps)
             self._outputs.take(size)
@@ -76,7 +77,7 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
                 self._engine.train(job)
                 gradients = await job.outcome
             finally:
-                self._engine.abandon([job])
+                self._engine.jobs.abandon([job])
                 self._engine.registry.release(weights)
             reply = gradient_reply.Reply(spec, gradients, weights.version, bfloat16=bfloat16)
             reply.summary.timing.queue_seconds = job.queue_seconds
@@ -117,7 +118,7 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
             run, call = self._called(received.first.call)
             batch: list[Example] | ServerError
             try:
-                batch = self._decode(received, run.weights.network.spec)
+                batch = await self._decode(received, run.weights.network.spec)
             except ServerError as error:  # in its turn, as the number is used up
                 batch = error
             start = time.monotonic()
@@ -138,6 +139,8 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
             raise invalid("learning_rate", f"is {rate}: expected a finite number above 0, or 0 for the optimizer's own")
         if len(request.calls) > _MAX_CALLS:
             raise invalid("calls", f"names {len(request.calls)} clients: expected at most {_MAX_CALLS}")
+        for client, number in request.calls.items():
+            CallId(client, number)
         stepped = await run.apply(call, rate, request.expected_step, dict(request.calls))
         response = pb.OptimStepResponse(step=stepped.step, gradient_norm=stepped.norm, calls=stepped.calls)
         run_messages.fill_progress(response.progress, run.progress(call.client))
@@ -175,9 +178,11 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
         run = self._run(message.run)
         return run, CallId(message.client, message.number, message.acknowledged, message.step)
 
-    def _decode(self, received: examples.Received, spec: ModelSpec) -> list[Example]:
+    async def _decode(self, received: examples.Received, spec: ModelSpec) -> list[Example]:
         most = min(self._config.max_training_steps, max_cells(spec, self._config.max_activation_bytes))
-        return examples.decode(received, spec, self._config, most)
+        if received.nbytes <= _LARGE_BYTES:
+            return examples.decode(received, spec, self._config, most)
+        return await asyncio.to_thread(examples.decode, received, spec, self._config, most)
 
 
 def _wants(head: pb.ComputeGradientsRequest) -> Wants:
