@@ -68,7 +68,8 @@ class Data:
 
 def _frames(recording: Recording, raw: bool) -> np.ndarray:
     if not raw:
-        return log_mel(recording.samples, recording.rate)
+        # at their own rate: above half of it there is nothing, and at deviation 1 nothing would be noise
+        return log_mel(recording.samples, recording.rate, at=recording.rate)
     samples = recording.samples
     if recording.rate != RATE:
         samples = resample(samples, recording.rate, RATE)

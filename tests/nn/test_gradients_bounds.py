@@ -77,7 +77,7 @@ def test_what_is_held_grows_with_the_steps_and_not_with_steps_times_parameters(c
     assert max(seen.sizes.values()) < 400 * spec.parameter_count * 4 / 10
 
 
-def test_pieces_of_any_size_give_the_same_recurrence_to_the_bit():
+def test_pieces_of_any_size_give_the_same_gradients():
     spec = make_spec("gru", layers=2, bidirectional=True, dtype="float32")
     network, draw = make_network(spec), np.random.default_rng(0)
     wants = Wants(parameters="dense", inputs=True, initial_state=True, outputs=True, hidden=True, final_state=True)
