@@ -1,7 +1,7 @@
 """From the top layer's states to losses and dL/do, in row chunks, so that no [rows, O] is held beyond its bound."""
 
 import itertools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ import torch
 from seqloom_server.nn import ctc, losses
 from seqloom_server.nn.examples import Array, Example, stack_rows
 from seqloom_server.nn.outputs import chunk_rows
-from seqloom_server.nn.pace import FLOPS_PER_ELEMENT, Pace, Pieces
+from seqloom_server.nn.pace import FLOPS_PER_ELEMENT, Pace, Pieces, product
 
 # Takes the first row of a chunk and dL/do of its rows, a buffer that is used again.
 Use = Callable[[int, torch.Tensor], Pieces]
@@ -62,7 +62,8 @@ class OutputLayer:
                 return
             stack_rows(self._rows(lambda example: example.output_gradients, start, stop), d_o)
         else:
-            for part, rows in self._logits(start, stop):
+            yield from self._logits(start, stop)
+            for part, rows in self._parts(start, stop):
                 if kind == "mse":
                     targets = stack_rows(
                         self._rows(lambda example: example.targets, rows.start, rows.stop), torch.empty_like(part)
@@ -86,7 +87,9 @@ class OutputLayer:
         }
         whole = last - first <= len(self._buffer)
         for chunk in range(first, last, len(self._buffer)):
-            for part, rows in self._logits(chunk, min(chunk + len(self._buffer), last)):
+            end = min(chunk + len(self._buffer), last)
+            yield from self._logits(chunk, end)
+            for part, rows in self._parts(chunk, end):
                 torch.log_softmax(part, 1, out=part)
                 for n, own, there in self._pieces(rows.start, rows.stop):
                     torch.index_select(part[there], 1, alignments[n].columns, out=alignments[n].rows[own])
@@ -96,7 +99,9 @@ class OutputLayer:
         for start in range(first, last, len(self._buffer)) if self._use is not None else ():
             stop = min(start + len(self._buffer), last)
             d_o = self._buffer[: stop - start]
-            for part, rows in [(d_o, slice(start, stop))] if whole else self._logits(start, stop):
+            if not whole:
+                yield from self._logits(start, stop)
+            for part, rows in self._parts(start, stop):
                 if not whole:
                     torch.log_softmax(part, 1, out=part)
                 part.exp_()
@@ -111,17 +116,20 @@ class OutputLayer:
 
     @property
     def _flops(self) -> float:
-        """Of a row's outputs and what is done to them."""
-        return 2.0 * self._weight.numel() + FLOPS_PER_ELEMENT * len(self._weight)
+        """Of what is done to a row's outputs."""
+        return FLOPS_PER_ELEMENT * len(self._weight)
 
-    def _logits(self, start: int, stop: int) -> "Generator[tuple[torch.Tensor, slice], None, None]":
-        """Computes a chunk's outputs in the buffer, piece by piece; gives each and its rows."""
+    def _logits(self, start: int, stop: int) -> Pieces:
+        """Computes a chunk's outputs in the buffer."""
+        out = self._buffer[: stop - start]
+        return product(self._pace, out, self._hidden[start:stop], self._weight.t(), bias=self._bias)
+
+    def _parts(self, start: int, stop: int) -> Iterator[tuple[torch.Tensor, slice]]:
+        """Cuts a chunk where functions of it are computed: some of the buffer's rows, and which ones they are."""
         block = self._pace.block(self._flops, stop - start)
         for first in range(start, stop, block):
             rows = slice(first, min(first + block, stop))
-            part = self._buffer[rows.start - start : rows.stop - start]
-            torch.addmm(self._bias, self._hidden[rows], self._weight.t(), out=part)
-            yield part, rows
+            yield self._buffer[rows.start - start : rows.stop - start], rows
 
     def _scale(self, d_o: torch.Tensor, start: int, stop: int) -> None:
         for n, _, there in self._pieces(start, stop):

@@ -50,17 +50,25 @@ def product(
     bias: torch.Tensor | None = None,
     add: bool = False,
 ) -> Pieces:
-    """out = left right (+ bias), or out += left right, in blocks of rows of `out`: each number is made at once."""
-    flops = 2.0 * right.shape[0] * right.shape[1]
-    rows = len(out)
-    block = pace.block(flops, rows)
-    for start in range(0, rows, block):
-        part, factor = out[start : start + block], left[start : start + block]
-        if bias is not None:
-            torch.addmm(bias, factor, right, out=part)
-        elif add:
-            part.addmm_(factor, right)
+    """out = left right (+ bias), or out += left right, in blocks of `out`, so that each number is made at once.
+
+    Blocks are of rows or of columns: each reads the other factor anew, which had better be the smaller one.
+    """
+    by_columns = left.numel() < right.numel()
+    size, others = (out.shape[1], out.shape[0]) if by_columns else (out.shape[0], out.shape[1])
+    flops = 2.0 * left.shape[1] * others
+    block = pace.block(flops, size)
+    for start in range(0, size, block):
+        own = slice(start, start + block)
+        if by_columns:
+            part, factors, c = out[:, own], (left, right[:, own]), None if bias is None else bias[own]
         else:
-            torch.mm(factor, right, out=part)
-        if pace.due(flops * len(part)):
+            part, factors, c = out[own], (left[own], right), bias
+        if c is not None:
+            torch.addmm(c, *factors, out=part)
+        elif add:
+            part.addmm_(*factors)
+        else:
+            torch.mm(*factors, out=part)
+        if pace.due(flops * (min(start + block, size) - start)):
             yield
