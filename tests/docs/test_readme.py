@@ -16,7 +16,7 @@ ADDRESS = "localhost:50051"
 
 
 def test_the_examples_run_and_print_what_the_network_computes(server_process, tmp_path, capsys, monkeypatch):
-    example, by_hand = code("README.md")
+    example, by_hand, training = code("README.md")
     assert len(example.splitlines()) <= 15
     assert example.count(f'"{ADDRESS}"') == 1
     shutil.copytree(ROOT / "examples" / "models", tmp_path / "models")
@@ -38,6 +38,13 @@ def test_the_examples_run_and_print_what_the_network_computes(server_process, tm
     monkeypatch.chdir(tmp_path)
     exec(compile(by_hand.replace(ADDRESS, started.address), "README.md", "exec"), {})
     assert {path.name for path in (tmp_path / "exported").iterdir()} == {storage.CONFIG, storage.WEIGHTS}
+
+    exec(compile(training.replace(ADDRESS, started.address), "README.md", "exec"), names)
+    losses = [float(loss) for loss in re.findall(r"^loss (\S+)$", capsys.readouterr().out, re.MULTILINE)]
+    assert names["own"].loss == pytest.approx(losses[0], rel=1e-5)
+    assert losses == sorted(losses, reverse=True)
+    assert len(set(losses)) == 3
+    assert storage.load(tmp_path / "models" / "digits")[1] == 2
 
 
 def reference(network, xs):

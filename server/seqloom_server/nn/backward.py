@@ -15,7 +15,7 @@ from seqloom_server.nn.examples import Array, Example, Wants, stack_rows
 from seqloom_server.nn.front import Front
 from seqloom_server.nn.network import Network
 from seqloom_server.nn.output_layer import OutputLayer
-from seqloom_server.nn.pace import Pace, Pieces, product
+from seqloom_server.nn.pace import FLOPS_PER_ELEMENT, Pace, Pieces, product
 from seqloom_server.nn.packed import Packing
 from seqloom_server.nn.scan import ElmanScan, LayerWeights, Scan
 from seqloom_server.nn.scan_gru import GruScan
@@ -73,6 +73,8 @@ class Group:
         before = self._states([example.initial_state for example in self._examples])
         ordered = torch.empty(packing.cells, spec.input_size, dtype=getattr(torch, spec.dtype), device=self._device)
         stack_rows([example.xs for example in self._examples], ordered)
+        if self._pace.due(FLOPS_PER_ELEMENT * ordered.numel()):
+            yield
         rows = ordered.index_select(0, packing.to_packed)
         del ordered
         front = None
@@ -92,6 +94,8 @@ class Group:
         after = self._states([example.final_state_gradient for example in self._examples])
         d_initial: list[list[torch.Tensor]] = []
         d_rows: torch.Tensor | None = d_hidden.index_select(0, packing.to_packed)
+        if self._pace.due(FLOPS_PER_ELEMENT * d_hidden.numel()):
+            yield
         del d_hidden
         for layer in reversed(range(spec.num_layers)):
             assert d_rows is not None
@@ -210,6 +214,8 @@ class Group:
                 torch.index_select(part, 0, packing.reverse, out=d_outputs)
             else:
                 d_outputs.copy_(part)
+            if self._pace.due(FLOPS_PER_ELEMENT * d_outputs.numel()):
+                yield
             if after:
                 d_states.index_add_(0, packing.last, after["hidden"][number])
             d_cell = None

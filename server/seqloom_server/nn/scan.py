@@ -91,10 +91,15 @@ class ElmanScan(Scan):
 
     def backward(self, d_states: torch.Tensor, d_cell: torch.Tensor | None) -> Pieces:
         after = self.states[self.packing.count :]
-        # phi'(a), out of s: no state of relu is below 0
-        delta = after.sign() if self._relu else torch.addcmul(after.new_ones(()), after, after, value=-1)
-        if self.pace.due(FLOPS_PER_ELEMENT * delta.numel()):
-            yield
+        delta = torch.empty_like(after)
+        for block in self._blocks(delta.shape[1]):
+            # phi'(a), out of s: no state of relu is below 0
+            if self._relu:
+                torch.sign(after[block], out=delta[block])
+            else:
+                torch.addcmul(after.new_ones(()), after[block], after[block], value=-1, out=delta[block])
+            if self.pace.due(FLOPS_PER_ELEMENT * delta[block].numel()):
+                yield
         self.delta_in = self.delta_rec = delta
         w = self.weights.w
         steps = zip(
