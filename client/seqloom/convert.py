@@ -27,6 +27,11 @@ _ACTIVATIONS: dict[Any, Any] = {
     "tanh": model_service_pb2.ACTIVATION_TANH,
     "relu": model_service_pb2.ACTIVATION_RELU,
 }
+_PRECISIONS: dict[Any, Any] = {
+    "full": model_service_pb2.PRECISION_FULL,
+    "tf32": model_service_pb2.PRECISION_TF32,
+    "bf16": model_service_pb2.PRECISION_BF16,
+}
 _DTYPES: dict[Any, Any] = {"float32": tensor_pb2.DATA_TYPE_FLOAT32, "float64": tensor_pb2.DATA_TYPE_FLOAT64}
 _SIZES = ("input_size", "hidden_size", "output_size", "num_layers", "conv_channels", "conv_width")
 _MOST = 2**31 - 1  # of an int32 on the wire
@@ -147,6 +152,7 @@ def model_spec(spec: ModelSpec) -> model_service_pb2.ModelSpec:
         activation=_ACTIVATIONS[spec.activation],
         data_type=_DTYPES[spec.dtype],
         bidirectional=spec.bidirectional,
+        precision=_PRECISIONS[spec.precision],
         **sizes,
     )
 
@@ -158,6 +164,7 @@ def spec_of(message: model_service_pb2.ModelSpec) -> ModelSpec:
         activation=_named(_ACTIVATIONS, message.activation),
         dtype=_named(_DTYPES, message.data_type),
         bidirectional=message.bidirectional,
+        precision=_named(_PRECISIONS, message.precision or model_service_pb2.PRECISION_FULL),
         **{name: getattr(message, name) for name in _SIZES},
     )
 

@@ -13,7 +13,12 @@ from seqloom.errors import InvalidArgument
 Array: TypeAlias = npt.NDArray[Any]
 OutputName = Literal["logits", "probs", "log_probs", "labels", "hidden"]
 
-_CHOICES = {"cell": ("elman", "gru", "lstm"), "activation": ("tanh", "relu"), "dtype": ("float32", "float64")}
+_CHOICES = {
+    "cell": ("elman", "gru", "lstm"),
+    "activation": ("tanh", "relu"),
+    "dtype": ("float32", "float64"),
+    "precision": ("full", "tf32", "bf16"),
+}
 _SIZES = {"input_size": 1, "hidden_size": 1, "output_size": 1, "num_layers": 1, "conv_channels": 0, "conv_width": 0}
 
 
@@ -24,7 +29,9 @@ class ModelSpec:
     input_size is D, hidden_size H, output_size O. activation is Elman's, "tanh" or "relu"; the other cells have their
     own. conv_channels and conv_width: a causal convolution of so many channels over the last so many inputs, then relu,
     in front of the first layer; 0 and 0 for none. bidirectional: each layer also runs from the last step to the first,
-    so that only whole sequences can be run. Raises InvalidArgument. The server bounds the sizes.
+    so that only whole sequences can be run. precision: how a float32 network's outputs are computed: in full, with the
+    products of tf32 where the device has them, or with weights and products in bfloat16 and sums in float32; gradients
+    are always computed in full. Raises InvalidArgument. The server bounds the sizes.
     """
 
     cell: Literal["elman", "gru", "lstm"]
@@ -37,6 +44,7 @@ class ModelSpec:
     conv_channels: int = 0
     conv_width: int = 0
     bidirectional: bool = False
+    precision: Literal["full", "tf32", "bf16"] = "full"
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -52,6 +60,8 @@ class ModelSpec:
             raise InvalidArgument(f"{missing}: is 0: a convolution has channels and a width")
         if self.activation != "tanh" and self.cell != "elman":
             raise InvalidArgument(f"activation: is {self.activation!r}: a {self.cell} has only 'tanh'")
+        if self.precision != "full" and self.dtype != "float32":
+            raise InvalidArgument(f"precision: is {self.precision!r}: {self.dtype} has only 'full'")
 
     def state_shapes(self) -> dict[str, tuple[int, int]]:
         """The parts of State that such a network has, as (rows, width): of N sequences a part is [rows, N, width]."""

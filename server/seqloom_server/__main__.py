@@ -80,7 +80,7 @@ def _serve(settings: ServerConfig, _: dict[str, Any]) -> int:
 def _create_model(settings: ServerConfig, options: dict[str, Any]) -> int:
     from seqloom_server.nn import spec
 
-    fields = {name: options[name] for name in ("cell", "activation", "dtype", "bidirectional", *_SIZES)}
+    fields = {name: options[name] for name in ("cell", "activation", "dtype", "bidirectional", "precision", *_SIZES)}
     try:
         wanted = spec.ModelSpec(**fields)
     except spec.InvalidSpec as error:
@@ -176,6 +176,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     create.add_argument("--activation", choices=("tanh", "relu"), default="tanh")
     create.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    create.add_argument(
+        "--precision",
+        choices=("full", "tf32", "bf16"),
+        default="full",
+        help="how outputs are computed; gradients are always computed in full",
+    )
     create.add_argument("--seed", type=int, metavar="N", default=0)
     config.add_options(create, "models")
     create.set_defaults(command=_create_model)

@@ -47,6 +47,7 @@ async def test_models_are_listed_by_name_with_what_they_are(serve):
             output_size=6,
             num_layers=3,
             data_type=tensor_pb2.DATA_TYPE_FLOAT64,
+            precision=pb.PRECISION_FULL,
         )
         assert listed[0].spec == expected
         assert listed[0].parameter_count == deep.parameter_count

@@ -20,6 +20,13 @@ class Activation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ACTIVATION_UNSPECIFIED: _ClassVar[Activation]
     ACTIVATION_TANH: _ClassVar[Activation]
     ACTIVATION_RELU: _ClassVar[Activation]
+
+class Precision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRECISION_UNSPECIFIED: _ClassVar[Precision]
+    PRECISION_FULL: _ClassVar[Precision]
+    PRECISION_TF32: _ClassVar[Precision]
+    PRECISION_BF16: _ClassVar[Precision]
 CELL_TYPE_UNSPECIFIED: CellType
 CELL_TYPE_ELMAN: CellType
 CELL_TYPE_GRU: CellType
@@ -27,9 +34,13 @@ CELL_TYPE_LSTM: CellType
 ACTIVATION_UNSPECIFIED: Activation
 ACTIVATION_TANH: Activation
 ACTIVATION_RELU: Activation
+PRECISION_UNSPECIFIED: Precision
+PRECISION_FULL: Precision
+PRECISION_TF32: Precision
+PRECISION_BF16: Precision
 
 class ModelSpec(_message.Message):
-    __slots__ = ("cell", "activation", "input_size", "hidden_size", "output_size", "num_layers", "data_type", "conv_channels", "conv_width", "bidirectional")
+    __slots__ = ("cell", "activation", "input_size", "hidden_size", "output_size", "num_layers", "data_type", "conv_channels", "conv_width", "bidirectional", "precision")
     CELL_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_FIELD_NUMBER: _ClassVar[int]
     INPUT_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +51,7 @@ class ModelSpec(_message.Message):
     CONV_CHANNELS_FIELD_NUMBER: _ClassVar[int]
     CONV_WIDTH_FIELD_NUMBER: _ClassVar[int]
     BIDIRECTIONAL_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     cell: CellType
     activation: Activation
     input_size: int
@@ -50,7 +62,8 @@ class ModelSpec(_message.Message):
     conv_channels: int
     conv_width: int
     bidirectional: bool
-    def __init__(self, cell: _Optional[_Union[CellType, str]] = ..., activation: _Optional[_Union[Activation, str]] = ..., input_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., output_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., data_type: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., conv_channels: _Optional[int] = ..., conv_width: _Optional[int] = ..., bidirectional: bool = ...) -> None: ...
+    precision: Precision
+    def __init__(self, cell: _Optional[_Union[CellType, str]] = ..., activation: _Optional[_Union[Activation, str]] = ..., input_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., output_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., data_type: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., conv_channels: _Optional[int] = ..., conv_width: _Optional[int] = ..., bidirectional: bool = ..., precision: _Optional[_Union[Precision, str]] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("name", "spec", "weights_version", "parameter_count")

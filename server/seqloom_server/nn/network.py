@@ -7,6 +7,7 @@ from typing import Self
 import torch
 
 from seqloom_server.nn import conv, outputs
+from seqloom_server.nn.halved import HALF, HalvedLayers
 from seqloom_server.nn.spec import Activation, Cell, ModelSpec, OutputKind
 
 State = tuple[torch.Tensor, ...]
@@ -47,6 +48,11 @@ class Network:
         self._flat = [weight for layer in self._rnn.all_weights for weight in layer]
         self._weight, self._bias = ready["output.weight"], ready["output.bias"]
         self._forward = _FORWARD[spec.cell, spec.activation]
+        self._halved = HalvedLayers(spec, ready) if spec.precision == "bf16" else None
+        if self._halved is not None:
+            self._output = (self._weight.to(HALF), self._bias.to(HALF))
+        else:
+            self._output = (self._weight, self._bias)
 
     @classmethod
     def create(cls, spec: ModelSpec, seed: int, device: torch.device | str = "cpu") -> Self:
@@ -86,9 +92,14 @@ class Network:
         with torch.inference_mode():
             if self._conv is not None:
                 rows, inputs = self._convolve(rows, batch_sizes, inputs)
-            hidden, *after = self._forward(
-                rows, batch_sizes, before, self._flat, True, spec.num_layers, 0.0, False, spec.bidirectional
-            )
+            after: State
+            if self._halved is not None:
+                hidden, after = self._halved.advance(rows, batch_sizes, recurrent)
+            else:
+                hidden, *last = self._forward(
+                    rows, batch_sizes, before, self._flat, True, spec.num_layers, 0.0, False, spec.bidirectional
+                )
+                after = tuple(last)
         return hidden, (*after, *inputs)
 
     def _convolve(self, rows: torch.Tensor, batch_sizes: torch.Tensor, inputs: State) -> tuple[torch.Tensor, State]:
@@ -109,7 +120,7 @@ class Network:
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Returns (values, labels) of hidden states [rows, spec.outputs_width]; see nn.outputs."""
         with torch.inference_mode():
-            return outputs.outputs(hidden, self._weight, self._bias, kind, top_k)
+            return outputs.outputs(hidden, *self._output, kind, top_k)
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """The weights themselves, on the device, by the names of spec.parameter_shapes()."""
@@ -119,8 +130,9 @@ class Network:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights on the device."""
-        return sum(tensor.nbytes for tensor in self.parameters().values())
+        """Bytes of the weights on the device, copies of another precision included."""
+        halved = 0 if self._halved is None else self._halved.nbytes + sum(each.nbytes for each in self._output)
+        return halved + sum(tensor.nbytes for tensor in self.parameters().values())
 
 
 def recurrent_module(spec: ModelSpec, device: torch.device | str) -> torch.nn.RNNBase:

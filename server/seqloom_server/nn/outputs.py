@@ -16,14 +16,14 @@ def outputs(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Returns (values, labels) of `hidden` [rows, H] under V = weight [O, H], c = bias [O]; H is 2 H of two directions.
 
-    values: [rows, O] of the weights' dtype ("hidden": [rows, H]; "top_k": log-probabilities [rows, k], best first;
-    "labels": None). labels: int32, [rows] for "labels", [rows, k] for "top_k", else None.
+    values: [rows, O] of the weights' dtype, float32 for bfloat16 ("hidden": [rows, H]; "top_k": log-probabilities
+    [rows, k], best first; "labels": None). labels: int32, [rows] for "labels", [rows, k] for "top_k", else None.
     Raises ValueError for another kind, or a top_k outside 1..O.
     """
     if kind == "hidden":
-        return hidden, None
+        return _widened(hidden), None
     if kind == "logits":
-        return torch.addmm(bias, hidden, weight.t()), None
+        return _widened(torch.addmm(bias, hidden, weight.t())), None
     if kind == "top_k" and not 1 <= top_k <= len(weight):
         raise ValueError(f"top_k is {top_k}: expected 1 to {len(weight)}")
     rows, most = len(hidden), chunk_rows(len(weight), hidden.element_size())
@@ -46,16 +46,21 @@ def chunk_rows(classes: int, itemsize: int) -> int:
 
 
 def _of_logits(logits: torch.Tensor, kind: OutputKind, top_k: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    if kind == "labels":
+        return None, logits.argmax(1).to(torch.int32)
+    logits = _widened(logits)
     if kind == "probs":
         return torch.softmax(logits, 1), None
     if kind == "log_probs":
         return torch.log_softmax(logits, 1), None
-    if kind == "labels":
-        return None, logits.argmax(1).to(torch.int32)
     if kind == "top_k":
         best, indices = logits.topk(top_k, 1)
         return best - logits.logsumexp(1, keepdim=True), indices.to(torch.int32)
     raise ValueError(f"kind is {kind!r}: expected an OutputKind")
+
+
+def _widened(rows: torch.Tensor) -> torch.Tensor:
+    return rows.float() if rows.dtype is torch.bfloat16 else rows
 
 
 def _put(whole: torch.Tensor | None, part: torch.Tensor | None, start: int, rows: int) -> torch.Tensor | None:

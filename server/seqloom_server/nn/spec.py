@@ -9,6 +9,7 @@ from typing import Any, Literal
 Cell = Literal["elman", "gru", "lstm"]
 Activation = Literal["tanh", "relu"]
 DType = Literal["float32", "float64"]
+Precision = Literal["full", "tf32", "bf16"]
 OutputKind = Literal["logits", "probs", "log_probs", "labels", "hidden", "top_k"]
 
 MAX_INPUT_SIZE = MAX_HIDDEN_SIZE = 16_384
@@ -24,6 +25,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "cell": ("elman", "gru", "lstm"),
     "activation": ("tanh", "relu"),
     "dtype": ("float32", "float64"),
+    "precision": ("full", "tf32", "bf16"),
 }
 _BOUNDS = {
     "input_size": (1, MAX_INPUT_SIZE),
@@ -50,7 +52,9 @@ class ModelSpec:
     input_size is D, hidden_size H, output_size O. activation is Elman's phi and stays "tanh" for the other cells, whose
     functions are fixed. conv_channels and conv_width: a causal convolution of so many channels over the last so many
     inputs, then relu, in front of the first layer; 0 and 0 for none. bidirectional: each layer also runs from the
-    last step to the first, so that only whole sequences can be run. Raises InvalidSpec.
+    last step to the first, so that only whole sequences can be run. precision: how a float32 network's outputs are
+    computed: in full, with the products of tf32 where the device has them, or with weights and products in bfloat16;
+    gradients are always computed in full. Raises InvalidSpec.
     """
 
     cell: Cell
@@ -63,6 +67,7 @@ class ModelSpec:
     conv_channels: int = 0
     conv_width: int = 0
     bidirectional: bool = False
+    precision: Precision = "full"
 
     def __post_init__(self) -> None:
         for field, choices in _CHOICES.items():
@@ -80,6 +85,8 @@ class ModelSpec:
             raise InvalidSpec(missing, "is 0: a convolution has channels and a width")
         if self.activation != "tanh" and self.cell != "elman":
             raise InvalidSpec("activation", f"is {self.activation!r}: {self.cell} has only 'tanh'")
+        if self.precision != "full" and self.dtype != "float32":
+            raise InvalidSpec("precision", f"is {self.precision!r}: {self.dtype} has only 'full'")
         if self.parameter_count > MAX_PARAMETERS:
             # the field that could be made smaller with most effect
             field = "output_size" if self.output_size > self.hidden_size else "hidden_size"

@@ -14,7 +14,7 @@ from seqloom_server.config import ServerConfig
 from seqloom_server.engine.engine import Engine
 from seqloom_server.engine.registry import ModelInfo, check_name
 from seqloom_server.errors import Reason, ServerError, invalid
-from seqloom_server.nn.spec import Activation, Cell, DType, InvalidSpec, ModelSpec
+from seqloom_server.nn.spec import Activation, Cell, DType, InvalidSpec, ModelSpec, Precision
 from seqloom_server.nn.storage import BrokenModel, max_weights_bytes, most_weights_bytes
 from seqloom_server.rpc.interceptors import set_model
 
@@ -27,6 +27,11 @@ _MAX_EXPORTS = 2  # at once: each is a whole model in memory
 
 _CELLS: "dict[pb.CellType, Cell]" = {pb.CELL_TYPE_ELMAN: "elman", pb.CELL_TYPE_GRU: "gru", pb.CELL_TYPE_LSTM: "lstm"}
 _ACTIVATIONS: "dict[pb.Activation, Activation]" = {pb.ACTIVATION_TANH: "tanh", pb.ACTIVATION_RELU: "relu"}
+_PRECISIONS: "dict[pb.Precision, Precision]" = {
+    pb.PRECISION_FULL: "full",
+    pb.PRECISION_TF32: "tf32",
+    pb.PRECISION_BF16: "bf16",
+}
 _SIZES = ("input_size", "hidden_size", "output_size", "num_layers", "conv_channels", "conv_width")
 _DTYPES: "dict[tensor_pb2.DataType, DType]" = {
     tensor_pb2.DATA_TYPE_FLOAT32: "float32",
@@ -192,9 +197,15 @@ def _spec(message: pb.ModelSpec) -> ModelSpec:
     dtype = _DTYPES.get(message.data_type or tensor_pb2.DATA_TYPE_FLOAT32)
     if dtype is None:
         raise invalid("spec.data_type", f"is {message.data_type}: expected FLOAT32 or FLOAT64")
+    precision = _PRECISIONS.get(message.precision or pb.PRECISION_FULL)
+    if precision is None:
+        raise invalid("spec.precision", f"is {message.precision}: expected a Precision")
     sizes = {name: getattr(message, name) for name in _SIZES}
+    both = message.bidirectional
     try:
-        return ModelSpec(cell=cell, activation=activation, dtype=dtype, bidirectional=message.bidirectional, **sizes)
+        return ModelSpec(
+            cell=cell, activation=activation, dtype=dtype, bidirectional=both, precision=precision, **sizes
+        )
     except InvalidSpec as error:
         raise invalid(f"spec.{error.field}", str(error).partition(": ")[2]) from None
 
@@ -212,6 +223,7 @@ def spec_message(spec: ModelSpec) -> pb.ModelSpec:
         activation=_number(_ACTIVATIONS, spec.activation),
         data_type=_number(_DTYPES, spec.dtype),
         bidirectional=spec.bidirectional,
+        precision=_number(_PRECISIONS, spec.precision),
     )
     for name in _SIZES:
         setattr(message, name, getattr(spec, name))
