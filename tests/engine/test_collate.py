@@ -44,7 +44,7 @@ def test_packing_is_that_of_the_plain_loop(members):
     if not ranked:
         assert packing.groups == []
         return
-    packed = collate.gather(packing)
+    packed = np.concatenate(collate.frames(packing))
     if packing.to_packed is not None:
         packed = packed[packing.to_packed]
     expected = [(members.index(member), step) for member, step in rows]
@@ -69,4 +69,4 @@ def test_chunks_of_one_member_are_gathered_in_their_order():
     sequence = make_sequence(KnownWeights())
     parts = [np.array([[1.0], [2.0]]), np.array([[3.0]])]
     packing = collate.pack([Member(sequence, parts, 3, 0, None, True, None, True, True, False)])
-    assert collate.gather(packing).ravel().tolist() == [1, 2, 3]
+    assert np.concatenate(collate.frames(packing)).ravel().tolist() == [1, 2, 3]

@@ -201,7 +201,7 @@ async def test_when_the_device_thread_dies_all_is_told_and_health_says_so(serve,
         def broken(*arguments, **options):
             raise SystemError("the device is gone")
 
-        monkeypatch.setattr(runner, "run", broken)
+        monkeypatch.setattr(runner, "launch", broken)
         for number in range(2, 12):  # a failed slice is its members' alone; too many in a row are the device's
             await sessions.send(entry(number, frames(2), open="small", end=True))
             assert (await sessions.error(number)).code in ("INTERNAL", "UNAVAILABLE")

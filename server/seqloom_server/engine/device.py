@@ -1,6 +1,11 @@
-"""The device thread: takes the next slice as soon as it is free, runs it, and hands its outcomes back in one call."""
+"""The device thread: takes the next slice as soon as it is free, runs it, and hands its outcomes back in one call.
+
+A GPU computes on its own: there the next slice is launched while the last one is under way, and how long work took is
+told by the device's clock.
+"""
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -10,16 +15,21 @@ from typing import Any, Protocol
 import torch
 
 from seqloom_server.engine import programs, runner
+from seqloom_server.engine.flight import Flight
 from seqloom_server.engine.report import Report
 from seqloom_server.engine.request import Member, Piece, Sequence, Slice
-from seqloom_server.engine.runner import ServedWeights
 from seqloom_server.engine.scheduler import Scheduler
+from seqloom_server.engine.served import ServedWeights
+from seqloom_server.engine.staging import InPlace, Staging
 from seqloom_server.engine.training import Job, TrainingBatch
 from seqloom_server.errors import Reason, ServerError
 
 log = logging.getLogger(__name__)
 
 _FAILURES_IN_A_ROW = 5  # after these the device is taken for dead
+# What a longer slice loses, while its successor is launched only when it has computed, is not worth that live frames
+# would wait for two slices instead of one.
+_LAUNCHED_AHEAD = 0.005
 
 Results = list[tuple[Member, Piece]]
 TrainingResults = list[tuple[Job, Any]]  # or the ServerError of that job
@@ -45,7 +55,7 @@ class DeviceThread:
     """The one thread that runs networks.
 
     ready: the lock around `scheduler`, notified when there is something to do. threads: torch's; 0 chooses by network.
-    settings: how training is cut.
+    settings: how training is cut. staging: the copies between the device and the CPU.
     """
 
     def __init__(
@@ -58,7 +68,10 @@ class DeviceThread:
         threads: int = 0,
         poison: bool = False,
         settings: programs.Settings | None = None,
+        staging: Staging | None = None,
     ) -> None:
+        self._staging = staging or InPlace()
+        self._flight: Flight | None = None  # launched, not finished
         self._settings = settings or programs.Settings()
         self._scheduler = scheduler
         self._ready = ready
@@ -98,69 +111,107 @@ class DeviceThread:
 
         What ran is held by this call alone, so that an idle thread keeps no weights and no outputs alive.
         """
+        before, self._flight = self._flight, None
+        if before is not None:
+            self._let_come(before)
+        expired: list[Sequence] = []
+        late: list[Job] = []
+        work: Slice | TrainingBatch | None = None
         with self._ready:
-            while True:
-                if self._stopping:
-                    return False
+            while not self._stopping:
                 now = time.monotonic()
                 expired = self._scheduler.expire(now)
                 late = self._scheduler.training.expire(now)
                 work = self._scheduler.next_work(now)
-                if expired or late or work is not None:
+                if expired or late or work is not None or before is not None:
                     break
                 deadline = self._scheduler.next_deadline()
                 # a whole sequence whose frames never come has a deadline, too
                 self._ready.wait(None if deadline is None else min(deadline - now, threading.TIMEOUT_MAX))
+            stopping = self._stopping
         if expired:
             self._hand_back(self._outcomes.expired, expired)
         if late:
             error = ServerError(Reason.DEADLINE_EXCEEDED, "the deadline passed while the request was queued")
             self._hand_back(self._outcomes.trained, [(job, error) for job in late])
         if isinstance(work, TrainingBatch):
-            self._advance(work)
+            self._advance(work, before)
         elif work is not None:
-            self._run(work)
-        return True
+            self._run(work, before)
+        elif before is not None:
+            self._finish(before, None)
+        return not stopping
 
-    def _run(self, piece: Slice) -> None:
-        """Runs one slice; a failure is its members' alone, until there are too many in a row."""
+    def _run(self, piece: Slice, before: Flight | None) -> None:
+        """Launches a slice, then finishes the one before it; without a device apart it is finished at once."""
         assert isinstance(piece.weights, ServedWeights)
         self._set_threads(self._threads or piece.weights.threads)
         start = time.monotonic()
-        results: Results | None = None
-        exhausted = False
         try:
-            results = runner.run(piece, poison=self._poison)
-        except (MemoryError, torch.OutOfMemoryError):
-            log.error("no memory for a slice of %d sequences, %d steps", len(piece.members), piece.cells)
-            exhausted = True
-        except Exception:
-            log.exception("a slice of %d sequences failed", len(piece.members))
-        finally:
-            now = time.monotonic()
-            with self._ready:
-                self._scheduler.complete(piece, now - start, now, failed=results is None)
-        if exhausted:  # no fault of the device
-            self._hand_back(self._outcomes.exhausted, [member.sequence for member in piece.members])
+            flight = runner.launch(piece, self._staging, poison=self._poison)
+        except Exception as error:
+            if before is not None:
+                self._finish(before, None)
+            self._failed(piece, time.monotonic() - start, error)
             return
-        if results is None:
-            self._failures += 1
-            self._hand_back(self._outcomes.failed, [member.sequence for member in piece.members])
-            if self._failures >= _FAILURES_IN_A_ROW:
-                raise RuntimeError(f"{self._failures} slices failed in a row")
+        if self._staging.apart:
+            self._flight = flight
+            if before is not None:
+                self._finish(before, None)
+        else:
+            self._finish(flight, start)
+
+    def _let_come(self, flight: Flight) -> None:
+        """Returns when the time has come to launch what is behind a flight: a long one has computed then."""
+        piece = flight.piece
+        if piece.weights.cost.seconds(piece.steps, piece.cells) > _LAUNCHED_AHEAD:
+            with contextlib.suppress(Exception):  # finish() raises it again
+                flight.computed()
+
+    def _finish(self, flight: Flight, start: float | None) -> None:
+        """Waits for a slice's results and hands them back; a failure is its members' alone, until there are too many
+        in a row. start: when it began, where the device does not tell how long it took."""
+        piece, begun = flight.piece, time.monotonic() if start is None else start
+        try:
+            results = flight.finish()
+        except Exception as error:
+            self._failed(piece, time.monotonic() - begun, error)
             return
+        now = time.monotonic()
+        seconds = now - begun if flight.seconds is None else flight.seconds
+        with self._ready:
+            self._scheduler.complete(piece, seconds, now)
         self._failures = 0
         self._hand_back(self._outcomes.ran, results)
         # the callers have their outputs: now there is time for the books
-        piece.weights.cost.observe(piece.steps, piece.cells, now - start)
-        self._report.ran(piece, now - start)
+        piece.weights.cost.observe(piece.steps, piece.cells, seconds)
+        self._report.ran(piece, seconds)
 
-    def _advance(self, batch: TrainingBatch) -> None:
-        """Runs one piece of a training batch; a failure is that batch's alone, until there are too many in a row."""
+    def _failed(self, piece: Slice, seconds: float, error: Exception) -> None:
+        """Ends the members of a slice that failed. Raises RuntimeError when too many have failed in a row."""
+        now = time.monotonic()
+        with self._ready:
+            self._scheduler.complete(piece, seconds, now, failed=True)
+        sequences = [member.sequence for member in piece.members]
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):  # no fault of the device
+            log.error("no memory for a slice of %d sequences, %d steps", len(sequences), piece.cells)
+            self._hand_back(self._outcomes.exhausted, sequences)
+            return
+        log.error("a slice of %d sequences failed", len(sequences), exc_info=error)
+        self._failures += 1
+        self._hand_back(self._outcomes.failed, sequences)
+        if self._failures >= _FAILURES_IN_A_ROW:
+            raise RuntimeError(f"{self._failures} slices failed in a row")
+
+    def _advance(self, batch: TrainingBatch, before: Flight | None) -> None:
+        """Runs one piece of a training batch; a failure is that batch's alone, until there are too many in a row.
+
+        before: a slice that is under way; its results are handed back while the piece computes.
+        """
         self._set_threads(self._threads or batch.weights.threads)
-        start = time.monotonic()
         outcomes: list[Any] | None = None
         failed = False
+        stop = self._staging.timer()
         try:
             if batch.program is None:
                 batch.program = programs.start(batch, self._settings)
@@ -175,11 +226,17 @@ class DeviceThread:
             log.exception("a training batch of %d jobs failed", len(batch.jobs))
             outcomes = [ServerError(Reason.INTERNAL, "the batch failed on the device")] * len(batch.jobs)
             failed = True
-        finally:
-            seconds = time.monotonic() - start
-            batch.seconds += seconds
-            with self._ready:
-                self._scheduler.advanced(seconds, finished=outcomes is not None)
+        if before is not None:
+            self._finish(before, None)
+        try:
+            seconds = stop()
+        except Exception:  # a GPU tells late what went wrong
+            log.exception("a training batch of %d jobs failed", len(batch.jobs))
+            outcomes = [ServerError(Reason.INTERNAL, "the batch failed on the device")] * len(batch.jobs)
+            failed, seconds = True, 0.0
+        batch.seconds += seconds
+        with self._ready:
+            self._scheduler.advanced(seconds, finished=outcomes is not None)
         if outcomes is None:
             return
         for job in batch.jobs:

@@ -20,10 +20,11 @@ from seqloom_server.engine.programs import Settings
 from seqloom_server.engine.registry import Registry
 from seqloom_server.engine.report import Report
 from seqloom_server.engine.request import Chunk, Op, OutputSpec, Sequence, Sink, StateArrays
-from seqloom_server.engine.runner import ServedWeights
 from seqloom_server.engine.runs import Runs
 from seqloom_server.engine.scheduler import Scheduler
+from seqloom_server.engine.served import ServedWeights
 from seqloom_server.engine.sessions import is_idle
+from seqloom_server.engine.staging import staging_of
 from seqloom_server.engine.training import Job
 from seqloom_server.errors import Reason, ServerError
 from seqloom_server.metrics import Metrics
@@ -53,7 +54,6 @@ class Engine:
             metrics,
             self._scheduler,
             self.registry,
-            self.device,
             lambda: self.registry.device_bytes() + self.runs.device_bytes,
         )
         self._lock = threading.Condition()
@@ -65,6 +65,7 @@ class Engine:
             threads=config.threads,
             poison=config.poison_slots,
             settings=Settings(config.training_piece_gflop * 1e9, config.max_activation_bytes),
+            staging=staging_of(self.device),
         )
         self.jobs = Jobs(self._scheduler.training, self._lock, self._report, self._look_if_empty)
         self._open: dict[Sequence, None] = {}  # every sequence that has not ended

@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 import torch
 
 from seqloom_server.engine.request import Weights
-from seqloom_server.engine.runner import ServedWeights, warm_up
+from seqloom_server.engine.served import ServedWeights, warm_up
 from seqloom_server.errors import Reason, ServerError, invalid
 from seqloom_server.nn import storage
 from seqloom_server.nn.network import Network

@@ -40,10 +40,9 @@ class Report:
     on the device thread."""
 
     def __init__(
-        self, metrics: Metrics, scheduler: Scheduler, registry: Registry, device: str, device_bytes: Callable[[], float]
+        self, metrics: Metrics, scheduler: Scheduler, registry: Registry, device_bytes: Callable[[], float]
     ) -> None:
         self._metrics = metrics
-        self._padded = device == "cuda"  # elsewhere packed rows leave nothing to pad
         self._models: dict[str, _Model] = {}
         for op in Op:
             metrics.queue_items.labels(op=op).set_function(functools.partial(scheduler.items.__getitem__, op))
@@ -134,4 +133,4 @@ class Report:
                 work.sequences.observe(len(steps))
                 work.steps.observe(sum(steps))
                 work.steps_total.inc(sum(steps))
-                work.padded_total.inc(piece.steps * len(steps) - sum(steps) if self._padded else 0)
+                work.padded_total.inc(piece.padded * sum(steps) / piece.cells)

@@ -157,6 +157,7 @@ class Slice:
     members: list[Member]
     steps: int
     cells: int  # the sum of the members' steps
+    padded: int = 0  # what was computed beside them
 
 
 def steps_of(members: list[Member]) -> npt.NDArray[np.int64]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from seqloom_server.engine.journal import Journal, StepRecord
-from seqloom_server.engine.runner import threads_for
+from seqloom_server.engine.served import threads_for
 from seqloom_server.errors import Reason, ServerError
 from seqloom_server.nn.gradients import CallGradients
 from seqloom_server.nn.network import Network

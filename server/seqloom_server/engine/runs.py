@@ -16,7 +16,7 @@ from seqloom_server.engine.registry import Registry, off_loop
 from seqloom_server.engine.run import Host, Run
 from seqloom_server.engine.run_checkpoints import snapshot_of
 from seqloom_server.engine.run_weights import RunWeights
-from seqloom_server.engine.runner import ServedWeights
+from seqloom_server.engine.served import ServedWeights
 from seqloom_server.engine.training import Job
 from seqloom_server.errors import Reason, ServerError
 from seqloom_server.nn.network import Network
