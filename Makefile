@@ -4,7 +4,8 @@
 #   make test              lint and every test
 #   make lint              the checks alone; `make format` mends what can be mended by itself
 #   make protos            the gRPC stubs, generated again from protos/
-#   make bench             the benchmark of serving; `make bench-training` of training; `make bench-quick` both, in short
+#   make bench             the benchmark of serving; `make bench-training` of training; `make bench-sweeps` how cost grows
+#   make bench-quick       all three, in short
 #   make compose-test      docker-compose.yml, built and run for real
 #   make clean             removes .venv and what the tools left
 #
@@ -21,7 +22,7 @@ TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/d
 DATA ?=
 ARGS ?=
 
-.PHONY: help demo test lint format protos bench bench-training bench-quick compose-test clean
+.PHONY: help demo test lint format protos bench bench-training bench-sweeps bench-quick compose-test clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -56,9 +57,13 @@ bench: $(INSTALLED)
 bench-training: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_training.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
+bench-sweeps: $(INSTALLED)
+	$(BIN)/python benchmarks/bench_sweeps.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+
 bench-quick: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_server.py --quick $(ARGS)
 	$(BIN)/python benchmarks/bench_training.py --quick $(ARGS)
+	$(BIN)/python benchmarks/bench_sweeps.py --quick $(ARGS)
 
 compose-test: $(INSTALLED)
 	$(BIN)/python tools/compose_test.py $(ARGS)

@@ -1,10 +1,12 @@
 """The network alone in one process, with no server: torch over a packed batch, a label for each frame.
 
-A program of bench_server.py: asked [model, recordings in a batch, seconds], it answers with the round's numbers. The
-threads are torch's own choice, as a server's are, unless a number of them is given.
+A program of bench_server.py and bench_sweeps.py: asked [model, recordings in a batch, seconds], it answers with the
+round's numbers. A model is a name or the fields of its specification. The threads are torch's own choice, as a server's
+are, unless a number of them is given.
 """
 
 import argparse
+import functools
 import pathlib
 import time
 
@@ -16,12 +18,14 @@ from programs import questions, say
 from seqloom import ModelSpec
 from workload import MODELS, batches, from_folder, synthetic
 
+_CELLS = {"elman": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
+
 
 class Network:
-    """Torch's own RNN and linear layer, with weights drawn as a model's are."""
+    """Torch's own recurrent and linear layer, with weights drawn as a model's are."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        self._rnn = torch.nn.RNN(spec.input_size, spec.hidden_size)
+        self._rnn = _CELLS[spec.cell](spec.input_size, spec.hidden_size)
         self._output = torch.nn.Linear(spec.hidden_size, spec.output_size)
 
     @torch.inference_mode()
@@ -42,13 +46,14 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     recordings = from_folder(options.data) if options.data else synthetic()
-    networks = {name: Network(spec) for name, spec in MODELS.items()}
+    networks = functools.cache(Network)
     say("ready")
     for model, size, seconds in questions():
+        network = networks(MODELS[model] if isinstance(model, str) else ModelSpec(**model))
         tally = Tally(seconds)
         for batch in batches(recordings, size):
             begun = time.perf_counter()
-            assert sum(map(len, networks[model].labels(batch))) == sum(map(len, batch))
+            assert sum(map(len, network.labels(batch))) == sum(map(len, batch))
             for frames in batch:
                 tally.add(len(frames), begun)
             if not tally.running:

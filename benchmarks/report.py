@@ -21,10 +21,14 @@ _COLUMNS = {
     "batch_sequences": ("sequences a batch", "{:.1f}"),
     "padding_share": ("padding", "{:.0%}"),
     "device_busy_share": ("device busy", "{:.0%}"),
+    "us_a_frame": ("µs a frame", "{:.1f}"),
+    "server_us_a_frame": ("server's CPU µs a frame", "{:.1f}"),
     "device_us_a_frame": ("device µs a frame", "{:.1f}"),
+    "device_share": ("share of the device", "{:.0%}"),
     "stream_device_share": ("streams' share", "{:.0%}"),
     "of_what_streams_leave": ("of what streams leave", "{:.2f}"),
     "max_ms": ("longest ms", "{:.1f}"),
+    "kb_a_stream": ("kB a stream", "{:.1f}"),
     "before_mb": ("MB before", "{:,.0f}"),
     "peak_mb": ("MB at most", "{:,.0f}"),
     "reply_kb": ("kB", "{:,.0f}"),
@@ -62,14 +66,15 @@ def markdown(lines: list[list[str]]) -> str:
     return "\n".join(padded)
 
 
-def save(folder: pathlib.Path, name: str, taken: dict[str, Any], text: str, rows: Iterable[Any]) -> None:
-    """Writes NAME.json and NAME.md, with the date before the name."""
+def save(folder: pathlib.Path, name: str, taken: dict[str, Any], text: str, rows: Iterable[Any]) -> pathlib.Path:
+    """Writes NAME.json and NAME.md, with the date before the name; returns the path of the JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{taken['date']}-{name}"
     content = {"conditions": taken, "rows": [dataclasses.asdict(row) for row in rows]}
     path.with_suffix(".json").write_text(json.dumps(_rounded(content), indent=1) + "\n")
     under = ", ".join(f"{key} {value}" for key, value in taken.items())
     path.with_suffix(".md").write_text(f"{text}\n\nMedians of interleaved rounds. {under}.\n")
+    return path.with_suffix(".json")
 
 
 def _rounded(value: Any) -> Any:

@@ -71,12 +71,15 @@ def sitting(
         yield Sitting(loop, server, client, folder, report.conditions(device, {"recordings": source, **settings}))
 
 
-def leave(options: argparse.Namespace, name: str, taken: dict[str, Any], text: str, rows: list[Any]) -> None:
-    """Prints the table, and keeps it unless it was made in haste."""
+def leave(
+    options: argparse.Namespace, name: str, taken: dict[str, Any], text: str, rows: list[Any]
+) -> pathlib.Path | None:
+    """Prints the table, and keeps it unless it was made in haste; returns the path of the JSON that it is kept in."""
     print(f"\n{text}")
     folder = options.out or (None if options.quick else RESULTS)
-    if folder:
-        report.save(folder, f"{name}-{taken['device']}", taken, text, rows)
+    if folder is None:
+        return None
+    return report.save(folder, f"{name}-{taken['device']}", taken, text, rows)
 
 
 async def _client_with_models(address: str, models: Mapping[str, seqloom.ModelSpec]) -> seqloom.AsyncClient:

@@ -15,22 +15,33 @@ from workload import FRAME, RATE
 async def closed_loop(
     client: seqloom.AsyncClient, model: str, chunks: list[np.ndarray], count: int, seconds: float
 ) -> Result:
-    """One round of `count` streams, each of which sends its next chunk when it has the outputs of the last."""
+    """One round of `count` streams that are opened for it, each as in `answered`."""
+    async with opened(client, model, count) as streams:
+        return await answered(streams, chunks, seconds)
+
+
+@contextlib.asynccontextmanager
+async def opened(client: seqloom.AsyncClient, model: str, count: int) -> AsyncIterator[list[seqloom.AsyncStream]]:
+    """Yields that many open streams, which have sent nothing yet."""
     async with contextlib.AsyncExitStack() as stack:
-        streams = [await stack.enter_async_context(client.stream(model, outputs="labels")) for _ in range(count)]
-        tally = Tally(seconds)
+        yield [await stack.enter_async_context(client.stream(model, outputs="labels")) for _ in range(count)]
 
-        async def speak(stream: seqloom.AsyncStream, first: int) -> None:
-            for frames in _from(chunks, first):
-                if not tally.running:
-                    break
-                sent = time.perf_counter()
-                await stream.send(frames)
-                assert len(await stream.receive()) == len(frames)
-                tally.add(len(frames), sent)
 
-        await asyncio.gather(*map(speak, streams, itertools.count()))
-        return tally.result()
+async def answered(streams: list[seqloom.AsyncStream], chunks: list[np.ndarray], seconds: float) -> Result:
+    """One round of open streams, each of which sends its next chunk when it has the outputs of the last."""
+    tally = Tally(seconds)
+
+    async def speak(stream: seqloom.AsyncStream, first: int) -> None:
+        for frames in _from(chunks, first):
+            if not tally.running:
+                break
+            sent = time.perf_counter()
+            await stream.send(frames)
+            assert len(await stream.receive()) == len(frames)
+            tally.add(len(frames), sent)
+
+    await asyncio.gather(*map(speak, streams, itertools.count()))
+    return tally.result()
 
 
 async def real_time(

@@ -1,0 +1,87 @@
+"""Sweeps of live streams: over streams and chunks, and what idle ones hold."""
+
+import asyncio
+import pathlib
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+import paths  # noqa: F401  puts examples/ on the path
+import psutil
+import seqloom
+import stream_load
+from measuring import Result
+from own_server import OwnServer, own_server
+from sweep_bench import Point, SweepBench, beside, point
+from workload import LARGE, MODELS, SMALL, TITLES
+
+CHUNK = 10  # frames
+_WARM_STREAMS = 50
+_MORE_KB = 20  # that an idle stream may hold beside its state
+_SETTLE = 0.5  # seconds
+
+
+def streams(bench: SweepBench) -> Iterator[Point]:
+    """Closed loops of more and more streams, in chunks of every size; costs beside those of the next fewer streams."""
+    sizes = {SMALL: bench.axes["chunks"], LARGE: [CHUNK]}
+    rounds: dict[tuple[str, int, int], list[Result]] = defaultdict(list)
+    for _ in range(bench.rounds):
+        for model, chunk_sizes in sizes.items():
+            for count in bench.axes["streams"]:
+                with bench.held.loop.entered(stream_load.opened(bench.held.client, model, count)) as opened:
+                    for size in chunk_sizes:
+                        chunks = bench.chunks(size)
+                        bench.held.loop.run(stream_load.answered(opened, chunks, bench.seconds / 8))  # warm up
+                        work = stream_load.answered(opened, chunks, bench.seconds)
+                        rounds[model, size, count].append(bench.watched(work))
+    for model, chunk_sizes in sizes.items():
+        for size in chunk_sizes:
+            fewer = None
+            for count in bench.axes["streams"]:
+                title = f"{streams_told(count)}, chunks of {size}"
+                at = {"streams": count, "chunk": size}
+                one = point("streams", "served", at, title, TITLES[model], rounds[model, size, count])
+                if fewer is not None and fewer.at is not None:
+                    beside(one, fewer, "us_a_frame", f"the cost a frame of {streams_told(int(fewer.at['streams']))}")
+                yield one
+                fewer = one
+
+
+def idle(bench: SweepBench) -> Iterator[Point]:
+    """What a server with one model holds more for streams that have said something and then wait."""
+    for model in (SMALL, LARGE):
+        state_kb = 4e-3 * MODELS[model].hidden_size
+        for count in bench.axes["idle"]:
+            with tempfile.TemporaryDirectory() as folder:
+                shutil.copytree(bench.held.models / model, pathlib.Path(folder) / model)
+                with own_server(pathlib.Path(folder), *bench.flags) as server:
+                    before, after = bench.held.loop.run(_held_by(server, model, count, bench.chunks(CHUNK)[0]))
+            kb = (after - before) / count / 1e3
+            values = {"before_mb": before / 1e6, "kb_a_stream": kb, "state_kb": state_kb}
+            one = point("idle", "served", {"streams": count}, f"{streams_told(count)}, idle", TITLES[model], [values])
+            one.ratio, one.beside = kb / (state_kb + _MORE_KB), f"its state and {_MORE_KB} kB"
+            yield one
+
+
+async def _held_by(server: OwnServer, model: str, count: int, frames: np.ndarray) -> tuple[int, int]:
+    """The server's bytes without and with so many open streams, of which each has had outputs."""
+
+    async def say(streams: list[seqloom.AsyncStream]) -> int:
+        for stream in streams:  # one after the other: what a crowd of messages takes is not theirs
+            await stream.send(frames)
+            await stream.receive()
+        await asyncio.sleep(_SETTLE)
+        taken = psutil.Process(server.pid).memory_info()
+        return taken.rss - getattr(taken, "shared", 0)  # without pages of files, which come and go
+
+    async with seqloom.AsyncClient(server.address) as client:
+        async with stream_load.opened(client, model, _WARM_STREAMS) as few:
+            before = await say(few)
+        async with stream_load.opened(client, model, count) as many:
+            return before, await say(many)
+
+
+def streams_told(count: int) -> str:
+    return "1 stream" if count == 1 else f"{count:,} streams"
