@@ -23,6 +23,7 @@ from seqloom_server.engine.served import ServedWeights
 from seqloom_server.engine.staging import InPlace, Staging
 from seqloom_server.engine.training import Job, TrainingBatch
 from seqloom_server.errors import Reason, ServerError
+from seqloom_server.nn import precision
 
 log = logging.getLogger(__name__)
 
@@ -215,7 +216,8 @@ class DeviceThread:
         try:
             if batch.program is None:
                 batch.program = programs.start(batch, self._settings)
-            next(batch.program)
+            with precision.products("full", batch.weights.network.device):
+                next(batch.program)
         except StopIteration as end:
             outcomes = end.value
         except (MemoryError, torch.OutOfMemoryError):

@@ -54,14 +54,18 @@ class _Moves:
         return [self.sources, self.targets, self.told, np.array(list(self.given), np.int64) if self.given else None]
 
 
-@torch.inference_mode()
 def launch(piece: Slice, staging: Staging = _IN_PLACE, *, poison: bool = False) -> Flight:
     """Launches a slice; whoever calls finishes what is returned. poison: see ServedWeights.poison."""
     weights = piece.weights
     assert isinstance(weights, ServedWeights)
-    weights.reserve()
-    if poison:
-        weights.poison()
+    with torch.inference_mode(), weights.network.products:
+        weights.reserve()
+        if poison:
+            weights.poison()
+        return _launch(piece, weights, staging)
+
+
+def _launch(piece: Slice, weights: ServedWeights, staging: Staging) -> Flight:
     rectangles = weights.rectangles
     packing = collate.pack(piece.members, None if rectangles is None else rectangles.rectangle)
     bare = [member for member in piece.members if not member.steps]

@@ -92,8 +92,10 @@ def warm_up(weights: ServedWeights) -> None:
         for attempt in range(2):
             start = time.perf_counter()
             before = tuple(state[:, :1].expand(-1, count, -1).contiguous() for state in weights.states)
-            hidden, _ = network.advance(rows, batch_sizes, before)
-            for result in network.outputs(hidden, "labels", 0):
+            with network.products:
+                hidden, _ = network.advance(rows, batch_sizes, before)
+                results = network.outputs(hidden, "labels", 0)
+            for result in results:
                 if result is not None:
                     result.cpu()
             if attempt:

@@ -88,7 +88,8 @@ class Graphs(Masked):
         begun = time.perf_counter()
         for steps, rows in self._sizes:
             try:
-                self._graphs[steps, rows] = self._prepared(steps, rows)
+                with self._network.products:
+                    self._graphs[steps, rows] = self._prepared(steps, rows)
             except (RuntimeError, MemoryError) as error:
                 log.warning("%d steps of %d rows could not be recorded, cuDNN runs them: %s", steps, rows, error)
                 break  # the others would fail alike, each after its time

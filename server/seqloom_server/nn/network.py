@@ -6,7 +6,8 @@ from typing import Self
 
 import torch
 
-from seqloom_server.nn import conv, outputs
+from seqloom_server.nn import conv, outputs, precision
+from seqloom_server.nn.cudnn import CudnnLayers
 from seqloom_server.nn.halved import HALF, HalvedLayers
 from seqloom_server.nn.spec import Activation, Cell, ModelSpec, OutputKind
 
@@ -23,6 +24,7 @@ _FORWARD: dict[tuple[Cell, Activation], Callable[..., tuple[torch.Tensor, ...]]]
 class Network:
     """The weights of one model on one device, and the forward pass through them.
 
+    products: what launches on a GPU are made in, so that they are of the network's precision; nothing on the CPU.
     parameters: every tensor that spec.parameter_shapes() names; taken over, not copied, where dtype, device and layout
     are right already. Raises ValueError where one is missing, extra or misshapen.
     """
@@ -35,8 +37,10 @@ class Network:
         self.device = torch.device(device)
         dtype = getattr(torch, spec.dtype)
         ready = {name: tensor.detach().to(self.device, dtype).contiguous() for name, tensor in parameters.items()}
-        if self.device.type == "cuda":
-            torch.backends.cudnn.allow_tf32 = False  # on by default, and good for three digits only
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            precision.allow_tf32(False)  # on by default, and good for three digits only
+        self.products = precision.products(spec.precision, self.device)
         self._conv = (ready["conv.weight"], ready["conv.bias"]) if spec.conv_channels else None
         self._rnn = recurrent_module(spec, "meta")
         self._rnn.load_state_dict(
@@ -48,8 +52,13 @@ class Network:
         self._flat = [weight for layer in self._rnn.all_weights for weight in layer]
         self._weight, self._bias = ready["output.weight"], ready["output.bias"]
         self._forward = _FORWARD[spec.cell, spec.activation]
-        self._halved = HalvedLayers(spec, ready) if spec.precision == "bf16" else None
-        if self._halved is not None:
+        # where not torch's own call over packed rows of full precision runs the recurrent layers
+        self._layers: HalvedLayers | CudnnLayers | None = None
+        if on_gpu:
+            self._layers = CudnnLayers(spec, self._rnn, self._forward)
+        elif spec.precision == "bf16":
+            self._layers = HalvedLayers(spec, ready)
+        if spec.precision == "bf16":
             self._output = (self._weight.to(HALF), self._bias.to(HALF))
         else:
             self._output = (self._weight, self._bias)
@@ -93,8 +102,8 @@ class Network:
             if self._conv is not None:
                 rows, inputs = self._convolve(rows, batch_sizes, inputs)
             after: State
-            if self._halved is not None:
-                hidden, after = self._halved.advance(rows, batch_sizes, recurrent)
+            if self._layers is not None:
+                hidden, after = self._layers.advance(rows, batch_sizes, recurrent)
             else:
                 hidden, *last = self._forward(
                     rows, batch_sizes, before, self._flat, True, spec.num_layers, 0.0, False, spec.bidirectional
@@ -131,7 +140,9 @@ class Network:
     @property
     def nbytes(self) -> int:
         """Bytes of the weights on the device, copies of another precision included."""
-        halved = 0 if self._halved is None else self._halved.nbytes + sum(each.nbytes for each in self._output)
+        halved = 0 if self._layers is None else self._layers.nbytes
+        if self._output[0] is not self._weight:
+            halved += sum(each.nbytes for each in self._output)
         return halved + sum(tensor.nbytes for tensor in self.parameters().values())
 
 
