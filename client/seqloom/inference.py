@@ -1,7 +1,6 @@
 """Whole sequences over the shared call, each a session whose frames are all there: so callers travel together."""
 
 import asyncio
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +41,7 @@ async def infer(call: SharedCall, request: Request, deadline: float) -> Inferenc
     """Runs all sequences of a request under one version of the weights. Raises what they fail with."""
     for _ in range(_MIXED_VERSIONS):
         try:
-            async with until(deadline):
-                sessions = await _run(call, request, deadline)
+            sessions = await _run(call, request, deadline)
         except TimeoutError:
             raise DeadlineExceeded("no answer came in time", reason="TIMEOUT") from None
         if len({session.weights_version for session in sessions}) == 1:
@@ -73,9 +71,10 @@ async def _run(call: SharedCall, request: Request, deadline: float) -> list[Sess
             if not session.ending
         ]
         if unsent:
-            await asyncio.gather(*unsent)
+            async with until(deadline):
+                await asyncio.gather(*unsent)
         for session in sessions:
-            await session.wait(lambda session=session: session.final_state is not None, math.inf)  # type: ignore[misc]
+            await session.wait(lambda session=session: session.final_state is not None, deadline)  # type: ignore[misc]
         call.learn(kind, sessions[0])
         return sessions
     finally:

@@ -7,7 +7,9 @@ import grpc
 
 from seqloom.config import Config
 from seqloom.shared_call import SharedCall
-from seqloom.v1 import inference_service_pb2_grpc, model_service_pb2_grpc, training_service_pb2_grpc
+from seqloom.v1 import inference_service_pb2, model_service_pb2_grpc, training_service_pb2_grpc
+
+_STREAM_INFER = f"/{inference_service_pb2.DESCRIPTOR.services_by_name['InferenceService'].full_name}/StreamInfer"
 
 
 class Link:
@@ -25,8 +27,13 @@ class Link:
         # the stubs are typed for blocking channels
         self.models: Any = model_service_pb2_grpc.ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.training: Any = training_service_pb2_grpc.TrainingServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        stub: Any = inference_service_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self.shared = SharedCall(lambda: stub.StreamInfer(metadata=config.metadata()))
+        # not the stub's, which takes messages: the shared call writes their bytes
+        stream_infer: Any = self._channel.stream_stream(
+            _STREAM_INFER,
+            request_serializer=None,
+            response_deserializer=inference_service_pb2.StreamInferResponse.FromString,
+        )
+        self.shared = SharedCall(lambda: stream_infer(metadata=config.metadata()))
 
     @property
     def connected(self) -> bool:

@@ -4,29 +4,35 @@ Everything here runs on one event loop.
 """
 
 import asyncio
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from seqloom import convert, tensors
+from seqloom import convert, wire
 from seqloom.assembly import Assembly
 from seqloom.errors import DeadlineExceeded, InvalidArgument, SeqloomError, from_status, in_callers_words
-from seqloom.retries import until
+from seqloom.retries import remaining, until
 from seqloom.types import Array, Chunk, Snapshot, State, Timing
 from seqloom.v1 import inference_service_pb2
 
 INITIAL_WINDOW = 64  # steps that every server takes before it has told its window
 _ENTRY_BYTES = 256 << 10  # of frames in one entry, so that sessions of one call take turns
 
+_ENTRIES = inference_service_pb2.StreamInferRequest.ENTRIES_FIELD_NUMBER
+_OPEN = inference_service_pb2.SessionRequest.OPEN_FIELD_NUMBER
+_FRAMES = inference_service_pb2.SessionRequest.FRAMES_FIELD_NUMBER
+
 
 @dataclass(slots=True)
 class Outgoing:
-    """One entry that waits to be sent: arrays, not messages, so that a message is built once, in its place."""
+    """One entry that waits to be sent: arrays, not messages, which are written when the message that takes them is.
+
+    open: an OpenSession's bytes.
+    """
 
     session: "Session"
-    open: inference_service_pb2.OpenSession | None = None
+    open: bytes | None = None
     reset: bool = False
     frames: Array | None = None
     end: bool = False
@@ -35,18 +41,20 @@ class Outgoing:
     @property
     def size(self) -> int:
         """About how many bytes the entry takes."""
-        opening = 0 if self.open is None else self.open.ByteSize()
-        return 64 + opening + (0 if self.frames is None else self.frames.nbytes)
+        return 64 + len(self.open or b"") + (0 if self.frames is None else self.frames.nbytes)
 
-    def fill(self, entry: inference_service_pb2.SessionRequest) -> None:
-        """Writes this into an empty entry of a message."""
-        entry.session = self.session.number
+    def buffers(self) -> wire.Buffers:
+        """Returns this as an entry of a StreamInferRequest."""
+        head = inference_service_pb2.SessionRequest(
+            session=self.session.number,
+            acknowledged_steps=0 if self.frames is None else self.session.received,
+            reset=self.reset,
+            end=self.end,
+            cancel=self.cancel,
+        ).SerializeToString()
         if self.open is not None:
-            entry.open.CopyFrom(self.open)
-        if self.frames is not None:
-            tensors.encode_into(self.frames, entry.frames)
-            entry.acknowledged_steps = self.session.received
-        entry.reset, entry.end, entry.cancel = self.reset, self.end, self.cancel
+            head += wire.delimiter(_OPEN, len(self.open)) + self.open
+        return wire.message(_ENTRIES, [head] if self.frames is None else wire.tensor(_FRAMES, self.frames, head))
 
 
 class Wire(Protocol):
@@ -77,6 +85,7 @@ class Session:
         self._chunks = Assembly()
         self._waiting: set[asyncio.Future[None]] = set()
         self._sending = asyncio.Lock()  # a chunk goes out whole before the next one begins
+        self._senders = 0  # that hold it or wait for it
 
     @property
     def received(self) -> int:
@@ -105,7 +114,7 @@ class Session:
 
     def open(self, message: inference_service_pb2.OpenSession) -> None:
         """Opens a live session."""
-        self._wire.put(Outgoing(self, open=message))
+        self._wire.put(Outgoing(self, open=message.SerializeToString()))
 
     def open_whole(self, message: inference_service_pb2.OpenSession, frames: Array) -> None:
         """Opens the session of a whole sequence; as much of it goes along as the window takes.
@@ -117,7 +126,7 @@ class Session:
         self.sent = len(part)
         self.ending = len(part) == len(frames)
         message.whole_sequence = not self.ending
-        self._wire.put(Outgoing(self, open=message, frames=part, end=self.ending))
+        self._wire.put(Outgoing(self, open=message.SerializeToString(), frames=part, end=self.ending))
 
     async def feed_rest(self, frames: Array) -> None:
         """Sends what open_whole() left of a whole sequence, and its end."""
@@ -152,8 +161,7 @@ class Session:
                 self._chunks.shorten(due, start)
                 raise
         finally:
-            self._sending.release()
-            self.notify()
+            self._end_turn()
 
     def reset(self) -> None:
         """Zeroes the state before the frames that are sent next."""
@@ -174,8 +182,7 @@ class Session:
                 self.ending = True
                 self._wire.put(Outgoing(self, reset=self._reset, end=True))
         finally:
-            self._sending.release()
-            self.notify()
+            self._end_turn()
 
     def cancel(self, error: SeqloomError) -> None:
         """Drops the session, if it is not over: the server forgets it."""
@@ -209,18 +216,24 @@ class Session:
 
     async def wait(self, condition: Callable[[], bool], deadline: float) -> None:
         """Waits until something holds. Raises what the session failed with; TimeoutError at `deadline`."""
-        if condition():
-            return
-        async with until(deadline) if deadline < math.inf else contextlib.nullcontext():
-            while not condition():
-                if self.failure is not None:
-                    raise self.failure
-                waiting = asyncio.get_running_loop().create_future()
-                self._waiting.add(waiting)
-                try:
-                    await waiting
-                finally:
-                    self._waiting.discard(waiting)
+        while not condition():
+            if self.failure is not None:
+                raise self.failure
+            loop = asyncio.get_running_loop()
+            waiting = loop.create_future()
+            self._waiting.add(waiting)
+            # one timer, where asyncio.timeout would be a context and a cancelled task more for every chunk
+            seconds = remaining(deadline)
+            timer = None if seconds is None else loop.call_later(seconds, _time_out, waiting)
+            try:
+                await waiting
+            except TimeoutError:
+                if not condition():
+                    raise
+            finally:
+                self._waiting.discard(waiting)
+                if timer is not None:
+                    timer.cancel()
 
     def notify(self) -> None:
         """Lets everything that waits look again."""
@@ -229,11 +242,23 @@ class Session:
                 future.set_result(None)
 
     async def _take_turn(self, deadline: float) -> None:
+        self._senders += 1
         try:
+            if self._senders == 1:  # it is free
+                await self._sending.acquire()
+                return
             async with until(deadline):
                 await self._sending.acquire()
-        except TimeoutError:
-            raise self._window_full() from None
+        except BaseException as error:
+            self._senders -= 1
+            if isinstance(error, TimeoutError):
+                raise self._window_full() from None
+            raise
+
+    def _end_turn(self) -> None:
+        self._senders -= 1
+        self._sending.release()
+        self.notify()
 
     async def _until_room(self, condition: Callable[[], bool], deadline: float) -> None:
         try:
@@ -266,6 +291,11 @@ class Session:
             raise self.failure
         if self.ending:
             raise InvalidArgument("the stream is finished: it takes no more frames", reason="SESSION_ENDED")
+
+
+def _time_out(waiting: "asyncio.Future[None]") -> None:
+    if not waiting.done():
+        waiting.set_exception(TimeoutError())
 
 
 def _rows(frames: Array) -> int:

@@ -13,14 +13,13 @@ from typing import Any
 
 import grpc
 
+from seqloom import wire
 from seqloom.config import MESSAGE_BYTES
 from seqloom.errors import Cancelled, DeadlineExceeded, Internal, SeqloomError, Unavailable, from_rpc, lost_call
 from seqloom.session import INITIAL_WINDOW, Outgoing, Session
 from seqloom.v1 import inference_service_pb2
 
-StreamCall = grpc.aio.StreamStreamCall[
-    inference_service_pb2.StreamInferRequest, inference_service_pb2.StreamInferResponse
-]
+StreamCall = grpc.aio.StreamStreamCall[bytes, inference_service_pb2.StreamInferResponse]
 
 _MAX_ENTRIES = 4096  # in one message
 _LAST_WORDS = 1.0  # seconds that the server gets to end a call that we have ended
@@ -155,15 +154,17 @@ class _Call:
             session.fail(copy.copy(error))  # each is raised with a traceback of its own
         self._outbox.clear()
 
-    def _next_message(self) -> inference_service_pb2.StreamInferRequest:
-        message = inference_service_pb2.StreamInferRequest()
-        room = MESSAGE_BYTES
-        while self._outbox and len(message.entries) < _MAX_ENTRIES:
+    def _next_message(self) -> bytes:
+        """The bytes of a StreamInferRequest."""
+        parts: wire.Buffers = []
+        entries, room = 0, MESSAGE_BYTES
+        while self._outbox and entries < _MAX_ENTRIES:
             size = self._outbox[0].size
-            if size > room and message.entries:
+            if size > room and entries:
                 break
             entry = self._outbox.popleft()
             room -= size
             if not entry.session.failure or entry.cancel:
-                entry.fill(message.entries.add())
-        return message
+                parts += entry.buffers()
+                entries += 1
+        return wire.joined(parts)

@@ -56,7 +56,7 @@ class AsyncStream:
         Raises DeadlineExceeded where it stays full: receive outputs first.
         """
         session, spec = self._opened()
-        with _told():
+        with _told:
             await session.send(convert.frames(frames, spec, "frames"), self._deadline(timeout))
 
     async def receive(self, timeout: float | None = None) -> Chunk:
@@ -65,7 +65,7 @@ class AsyncStream:
         Raises InvalidArgument where the stream is finished and nothing more is due.
         """
         session, _ = self._opened()
-        with _told():
+        with _told:
             if not session.ready:
                 await _until(session, lambda: session.ready or session.exhausted, self._deadline(timeout))
             if session.ready:
@@ -75,7 +75,7 @@ class AsyncStream:
     async def reset(self) -> None:
         """Zeroes the hidden state before the frames that are sent next; steps count on."""
         session, _ = self._opened()
-        with _told():
+        with _told:
             session.reset()
 
     async def finish(self, timeout: float | None = None) -> State:
@@ -84,7 +84,7 @@ class AsyncStream:
         Outputs that were still due stay readable: by iteration, or receive().
         """
         session, _ = self._opened()
-        with _told():
+        with _told:
             deadline = self._deadline(timeout)
             await session.end(deadline)
             await _until(session, lambda: session.final_state is not None, deadline)
@@ -107,7 +107,7 @@ class AsyncStream:
         feeding.add_done_callback(fed)
         try:
             while True:
-                with _told():
+                with _told:
                     await session.wait(lambda: session.due or feeding.done(), math.inf)
                     if not session.due:
                         break
@@ -124,7 +124,7 @@ class AsyncStream:
         """Yields outputs in order until the stream is finished and nothing more is due."""
         session, _ = self._opened()
         while True:
-            with _told():
+            with _told:
                 await session.wait(lambda: session.ready or session.exhausted, math.inf)
                 if not session.ready:
                     return
@@ -158,7 +158,7 @@ class AsyncStream:
     async def _send_in_time(self, frames: Any) -> None:
         # the consumer may take as long as it likes, and a full window is then no error
         session, spec = self._opened()
-        with _told():
+        with _told:
             await session.send(convert.frames(frames, spec, "chunks"), math.inf)
 
     def _opened(self) -> tuple[Session, ModelSpec]:
@@ -178,15 +178,20 @@ async def _until(session: Session, condition: Callable[[], bool], deadline: floa
         raise DeadlineExceeded(waited, reason="TIMEOUT") from None
 
 
-@contextlib.contextmanager
-def _told() -> Any:
+class _Told:
     """An open stream that loses its connection is StreamLost: what a repeat could mend elsewhere, it cannot here.
 
     So is one that the server drops since it takes no more now.
     """
-    try:
-        yield
-    except (Unavailable, Overloaded) as error:
-        raise StreamLost(error.message, reason=error.reason, request_id=error.request_id) from None
-    except SeqloomError as error:
-        raise error.with_traceback(None) from None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Unavailable | Overloaded):
+            raise StreamLost(error.message, reason=error.reason, request_id=error.request_id) from None
+        if isinstance(error, SeqloomError):
+            raise error.with_traceback(None) from None
+
+
+_told = _Told()

@@ -1,9 +1,10 @@
-"""Numpy arrays to and from the wire's tensors: the one module that the SDK and the server share.
+"""Numpy arrays to and from the wire's tensors; the SDK and the server share it.
 
 A tensor is its data type, its shape, and its elements in C order, little-endian. Decoding is a view on the message's
 bytes, never a copy, and so read-only; except of bfloat16, which numpy has not: it becomes a float32 array.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +33,9 @@ class MalformedTensor(ValueError):
 
 def data_type_of(dtype: npt.DTypeLike) -> Any:
     """Returns the DataType of float32, float64 or int32, of either byte order. Raises TypeError for another dtype."""
-    data_type = _TYPES.get(np.dtype(dtype).newbyteorder("<"))
+    data_type = _TYPES.get(dtype) if isinstance(dtype, np.dtype) else None  # as nearly always
+    if data_type is None:
+        data_type = _TYPES.get(np.dtype(dtype).newbyteorder("<"))
     if data_type is None:
         raise TypeError(f"dtype {np.dtype(dtype)} has no place on the wire: float32, float64 or int32")
     return data_type
@@ -48,6 +51,14 @@ def encode_into(array: Array, tensor: tensor_pb2.Tensor) -> None:
     tensor.data_type = data_type
     tensor.shape.extend(array.shape)
     tensor.data = array.astype(_DTYPES[data_type], copy=False).tobytes()
+
+
+def stored(array: Array) -> memoryview:
+    """Returns the elements of an array of float32, float64 or int32 as the wire has them: a view where it has them so.
+
+    Raises TypeError for another dtype.
+    """
+    return np.ascontiguousarray(array, _DTYPES[data_type_of(array.dtype)]).data
 
 
 def encode(array: Array) -> tensor_pb2.Tensor:
@@ -77,6 +88,11 @@ def from_bfloat16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
 
 def stored_bytes(data_type: int, shape: Sequence[int]) -> int:
     """Returns how many bytes a tensor takes on the wire. Raises MalformedTensor."""
+    return _stored_bytes(data_type, tuple(shape))
+
+
+@functools.lru_cache(4096)  # the same few shapes come again and again
+def _stored_bytes(data_type: int, shape: tuple[int, ...]) -> int:
     dtype = _STORED.get(data_type)
     if dtype is None:
         raise MalformedTensor(f"data_type is {data_type}: expected FLOAT32, FLOAT64, INT32 or BFLOAT16")

@@ -14,7 +14,7 @@ import pytest
 import seqloom
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from seqloom import tensors
+from seqloom import tensors, wire
 from seqloom.session import Session
 from seqloom.v1 import inference_service_pb2 as pb
 from seqloom.v1 import tensor_pb2
@@ -32,8 +32,7 @@ class Echo:
         self.ending = False
 
     def put(self, outgoing):
-        entry = pb.SessionRequest()
-        outgoing.fill(entry)
+        (entry,) = pb.StreamInferRequest.FromString(wire.joined(outgoing.buffers())).entries
         self.acknowledged = max(self.acknowledged, entry.acknowledged_steps)
         if entry.HasField("frames"):
             frames = tensors.decode(entry.frames)
