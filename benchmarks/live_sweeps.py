@@ -18,7 +18,6 @@ from sweep_bench import Point, SweepBench, beside, point
 from workload import LARGE, MODELS, SMALL, TITLES
 
 CHUNK = 10  # frames
-_WARM_STREAMS = 50
 _MORE_KB = 20  # that an idle stream may hold beside its state
 _SETTLE = 0.5  # seconds
 
@@ -57,16 +56,19 @@ def idle(bench: SweepBench) -> Iterator[Point]:
             with tempfile.TemporaryDirectory() as folder:
                 shutil.copytree(bench.held.models / model, pathlib.Path(folder) / model)
                 with own_server(pathlib.Path(folder), *bench.flags) as server:
-                    before, after = bench.held.loop.run(_held_by(server, model, count, bench.chunks(CHUNK)[0]))
-            kb = (after - before) / count / 1e3
+                    before, more = bench.held.loop.run(_held_by(server, model, count, bench.chunks(CHUNK)[0]))
+            kb = more / 1e3
             values = {"before_mb": before / 1e6, "kb_a_stream": kb, "state_kb": state_kb}
             one = point("idle", "served", {"streams": count}, f"{streams_told(count)}, idle", TITLES[model], [values])
             one.ratio, one.beside = kb / (state_kb + _MORE_KB), f"its state and {_MORE_KB} kB"
             yield one
 
 
-async def _held_by(server: OwnServer, model: str, count: int, frames: np.ndarray) -> tuple[int, int]:
-    """The server's bytes without and with so many open streams, of which each has had outputs."""
+async def _held_by(server: OwnServer, model: str, count: int, frames: np.ndarray) -> tuple[int, float]:
+    """The server's bytes with a quarter of so many open streams, and for each stream that came then.
+
+    Each has had outputs. The first quarter fills what the start had left free.
+    """
 
     async def say(streams: list[seqloom.AsyncStream]) -> int:
         for stream in streams:  # one after the other: what a crowd of messages takes is not theirs
@@ -76,11 +78,13 @@ async def _held_by(server: OwnServer, model: str, count: int, frames: np.ndarray
         taken = psutil.Process(server.pid).memory_info()
         return taken.rss - getattr(taken, "shared", 0)  # without pages of files, which come and go
 
-    async with seqloom.AsyncClient(server.address) as client:
-        async with stream_load.opened(client, model, _WARM_STREAMS) as few:
-            before = await say(few)
-        async with stream_load.opened(client, model, count) as many:
-            return before, await say(many)
+    async with (
+        seqloom.AsyncClient(server.address) as client,
+        stream_load.opened(client, model, count // 4) as first,
+    ):
+        before = await say(first)
+        async with stream_load.opened(client, model, count - len(first)) as others:
+            return before, (await say(others) - before) / len(others)
 
 
 def streams_told(count: int) -> str:

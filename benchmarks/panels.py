@@ -33,7 +33,7 @@ class Line:
 class Panel:
     """Numbers of one sweep. x: an axis of its points. y: a number of their values. line: which one a point is on.
 
-    share: whether the numbers are shares, shown as percentages on a linear axis.
+    share: whether the numbers are shares, shown as percentages on a linear axis. legend: what its names are.
     """
 
     sweep: str
@@ -44,6 +44,7 @@ class Panel:
     ylabel: str
     line: Callable[[Point], Line | None]
     share: bool = False
+    legend: str | None = None
 
 
 def _by_network(point: Point) -> Line:
@@ -58,10 +59,9 @@ def _served_by_network(point: Point) -> Line | None:
 
 def _by_chunk(point: Point) -> Line:
     size = point["at"]["chunk"]
-    told = f"chunks of {size}"
     if _COLOURS[point["model"]] == LARGE:
-        return Line(f"{told}, {point['model']}", LARGE, "--", 1e9)
-    return Line(told, matplotlib.colormaps["viridis"](_SHADES.get(size, 0.95)), "-", size)
+        return Line(f"{size}, {point['model']}", LARGE, "--", 1e9)
+    return Line(f"{size}", matplotlib.colormaps["viridis"](_SHADES.get(size, 0.95)), "-", size)
 
 
 def _by_cell(point: Point) -> Line:
@@ -70,17 +70,19 @@ def _by_cell(point: Point) -> Line:
 
 
 _FRAMES, _RATE = "frames_per_second", "frames/s"
+_CHUNKS = "frames a chunk, H=64 O=40 but for the last"
 _PANELS = (
-    Panel("callers", "Whole recordings", "callers", _FRAMES, "callers", _RATE, _by_network),
-    Panel("callers", "… how long each takes", "callers", "p99_ms", "callers", "p99, ms", _served_by_network),
-    Panel("callers", "… and the device is busy", "callers", "device_busy_share", "callers", "share of the time, %",
+    Panel("callers", "Whole recordings: throughput", "callers", _FRAMES, "callers", _RATE, _by_network),
+    Panel("callers", "Whole recordings: latency", "callers", "p99_ms", "callers", "p99, ms", _served_by_network),
+    Panel("callers", "Whole recordings: device busy", "callers", "device_busy_share", "callers", "share of the time, %",
           _served_by_network, share=True),
-    Panel("streams", "Live streams, H=64 O=40", "streams", _FRAMES, "streams", _RATE, _by_chunk),
-    Panel("streams", "… a frame's time on the clock", "streams", "us_a_frame", "streams", "µs a frame", _by_chunk),
-    Panel("streams", "… a frame's time on the device", "streams", "device_us_a_frame", "streams", "µs a frame",
-          _by_chunk),
-    Panel("lengths", "Sequences by length, 4 callers", "steps", _FRAMES, "steps of a sequence", _RATE, _by_network),
-    Panel("widths", "Networks by width, 64 callers", "hidden", _FRAMES, "hidden units", _RATE, _by_cell),
+    Panel("streams", "Live streams: throughput", "streams", _FRAMES, "streams", _RATE, _by_chunk, legend=_CHUNKS),
+    Panel("streams", "Live streams: cost on the clock", "streams", "us_a_frame", "streams", "µs a frame",
+          _by_chunk, legend=_CHUNKS),
+    Panel("streams", "Live streams: cost on the device", "streams", "device_us_a_frame", "streams", "µs a frame",
+          _by_chunk, legend=_CHUNKS),
+    Panel("lengths", "By length, 4 callers: throughput", "steps", _FRAMES, "steps of a sequence", _RATE, _by_network),
+    Panel("widths", "By width, 64 callers: throughput", "hidden", _FRAMES, "hidden units", _RATE, _by_cell),
 )  # fmt: skip
 
 
@@ -126,6 +128,7 @@ def _curves(axis: Axes, panel: Panel, points: Iterable[Point]) -> str:
     axis.grid(color="0.9", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
+    axis.legend(title=panel.legend)
     return panel.title
 
 
@@ -144,6 +147,7 @@ def _mixed(axis: Axes, points: list[Point]) -> str:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axis.xaxis.set_major_locator(MaxNLocator(4))
     axis.set(xlabel=_RATE)
+    axis.legend()
     return f"Mixed traffic, {points[0]['model']}"
 
 

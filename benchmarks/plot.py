@@ -58,7 +58,8 @@ def _legend(axis: Axes) -> None:
     """Below the panel, where it covers no data."""
     columns = 3 if len(axis.get_legend_handles_labels()[1]) > 4 else 2
     place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.19), "ncols": columns}
-    axis.legend(**place, frameon=False, fontsize=8, handlelength=1.8, columnspacing=1.2)
+    title = axis.get_legend().get_title().get_text()
+    axis.legend(**place, title=title, title_fontsize=8, frameon=False, fontsize=8, handlelength=2.6, columnspacing=1.2)
 
 
 def _told(conditions: dict[str, Any]) -> str:

@@ -58,9 +58,9 @@ def test_each_sweep_has_panels_whose_lines_are_the_medians_in_order(whole):
     assert curves(callers)["H=1000 O=6000, the network alone"] == [(1, 2000), (16, 32_000), (256, 512_000)]
     assert curves(delays) == {network: [(1, 3), (16, 48), (256, 768)] for network in NETWORKS}
     assert curves(busy)["H=64 O=40"][0] == (1, 50)  # percent
-    assert curves(streams) == {f"chunks of {n}": [(10, 100), (1000, 10_000)] for n in (1, 7, 20)}
-    assert curves(clock)["chunks of 7"] == [(10, 1e4), (1000, 100)]
-    assert curves(device)["chunks of 20"] == [(10, 2000), (1000, 20)]
+    assert curves(streams) == {f"{n}": [(10, 100), (1000, 10_000)] for n in (1, 7, 20)}
+    assert curves(clock)["7"] == [(10, 1e4), (1000, 100)]
+    assert curves(device)["20"] == [(10, 2000), (1000, 20)]
     assert curves(lengths)["H=1000 O=6000"] == [(10, 90), (10_000, 90_000)]
     assert set(curves(widths)) == {"elman", "elman, alone", "gru", "gru, alone"}
     told = [text.get_text() for text in mixed.texts]
