@@ -6,6 +6,7 @@
 #   make protos            the gRPC stubs, generated again from protos/
 #   make bench             the benchmark of serving; `make bench-training` of training; `make bench-sweeps` how cost grows
 #   make bench-quick       all three, in short
+#   make bench-gpu         what a GPU does: right, beside cuDNN, through a server; 8 minutes
 #   make compose-test      docker-compose.yml, built and run for real
 #   make clean             removes .venv and what the tools left
 #
@@ -22,7 +23,7 @@ TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/d
 DATA ?=
 ARGS ?=
 
-.PHONY: help demo test lint format protos bench bench-training bench-sweeps bench-quick compose-test clean
+.PHONY: help demo test lint format protos bench bench-training bench-sweeps bench-gpu bench-quick compose-test clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -59,6 +60,9 @@ bench-training: $(INSTALLED)
 
 bench-sweeps: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_sweeps.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+bench-gpu: $(INSTALLED)
+	$(BIN)/python benchmarks/bench_gpu.py $(ARGS)
 
 bench-quick: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_server.py --quick $(ARGS)

@@ -57,13 +57,16 @@ def flags(options: argparse.Namespace) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def sitting(
-    options: argparse.Namespace, models: Mapping[str, seqloom.ModelSpec], settings: dict[str, Any]
+    options: argparse.Namespace,
+    models: Mapping[str, seqloom.ModelSpec],
+    settings: dict[str, Any],
+    more: tuple[str, ...] = (),
 ) -> Iterator[Sitting]:
-    """Runs a server with these models until the block ends."""
+    """Runs a server with these models until the block ends; more: flags of it."""
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         loop = stack.enter_context(Loop())
-        server = stack.enter_context(own_server(folder, *flags(options)))
+        server = stack.enter_context(own_server(folder, *flags(options), *more))
         client = loop.run(_client_with_models(server.address, models))
         stack.callback(lambda: loop.run(client.close()))
         source = "a folder of WAV files" if options.data else "synthetic, lengths as of spoken digits"

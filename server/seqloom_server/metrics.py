@@ -44,6 +44,9 @@ class Metrics:
         )
         self.steps_total = self._counter("steps_total", "Useful steps computed: the throughput", slices)
         self.padded_steps_total = self._counter("padded_steps_total", "Steps computed for padding", slices)
+        self.device_busy_seconds_total = self._counter(
+            "device_busy_seconds_total", "Seconds for which the device computed", []
+        )
         self.active_streams = self._gauge("active_streams", "Live sessions that are open", ["model"])
         self.queue_items = self._gauge("queue_items", "Sequences that wait for the device", ["op"])
         self.rejected_total = self._counter("rejected_total", "Work refused because of load", ["reason"])

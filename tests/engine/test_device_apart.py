@@ -253,3 +253,4 @@ async def test_padding_is_counted_where_rectangles_have_it_and_seconds_are_the_d
         await until(lambda: metric(engine, "steps_total", **labels) == 9)
         assert metric(engine, "padded_steps_total", **labels) == 1, "9 steps go into a bucket of 10"
         assert metric(engine, "compute_duration_seconds_sum", **labels) == 1e-3
+        assert metric(engine, "device_busy_seconds_total") == 1e-3

@@ -186,6 +186,7 @@ class DeviceThread:
         self._hand_back(self._outcomes.ran, results)
         # the callers have their outputs: now there is time for the books
         piece.weights.cost.observe(piece.steps, piece.cells, seconds)
+        self._report.busy(seconds)
         self._report.ran(piece, seconds)
 
     def _failed(self, piece: Slice, seconds: float, error: Exception) -> None:
@@ -237,6 +238,7 @@ class DeviceThread:
             outcomes = [ServerError(Reason.INTERNAL, "the batch failed on the device")] * len(batch.jobs)
             failed, seconds = True, 0.0
         batch.seconds += seconds
+        self._report.busy(seconds)
         with self._ready:
             self._scheduler.advanced(seconds, finished=outcomes is not None)
         if outcomes is None:

@@ -93,6 +93,10 @@ class Report:
     def cancelled(self, stage: str) -> None:
         self._metrics.cancelled_total.labels(stage=stage).inc()
 
+    def busy(self, seconds: float) -> None:
+        """The device has computed a slice, or a piece of training."""
+        self._metrics.device_busy_seconds_total.inc(seconds)
+
     def trained(self, batch: TrainingBatch) -> None:
         """Observes a training batch that has run."""
         model = self._models.get(batch.weights.model)
