@@ -173,20 +173,30 @@ async def test_the_next_slice_is_launched_while_the_last_ones_results_are_on_the
             np.testing.assert_allclose(sink.values, alone(weights, frames)[0], **close_to(spec))
 
 
-async def test_two_slices_are_under_way_but_a_long_ones_successor_waits_for_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("ahead", "waiting", "waits"), [(10.0, 3, False), (0.0, 3, True), (10.0, 1, True)])
+async def test_a_successor_is_formed_at_once_only_behind_a_short_slice_and_where_enough_waits(
+    tmp_path, monkeypatch, ahead, waiting, waits
+):
     spec = make_spec()
-    for ahead in (True, False):
-        monkeypatch.setattr(device, "_LAUNCHED_AHEAD", 10.0 if ahead else 0.0)
-        async with running(tmp_path / str(ahead), spec) as (engine, _):
-            computed = []
-            monkeypatch.setattr(
-                _Apart, "computed", lambda self, computed=computed: computed.append(self), raising=False
-            )
-            for frames in make_frames(spec, 3, 4):
-                sequence, sink = open_sequence(engine)
-                feed(engine, sequence, frames, end=True)
-                await sink.wait()
-            assert bool(computed) is not ahead
+    monkeypatch.setattr(device, "_LAUNCHED_AHEAD", ahead)
+    async with running(tmp_path, spec) as (engine, staging):
+        events = []
+        weights = engine.registry.current("m0")
+        gate = Gate(weights)
+        monkeypatch.setattr(_Apart, "computed", lambda self: events.append("computed"))
+        one, _ = open_sequence(engine)
+        feed(engine, one, *make_frames(spec, 6))
+        await gate.arrived()
+        others = [open_sequence(engine) for _ in range(waiting)]
+        for sequence, _ in others:
+            feed(engine, sequence, *make_frames(spec, 1), end=True)
+        gate.let_pass()
+        await gate.arrived()  # the successor, while the first one's results have not been read
+        assert staging.waits == 0
+        assert events == (["computed"] if waits else [])
+        gate.open()
+        for _, sink in others:
+            await sink.wait()
 
 
 async def test_what_fails_on_the_device_fails_its_own_slice_alone(tmp_path):

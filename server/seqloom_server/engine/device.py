@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 _FAILURES_IN_A_ROW = 5  # after these the device is taken for dead
 # What a longer slice loses, while its successor is launched only when it has computed, is not worth that live frames
 # would wait for two slices instead of one.
-_LAUNCHED_AHEAD = 0.005
+_LAUNCHED_AHEAD = 0.005  # seconds, as expected
+_ENOUGH = 0.5  # of a slice's steps must wait, or a successor launched ahead would be small
 
 Results = list[tuple[Member, Piece]]
 TrainingResults = list[tuple[Job, Any]]  # or the ServerError of that job
@@ -163,9 +164,11 @@ class DeviceThread:
             self._finish(flight, start)
 
     def _let_come(self, flight: Flight) -> None:
-        """Returns when the time has come to launch what is behind a flight: a long one has computed then."""
+        """Returns when the time has come to launch what is behind a flight: at once where enough waits and it is short,
+        else when it has computed, since until then what is behind it may grow."""
         piece = flight.piece
-        if piece.weights.cost.seconds(piece.steps, piece.cells) > _LAUNCHED_AHEAD:
+        expected = piece.weights.cost.seconds(piece.steps, piece.cells)
+        if expected > _LAUNCHED_AHEAD or self._scheduler.waiting_steps < _ENOUGH * piece.cells:
             with contextlib.suppress(Exception):  # finish() raises it again
                 flight.computed()
 

@@ -104,7 +104,7 @@ class Registry:
 
     def device_bytes(self) -> int:
         """Bytes of weights and states on the device."""
-        return sum(weights.network.nbytes + weights.state_bytes for weights in self.alive())
+        return sum(weights.nbytes for weights in self.alive())
 
     def models(self) -> list[ModelInfo]:
         """The served models, by name."""

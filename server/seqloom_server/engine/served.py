@@ -74,6 +74,11 @@ class ServedWeights:
             state.index_fill_(1, free, float("nan"))
 
     @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        return self.network.nbytes + self.state_bytes + (self.rectangles.nbytes if self.rectangles else 0)
+
+    @property
     def state_bytes(self) -> int:
         return sum(state.nbytes for state in self.states)
 

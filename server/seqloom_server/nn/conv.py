@@ -32,8 +32,7 @@ class Unfolding:
         taps = starts[steps[:, None] + np.arange(width)] + ranks[:, None]  # [cells, width]
         lengths = np.searchsorted(-batch_sizes, -np.arange(self.count), side="left")
         last = starts[lengths + np.arange(before)[:, None]] + np.arange(self.count)  # [width - 1, N]
-        self._taps = torch.from_numpy(taps).to(device)
-        self._last = torch.from_numpy(last.reshape(-1)).to(device)
+        self._taps, self._last = _there(taps, device), _there(last.reshape(-1), device)
 
     def source(self, rows: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.Tensor:
         """Returns the source, [(width - 1) N + cells, D], of packed rows [cells, D] and the state part, or zeros."""
@@ -70,6 +69,12 @@ class Unfolding:
         """Returns a source's two parts: packed rows [cells, D] and the state part [width - 1, N, D]; views of it."""
         before = (self.width - 1) * self.count
         return d_source[before:], d_source[:before].view(self.width - 1, self.count, d_source.shape[1])
+
+
+def _there(index: Index, device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(index)
+    # from pinned memory, or a GPU would have to finish everything before it took the copy
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def forward(

@@ -68,8 +68,8 @@ class Graphs(Masked):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the buffers; what the graphs themselves take is not known."""
-        return sum(each.nbytes for each in (self._rows, self._hidden, self._left, *self._state))
+        """Bytes of copies and buffers; what the graphs themselves take is not known."""
+        return super().nbytes + sum(each.nbytes for each in (self._rows, self._hidden, self._left, *self._state))
 
     def rectangle(self, batch_sizes: npt.NDArray[np.int64]) -> Rectangle | None:
         """Returns the rectangle whose graphs are to run a batch, None where cuDNN over packed rows is faster."""

@@ -50,6 +50,13 @@ class Masked:
         step = {"elman": _elman, "gru": _gru, "lstm": _lstm}[network.spec.cell]
         self._step: _Step = _relu if network.spec.activation == "relu" else step
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what it has beside the network's own weights."""
+        if self.spec.precision != "bf16":
+            return 0  # but for a bias or two
+        return sum(tensor.nbytes for layer in self._layers for tensor in layer)
+
     def rectangle(self, batch_sizes: npt.NDArray[np.int64]) -> Rectangle | None:
         """Returns the rectangle that a batch is to be run in, or None where packed rows are the better choice.
 
