@@ -40,7 +40,7 @@ def main() -> int:
         print(f"bench_sweeps: {error}", file=sys.stderr)
         return 1
     rounds = options.rounds or (1 if options.quick else 3)
-    seconds = options.seconds or (0.2 if options.quick else 0.4)
+    seconds = options.seconds or (0.1 if options.quick else 0.4)
     along = axes(options)
     models = MODELS | (sweeps.wide_models(along["widths"]) if "widths" in options.only else {})
     data = ("--data", options.data) if options.data else ()

@@ -28,17 +28,17 @@ async def opened(client: seqloom.AsyncClient, model: str, count: int) -> AsyncIt
 
 
 async def answered(streams: list[seqloom.AsyncStream], chunks: list[np.ndarray], seconds: float) -> Result:
-    """One round of open streams, each of which sends its next chunk when it has the outputs of the last."""
+    """One round of open streams, each of which sends its next chunk when it has the outputs of the last, and one at least."""
     tally = Tally(seconds)
 
     async def speak(stream: seqloom.AsyncStream, first: int) -> None:
         for frames in _from(chunks, first):
-            if not tally.running:
-                break
             sent = time.perf_counter()
             await stream.send(frames)
             assert len(await stream.receive()) == len(frames)
             tally.add(len(frames), sent)
+            if not tally.running:
+                break
 
     await asyncio.gather(*map(speak, streams, itertools.count()))
     return tally.result()
