@@ -28,7 +28,7 @@ async def opened(client: seqloom.AsyncClient, model: str, count: int) -> AsyncIt
 
 
 async def answered(streams: list[seqloom.AsyncStream], chunks: list[np.ndarray], seconds: float) -> Result:
-    """One round of open streams, each of which sends its next chunk when it has the outputs of the last, and one at least."""
+    """One round of open streams, each with its next chunk when it has the outputs of the last, one at least."""
     tally = Tally(seconds)
 
     async def speak(stream: seqloom.AsyncStream, first: int) -> None:
