@@ -222,19 +222,17 @@ async def test_what_fails_on_the_device_fails_its_own_slice_alone(tmp_path):
 
 async def test_what_cannot_be_launched_leaves_the_slice_before_it_alone(tmp_path):
     spec = make_spec()
-    async with running(tmp_path, spec) as (engine, staging):
+    async with running(tmp_path, spec) as (engine, _):
         gate = Gate(engine.registry.current("m0"))
-        staging.hold()
         one, its_sink = open_sequence(engine)
-        gate.let_pass()
-        (frames,) = make_frames(spec, 3)
-        feed(engine, one, frames)
-        await until(lambda: staging.waits == 1)
-        gate.break_with = RuntimeError("no kernel image is available")
-        gate.open()
+        feed(engine, one, *make_frames(spec, 3))
+        await gate.arrived()
         other, others_sink = open_sequence(engine)
         feed(engine, other, *make_frames(spec, 2), end=True)
-        staging.let_come(3)
+        gate.let_pass()
+        await gate.arrived()  # the first one is under way
+        gate.break_with = RuntimeError("no kernel image is available")
+        gate.open()
         with pytest.raises(Exception, match="failed on the device"):
             await others_sink.wait()
         await its_sink.until(lambda sink: sink.steps == 3)
