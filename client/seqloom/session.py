@@ -6,11 +6,11 @@ Everything here runs on one event loop.
 import asyncio
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
-from seqloom import convert, wire
+from seqloom import convert
 from seqloom.assembly import Assembly
+from seqloom.entry import Outgoing
 from seqloom.errors import DeadlineExceeded, InvalidArgument, SeqloomError, from_status, in_callers_words
 from seqloom.retries import remaining, until
 from seqloom.types import Array, Chunk, Snapshot, State, Timing
@@ -18,43 +18,6 @@ from seqloom.v1 import inference_service_pb2
 
 INITIAL_WINDOW = 64  # steps that every server takes before it has told its window
 _ENTRY_BYTES = 256 << 10  # of frames in one entry, so that sessions of one call take turns
-
-_ENTRIES = inference_service_pb2.StreamInferRequest.ENTRIES_FIELD_NUMBER
-_OPEN = inference_service_pb2.SessionRequest.OPEN_FIELD_NUMBER
-_FRAMES = inference_service_pb2.SessionRequest.FRAMES_FIELD_NUMBER
-
-
-@dataclass(slots=True)
-class Outgoing:
-    """One entry that waits to be sent: arrays, not messages, which are written when the message that takes them is.
-
-    open: an OpenSession's bytes.
-    """
-
-    session: "Session"
-    open: bytes | None = None
-    reset: bool = False
-    frames: Array | None = None
-    end: bool = False
-    cancel: bool = False
-
-    @property
-    def size(self) -> int:
-        """About how many bytes the entry takes."""
-        return 64 + len(self.open or b"") + (0 if self.frames is None else self.frames.nbytes)
-
-    def buffers(self) -> wire.Buffers:
-        """Returns this as an entry of a StreamInferRequest."""
-        head = inference_service_pb2.SessionRequest(
-            session=self.session.number,
-            acknowledged_steps=0 if self.frames is None else self.session.received,
-            reset=self.reset,
-            end=self.end,
-            cancel=self.cancel,
-        ).SerializeToString()
-        if self.open is not None:
-            head += wire.delimiter(_OPEN, len(self.open)) + self.open
-        return wire.message(_ENTRIES, [head] if self.frames is None else wire.tensor(_FRAMES, self.frames, head))
 
 
 class Wire(Protocol):

@@ -15,8 +15,9 @@ import grpc
 
 from seqloom import wire
 from seqloom.config import MESSAGE_BYTES
+from seqloom.entry import Outgoing
 from seqloom.errors import Cancelled, DeadlineExceeded, Internal, SeqloomError, Unavailable, from_rpc, lost_call
-from seqloom.session import INITIAL_WINDOW, Outgoing, Session
+from seqloom.session import INITIAL_WINDOW, Session
 from seqloom.v1 import inference_service_pb2
 
 StreamCall = grpc.aio.StreamStreamCall[bytes, inference_service_pb2.StreamInferResponse]

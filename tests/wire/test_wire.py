@@ -4,7 +4,8 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from hypothesis import given
 from hypothesis import strategies as st
 from seqloom import tensors, wire
-from seqloom.session import Outgoing, Session
+from seqloom.entry import Outgoing
+from seqloom.session import Session
 from seqloom.v1 import inference_service_pb2, tensor_pb2
 from test_tensors import arrays
 

@@ -63,7 +63,10 @@ class Room:
         if self._taken.steps:
             cut = min(longest, self._taken.steps)
             return self._count(lengths, cut, dense=True), cut
-        depth = _last(longest, lambda cut: self._worth(lengths, cut))
+        size = _size(lengths, longest)
+        if self._within(*size, self._seconds) and self._worth(size):
+            return len(lengths), max(longest, 1)  # all of every one, as in most slices
+        depth = _last(longest, lambda cut: self._worth(_size(lengths, cut)))
         count = self._count(lengths, depth)
         wide = max(_WIDE, self._taken.weights.cost.wide)
         if count < min(wide, len(lengths)):
@@ -83,8 +86,7 @@ class Room:
         seconds = max(self._seconds, 2 * self._taken.weights.cost.seconds(first, first))
         return max(1, self._count(lengths, int(lengths.max()), seconds))
 
-    def _worth(self, lengths: Lengths, cut: int) -> bool:
-        size = _size(lengths, cut)
+    def _worth(self, size: tuple[int, int, int]) -> bool:
         return bool(self._dense(*size) or self._within(*size, self._limits.grain_seconds))
 
     def _count(self, lengths: Lengths, cut: int, seconds: float | None = None, *, dense: bool = False) -> int:

@@ -1,5 +1,7 @@
 """The rules of one caller's session: what may come in which order, and how much ahead of what was acknowledged."""
 
+import functools
+
 import numpy as np
 
 from seqloom_server.engine.request import Array, Chunk, Sequence
@@ -52,8 +54,9 @@ class Session:
         return [Chunk(rows, now, reset=reset, last=end, silent=silent)]
 
 
+@functools.cache
 def empty_frames(width: int, dtype: str) -> Array:
-    """[0, width]: the frames of an entry that has none."""
+    """[0, width]: the frames of an entry that has none, the same for all."""
     return np.empty((0, width), dtype)
 
 

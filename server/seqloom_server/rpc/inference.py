@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from seqloom import wire
 from seqloom.v1 import inference_service_pb2, inference_service_pb2_grpc
 
 from seqloom_server.config import ServerConfig
@@ -21,6 +22,8 @@ from seqloom_server.rpc.session_call import SessionCall
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+_OUTPUTS = inference_service_pb2.InferResponse.OUTPUTS_FIELD_NUMBER
+
 
 class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     """Decodes and checks, hands to the engine, encodes."""
@@ -33,9 +36,7 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self._calls: dict[SessionCall, asyncio.Task[Any]] = {}
         self._draining = False
 
-    async def Infer(
-        self, request: inference_service_pb2.InferRequest, context: Context
-    ) -> inference_service_pb2.InferResponse:
+    async def Infer(self, request: inference_service_pb2.InferRequest, context: Context) -> bytes:
         weights = self._engine.registry.current(request.model, request.weights_version)
         set_model(weights.model)
         spec, config = weights.network.spec, self._config
@@ -128,7 +129,9 @@ class Gathering:
 
 def _infer_response(
     version: int, state_parts: tuple[str, ...], opened: list[Sequence], pieces: dict[Sequence, list[Piece]]
-) -> inference_service_pb2.InferResponse:
+) -> bytes:
+    """The bytes of an InferResponse."""
+
     def joined(arrays: list[Array | None]) -> Array | None:
         present = [array for array in arrays if array is not None]
         return (np.concatenate(present) if len(present) > 1 else present[0]) if present else None
@@ -139,10 +142,8 @@ def _infer_response(
     response = inference_service_pb2.InferResponse(
         lengths=[sequence.steps_done for sequence in opened], weights_version=version
     )
-    convert.fill_outputs(
-        response.outputs, joined([piece.values for piece in ordered]), joined([piece.labels for piece in ordered])
-    )
     convert.fill_state(response.final_state, state_parts, tuple(np.concatenate(part, axis=1) for part in parts))
     response.timing.queue_seconds = max(sequence.queue_seconds for sequence in opened)
     response.timing.compute_seconds = max(sequence.compute_seconds for sequence in opened)
-    return response
+    values, labels = joined([piece.values for piece in ordered]), joined([piece.labels for piece in ordered])
+    return wire.joined([response.SerializeToString(), *convert.outputs_field(_OUTPUTS, values, labels)])

@@ -89,8 +89,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 await context.write(response)
 
         make = getattr(grpc, f"{kind}_rpc_method_handler")
+        serialize = handler.response_serializer
+        assert serialize is not None, "a handler of generated code has one"
         wrapped: Handler = make(
-            functools.partial(self._run, method, handle), response_serializer=handler.response_serializer
+            functools.partial(self._run, method, handle), response_serializer=functools.partial(_serialize, serialize)
         )
         return wrapped
 
@@ -128,6 +130,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
 
 _ARITY = {False: "unary", True: "stream"}
+
+
+def _serialize(serialize: Callable[[Any], bytes], response: Any) -> bytes:
+    """Some write their messages' bytes themselves."""
+    return response if isinstance(response, bytes) else serialize(response)
 
 
 def _parse(parse: Callable[[bytes], Any], raw: bytes) -> Any:

@@ -8,6 +8,7 @@ import collections
 from dataclasses import dataclass
 
 from google.rpc import status_pb2
+from seqloom import wire
 from seqloom.v1 import inference_service_pb2
 
 from seqloom_server.engine.request import Array, StateArrays
@@ -16,18 +17,23 @@ from seqloom_server.rpc.budget import ByteBudget
 
 # Of outputs that were promised or computed: a caller that has not read so much is read from no longer.
 _MAX_UNREAD_BYTES = 64 << 20
+_LARGE_BYTES = 16 << 10  # of values; below, protobuf's copies cost less than more of Python
+
+_ENTRIES = inference_service_pb2.StreamInferResponse.ENTRIES_FIELD_NUMBER
+_OUTPUTS = inference_service_pb2.SessionResponse.OUTPUTS_FIELD_NUMBER
+_OUTPUTS_OUTPUTS = inference_service_pb2.SessionOutputs.OUTPUTS_FIELD_NUMBER
 
 
 @dataclass(slots=True)
 class Outgoing:
-    """One entry that is due: arrays, not messages, so that a message is built once, in its place, when it is sent.
+    """One entry that is due: arrays, not messages, which are written when the message that takes them is.
 
-    steps: the session's steps up to the snapshot or the end. parts: of the state, by name. timing: queue and compute
-    seconds. promised: bytes that were promised for it.
+    opened: the version of the weights and the window. steps: the session's steps up to the snapshot or the end. parts:
+    of the state, by name. timing: queue and compute seconds. promised: bytes that were promised for it.
     """
 
     number: int
-    opened: inference_service_pb2.SessionOpened | None = None
+    opened: tuple[int, int] | None = None
     first_step: int = 0
     values: Array | None = None
     labels: Array | None = None
@@ -42,14 +48,35 @@ class Outgoing:
     @property
     def size(self) -> int:
         """About how many bytes the entry takes."""
-        arrays = (self.values, self.labels, *(self.snapshot or ()), *(self.final_state or ()))
-        return sum(array.nbytes + 24 for array in arrays if array is not None) + (4096 if self.error else 64)
+        size = 64 if self.error is None else 4096
+        if self.values is not None:
+            size += self.values.nbytes + 24
+        if self.labels is not None:
+            size += self.labels.nbytes + 24
+        for state in (self.snapshot, self.final_state):
+            if state is not None:
+                size += sum([part.nbytes + 24 for part in state])
+        return size
+
+    @property
+    def large(self) -> bool:
+        """Whether its values are better written straight into the message's bytes than through protobuf."""
+        return self.values is not None and self.values.nbytes >= _LARGE_BYTES
+
+    def buffers(self) -> wire.Buffers:
+        """Returns this, which has values, as an entry of a StreamInferResponse; they are not copied yet."""
+        first = inference_service_pb2.SessionOutputs(first_step=self.first_step).SerializeToString()
+        outputs = [first, *convert.outputs_field(_OUTPUTS_OUTPUTS, self.values, self.labels)]
+        self.values = self.labels = None
+        entry = inference_service_pb2.SessionResponse()
+        self.fill(entry)
+        return wire.message(_ENTRIES, [entry.SerializeToString(), *wire.message(_OUTPUTS, outputs)])
 
     def fill(self, entry: inference_service_pb2.SessionResponse) -> None:
         """Writes this into an empty entry of a message."""
         entry.session = self.number
         if self.opened is not None:
-            entry.opened.CopyFrom(self.opened)
+            entry.opened.weights_version, entry.opened.window_steps = self.opened
         if self.values is not None or self.labels is not None:
             entry.outputs.first_step = self.first_step
             convert.fill_outputs(entry.outputs.outputs, self.values, self.labels)
@@ -67,7 +94,8 @@ class Outgoing:
 class Outbox:
     """Entries in the order in which they became due. `changed` is set whenever one is added.
 
-    max_message_bytes: what a message takes, unless its one entry is larger. budget: what outputs are charged to.
+    max_message_bytes: what a message takes, unless its one entry is larger. budget: what outputs are charged to. full:
+    whether the caller has to read before it is read from.
     """
 
     def __init__(self, max_message_bytes: int, budget: ByteBudget) -> None:
@@ -77,6 +105,7 @@ class Outbox:
         self._entries: collections.deque[tuple[Outgoing, int]] = collections.deque()  # with their sizes
         self._bytes = 0
         self._promised = 0
+        self.full = False
         self._room = asyncio.Event()
         self._room.set()
 
@@ -104,27 +133,27 @@ class Outbox:
         self._look()
         self.changed.set()
 
-    @property
-    def full(self) -> bool:
-        """Whether the caller has to read before it is read from."""
-        return not self._room.is_set()
-
     async def has_room(self) -> None:
         """Returns when the caller has read enough of what was due to it."""
         await self._room.wait()
 
-    def next_message(self) -> inference_service_pb2.StreamInferResponse:
-        """Takes out as many entries as one message holds; there must be one."""
+    def next_message(self) -> bytes:
+        """Takes out as many entries as one message holds, there must be one; returns a StreamInferResponse's bytes."""
+        parts: wire.Buffers = []
         message = inference_service_pb2.StreamInferResponse()
         room = self._max_message_bytes
-        while self._entries and (not message.entries or self._entries[0][1] <= room):
+        while self._entries and (room == self._max_message_bytes or self._entries[0][1] <= room):
             outgoing, size = self._entries.popleft()
-            outgoing.fill(message.entries.add())
+            if outgoing.large:
+                parts += [message.SerializeToString(), *outgoing.buffers()]
+                message.Clear()
+            else:
+                outgoing.fill(message.entries.add())
             room -= size
             self._bytes -= size
             self._budget.give(outgoing.promised)
         self._look()
-        return message
+        return wire.joined([*parts, message.SerializeToString()])
 
     def clear(self) -> None:
         """Forgets what nobody will read."""
@@ -134,7 +163,10 @@ class Outbox:
         self._look()
 
     def _look(self) -> None:
-        if self._bytes + self._promised > _MAX_UNREAD_BYTES:
-            self._room.clear()
-        else:
-            self._room.set()
+        full = self._bytes + self._promised > _MAX_UNREAD_BYTES
+        if full != self.full:
+            self.full = full
+            if full:
+                self._room.clear()
+            else:
+                self._room.set()

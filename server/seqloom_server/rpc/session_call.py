@@ -53,7 +53,8 @@ class SessionCall:
         try:
             async for request in requests:
                 await self._receive(request)
-                await self._outbox.has_room()
+                if self._outbox.full:
+                    await self._outbox.has_room()
             self._half_close()
         except Exception as error:
             self._failure = error
@@ -117,20 +118,21 @@ class SessionCall:
                 work.clear()
                 await self._outbox.has_room()
                 now = time.monotonic()
+            number = entry.session
             if entry.cancel:
-                self._drop(entry.session)
+                self._drop(number)
                 continue
             try:
-                sink = self._open(entry, now) if entry.HasField("open") else self._sinks.get(entry.session)
+                sink = self._open(entry, now) if entry.HasField("open") else self._sinks.get(number)
                 if sink is None:
                     self._check_late(entry)
                     continue
                 chunks = work.setdefault(sink, [])
                 chunks += sink.chunks(entry, now, len(chunks))
             except ServerError as error:
-                if entry.session in self._sinks:
-                    self._engine.cancel([self._sinks[entry.session].session.sequence])
-                self.fail(entry.session, error)
+                if number in self._sinks:
+                    self._engine.cancel([self._sinks[number].session.sequence])
+                self.fail(number, error)
         self._feed(work)
 
     def _half_close(self) -> None:
@@ -196,7 +198,7 @@ class SessionCall:
         sink.max_steps = convert.max_steps(spec, self._config) if whole else None
         self._sinks[number] = sink
         self._over.pop(number, None)
-        sink.opened = inference_service_pb2.SessionOpened(weights_version=weights.version, window_steps=window)
+        sink.opened = weights.version, window
         if not entry.end:  # else it travels with the first output
             self.send(sink.outgoing())
         return sink

@@ -34,6 +34,7 @@ class SessionSink:
     """
 
     __slots__ = (
+        "_entry_rows",
         "_number",
         "_output",
         "_owner",
@@ -54,11 +55,12 @@ class SessionSink:
         self._number = number
         self._spec = spec
         self._output = output
-        self.opened: inference_service_pb2.SessionOpened | None = None
+        self.opened: tuple[int, int] | None = None
         self.max_steps: int | None = None
         self.model = ""
         self.opened_at = 0.0
         self.step_bytes = convert.output_bytes(output, spec)
+        self._entry_rows = max(1, _ENTRY_BYTES // self.step_bytes)
         self.promised = 0
 
     def outgoing(self) -> Outgoing:
@@ -68,14 +70,15 @@ class SessionSink:
 
     def chunks(self, entry: inference_service_pb2.SessionRequest, now: float, unfed: int) -> list[Chunk]:
         """Returns what an entry adds to the sequence, for which `unfed` chunks are under way. Raises ServerError."""
-        session = self.session
-        if only_acknowledges(entry) and session.ended:
+        session, reset, end = self.session, entry.reset, entry.end  # each look into a message has its price
+        has_frames = entry.HasField("frames")
+        if session.ended and not (has_frames or reset or end):
             return []
         whole = self._spec.bidirectional
-        if whole and entry.reset:
+        if whole and reset:
             raise invalid("entries.reset", "is set: a bidirectional model has no state to reset within a sequence")
         frames = None
-        if entry.HasField("frames"):
+        if has_frames:
             frames = convert.frames(entry.frames, self._spec, "entries.frames")
             if whole and not len(frames):
                 raise invalid("entries.frames", "has 0 steps: expected some of a sequence that is run at once")
@@ -87,15 +90,13 @@ class SessionSink:
                     field="entries.frames",
                 )
         waiting = len(session.sequence.chunks) + unfed
-        if waiting >= session.window and not entry.end:  # so chunks without steps are bounded like steps
+        if waiting >= session.window and not end:  # so chunks without steps are bounded like steps
             raise ServerError(
                 Reason.WINDOW_EXCEEDED, f"{session.window} chunks wait already: receive outputs before sending more"
             )
-        chunks = session.chunks(
-            frames, reset=entry.reset, end=entry.end, acknowledged=entry.acknowledged_steps, now=now
-        )
+        chunks = session.chunks(frames, reset=reset, end=end, acknowledged=entry.acknowledged_steps, now=now)
         # outputs of a sequence that runs at once can only come when its last frames have been taken
-        steps = (session.received if entry.end else 0) if whole else 0 if frames is None else len(frames)
+        steps = (session.received if end else 0) if whole else 0 if frames is None else len(frames)
         if steps:
             size = steps * self.step_bytes
             self._owner.promise(size)
@@ -108,7 +109,7 @@ class SessionSink:
         out.first_step = piece.first_step
         if piece.steps:
             self.session.answered += piece.steps
-            rows = max(1, _ENTRY_BYTES // convert.output_bytes(self._output, self._spec))
+            rows = self._entry_rows
             for start in range(0, piece.steps, rows):
                 if start:
                     self._owner.send(out)
