@@ -6,6 +6,7 @@
 #   make protos            the gRPC stubs, generated again from protos/
 #   make bench             the benchmark of serving; `make bench-training` of training; `make bench-sweeps` how cost grows
 #   make bench-quick       all three, in short
+#   make bench-front-end   what each kind of message costs the process that serves it; 3 minutes
 #   make bench-gpu         what a GPU does: right, beside cuDNN, through a server; 8 minutes
 #   make compose-test      docker-compose.yml, built and run for real
 #   make clean             removes .venv and what the tools left
@@ -23,7 +24,7 @@ TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/d
 DATA ?=
 ARGS ?=
 
-.PHONY: help demo test lint format protos bench bench-training bench-sweeps bench-gpu bench-quick compose-test clean
+.PHONY: help demo test lint format protos bench bench-training bench-sweeps bench-gpu bench-front-end bench-quick compose-test clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -63,6 +64,9 @@ bench-sweeps: $(INSTALLED)
 
 bench-gpu: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_gpu.py $(ARGS)
+
+bench-front-end: $(INSTALLED)
+	$(BIN)/python benchmarks/bench_front_end.py $(ARGS)
 
 bench-quick: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_server.py --quick $(ARGS)
