@@ -1,8 +1,9 @@
-"""Measures a server of its own: whole recordings, live streams and real-time streams, beside the network alone.
+"""Measures a server of its own beside Triton and the network alone: whole recordings, live and real-time streams.
 
     python benchmarks/bench_server.py [--quick] [--only callers streams] [--data FOLDER-OF-WAV-FILES] [--tune]
 
 It prints a table and keeps it, with every round, in benchmarks/results/. Only ratios of one run can be compared.
+Where Triton is not there (benchmarks/peers/README.md), it says so and measures the rest.
 """
 
 import argparse
@@ -14,10 +15,11 @@ import paths  # noqa: F401  puts examples/ on the path
 import report
 import tune
 from parts import PARTS, Bench
+from peers.agreement import started
 from programs import program
 from rows import measured
 from sitting import flags, leave, parser, recordings, sitting
-from workload import MODELS
+from workload import MODELS, SERVED
 
 
 def main() -> int:
@@ -31,12 +33,13 @@ def main() -> int:
     seconds = options.seconds or (1.0 if options.quick or options.tune else 3.0)
     begun = time.perf_counter()
     rows: list[Any]
-    with sitting(options, MODELS, {"rounds": rounds, "seconds a round": seconds}) as held:
+    models = MODELS if options.tune else SERVED
+    with sitting(options, models, {"rounds": rounds, "seconds a round": seconds}) as held:
         if options.tune:
             rows, text = tune.tune(held.loop, held.models, spoken, options.callers, rounds, seconds)
         else:
             data = ("--data", options.data) if options.data else ()
-            with program("alone", *flags(options), *data) as alone:
+            with program("alone", *flags(options), *data) as alone, started(held, spoken) as tritons:
                 bench = Bench(
                     held.loop,
                     held.server,
@@ -47,6 +50,7 @@ def main() -> int:
                     options.streams,
                     rounds,
                     seconds,
+                    tritons,
                 )
                 rows = measured(PARTS, options.only, bench)
             text = report.table(rows)

@@ -6,10 +6,12 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from own_server import OwnServer
+
+if TYPE_CHECKING:  # a peer's load needs the rest in an environment without what this imports
+    from own_server import OwnServer
 
 Result = dict[str, float]
 """Numbers of one round by name, such as frames_per_second."""
@@ -48,7 +50,7 @@ def delays(latencies: list[float]) -> Result:
 
 
 @contextlib.contextmanager
-def observed(server: OwnServer, result: Result):
+def observed(server: "OwnServer", result: Result):
     """Adds what /metrics say of the time within the block: batches, padding, and the device's busy share."""
     before, start = server.metrics(), time.perf_counter()
     yield

@@ -5,8 +5,8 @@ import json
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
 
 _HERE = pathlib.Path(__file__).resolve().parent
 
@@ -32,10 +32,19 @@ class Program:
 
 
 @contextlib.contextmanager
-def program(name: str, *arguments: object) -> Iterator[Program]:
-    """Runs benchmarks/NAME.py until the block ends; it ends by itself when its input does."""
-    command = [sys.executable, str(_HERE / f"{name}.py"), *map(str, arguments)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+def program(
+    name: str,
+    *arguments: object,
+    python: str | pathlib.Path = sys.executable,
+    variables: Mapping[str, str] | None = None,
+    stderr: IO[str] | None = None,
+) -> Iterator[Program]:
+    """Runs benchmarks/NAME.py until the block ends; it ends by itself when its input does.
+
+    python, variables, stderr: another interpreter, environment and place for its log than this process has.
+    """
+    command = [str(python), str(_HERE / f"{name}.py"), *map(str, arguments)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables) as process:
         try:
             yield Program(process)
         except BaseException:

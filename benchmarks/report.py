@@ -13,6 +13,7 @@ from typing import Any
 _PACKAGES = ("seqloom", "grpcio", "protobuf", "numpy", "torch")
 
 _COLUMNS = {
+    "streams": ("streams", "{:,.0f}"),
     "frames_per_second": ("frames/s", "{:,.0f}"),
     "answers_per_second": ("answers/s", "{:,.0f}"),
     "p50_ms": ("p50 ms", "{:.1f}"),
@@ -58,9 +59,18 @@ def table(rows: Sequence[Any]) -> str:
     lines = [["work", "network", *(_COLUMNS[name][0] for name in shown), "beside"]]
     for row in rows:
         cells = [_COLUMNS[name][1].format(row.values[name]) if name in row.values else "" for name in shown]
-        beside = row.beside if row.ratio is None else f"{row.ratio:.2f} of {row.beside}"
-        lines.append([row.work, row.model, *cells, beside])
+        lines.append([row.work, row.model, *cells, _beside(row)])
     return markdown(lines)
+
+
+def _beside(row: Any) -> str:
+    if row.ratio is None:
+        return row.beside
+    text = f"{row.ratio:.2f} of {row.beside}"
+    if row.goal is None:
+        return text
+    reached = "reached" if row.ratio >= row.goal else "not reached"
+    return f"{text} (goal {row.goal:g}, {reached})"
 
 
 def markdown(lines: list[list[str]]) -> str:

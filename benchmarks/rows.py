@@ -10,7 +10,10 @@ from measuring import Result, median
 
 @dataclass
 class Row:
-    """One line of the table. values: medians of `rounds`. ratio: to what stands beside it, `beside`."""
+    """One line of the table. values: medians of `rounds`. ratio: to what stands beside it, `beside`.
+
+    goal: what the ratio is to be at least, where something was promised. lower_is_better: of the ratio.
+    """
 
     work: str
     model: str
@@ -18,11 +21,13 @@ class Row:
     rounds: list[Result] = field(repr=False)
     ratio: float | None = None
     beside: str = ""
+    goal: float | None = None
+    lower_is_better: bool = False
 
     @classmethod
-    def of(cls, work: str, model: str, rounds: list[Result], ratio: float | None = None, beside: str = "") -> "Row":
-        """Its values are the medians of the rounds."""
-        return cls(work, model, median(rounds), rounds, ratio, beside)
+    def of(cls, work: str, model: str, rounds: list[Result], *compared: Any, **more: Any) -> "Row":
+        """Its values are the medians of the rounds; the other arguments are fields, from `ratio` on."""
+        return cls(work, model, median(rounds), rounds, *compared, **more)
 
 
 Part = Callable[[Any], Iterator[Row]]

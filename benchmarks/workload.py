@@ -3,10 +3,9 @@
 import itertools
 import pathlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
-from recordings import read_wav
-from resampling import resample
 from seqloom import ModelSpec
 
 FRAME = 160  # samples
@@ -17,7 +16,17 @@ MODELS = {
     LARGE: ModelSpec(cell="elman", input_size=FRAME, hidden_size=1000, output_size=6000),
     SMALL: ModelSpec(cell="elman", input_size=FRAME, hidden_size=64, output_size=40),
 }
-TITLES = {name: f"H={spec.hidden_size} O={spec.output_size}" for name, spec in MODELS.items()}
+BF16 = "large-bf16"
+SERVED = MODELS | {BF16: replace(MODELS[LARGE], precision="bf16")}
+"""The networks that callers and live streams are measured with."""
+
+SIZES = {LARGE: (LARGE, BF16), SMALL: (SMALL,)}
+"""Which of them stand beside the same peers, which run in float32."""
+
+TITLES = {
+    name: f"H={spec.hidden_size} O={spec.output_size}" + (f" {spec.precision}" if spec.precision != "full" else "")
+    for name, spec in SERVED.items()
+}
 
 _SHORTEST, _LONGEST = 14, 130  # frames, as spoken digits have
 _MEDIAN, _SPREAD = 40, 0.35
@@ -35,6 +44,10 @@ def from_folder(path: pathlib.Path, count: int = 512) -> list[np.ndarray]:
 
     Each is [frames, 160] float32. Raises ValueError where there are none, or one is no WAV file.
     """
+    # here, since a peer's load needs the rest in an environment without what they import
+    from recordings import read_wav
+    from resampling import resample
+
     files = sorted(path.glob("*.wav"))
     if not files:
         raise ValueError(f"{path} holds no WAV files")

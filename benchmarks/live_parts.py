@@ -1,0 +1,77 @@
+"""The parts of the benchmark with live streams: as fast as they are answered, and at the speed of speech."""
+
+from collections.abc import Iterator
+
+import stream_load
+from bench import CHUNK, Bench, beside, measured_wholly
+from goals import GOALS, TRITON
+from measuring import Result, interleaved
+from rows import Row
+from searching import ON_TIME, Search
+from workload import LARGE, SIZES, SMALL, TITLES
+
+_STEP = 1.1  # from one count of streams to the next
+_COUNTS = {
+    LARGE: [round(10 * _STEP**k) for k in range(40)],
+    SMALL: [round(40 * _STEP**k) for k in range(40)],
+}
+_TRITON_MOST = 1000  # streams; its models are configured for 1,024
+
+
+def streams(bench: Bench) -> Iterator[Row]:
+    """Live streams as fast as they are answered, beside Triton."""
+    title = f"{bench.streams} streams, chunks of {CHUNK} frames, closed loop"
+    for size, models in SIZES.items():
+
+        def serve(model: str, seconds: float) -> Result:
+            opened = stream_load.closed_loop(bench.client, model, bench.chunks, bench.streams, seconds)
+            return bench.watched(lambda: bench.loop.run(opened))
+
+        def triton(seconds: float, size: str = size) -> Result:
+            return bench.triton(size, "streams", bench.streams, seconds)
+
+        for model in models:
+            serve(model, bench.seconds / 4)  # warm up
+        triton(bench.seconds / 4)
+        measurings = {model: lambda model=model: serve(model, bench.seconds) for model in models}
+        rounds = interleaved(measurings | {TRITON: lambda: triton(bench.seconds)}, bench.rounds)
+        others = measured_wholly(rounds, (TRITON,))
+        for model in models:
+            yield from beside("streams", title, model, "frames_per_second", rounds[model], others)
+        for other, taken in others.items():
+            yield Row.of(f"{other}: {title}", TITLES[size], taken)
+
+
+def real_time(bench: Bench) -> Iterator[Row]:
+    """The most streams at the speed of speech whose 99th percentile is on time, beside Triton's count."""
+    title = f"most streams in real time with p99 under {ON_TIME:g} ms, {CHUNK} frames every 100 ms"
+    for size, models in SIZES.items():
+
+        def serve(model: str, count: int) -> Result:
+            spoken = stream_load.real_time(bench.client, model, bench.chunks, count, bench.seconds)
+            return bench.watched(lambda: bench.loop.run(spoken))
+
+        def triton(count: int, size: str = size) -> Result:
+            return bench.triton(size, "real_time", count, bench.seconds)
+
+        counts, most = _COUNTS[size], min(bench.rounds, 3)
+        searches = {model: Search(counts, lambda count, model=model: serve(model, count), most) for model in models}
+        searches[TRITON] = Search([count for count in counts if count <= _TRITON_MOST], triton, most)
+        while going := [search for search in searches.values() if not search.done]:
+            for search in going:
+                search.step()
+        peer = searches.pop(TRITON)
+        for model, search in searches.items():
+            share = None
+            if search.on_time and peer.on_time and not peer.failed:
+                share = search.on_time[0]["streams"] / peer.on_time[0]["streams"]
+            yield from _found(title, TITLES[model], search, share, GOALS.get(("realtime", model, TRITON)))
+        if not peer.failed:
+            yield from _found(f"{TRITON}: {title}", TITLES[size], peer, None, None)
+
+
+def _found(title: str, model: str, search: Search, share: float | None, goal: float | None) -> Iterator[Row]:
+    if search.on_time:
+        yield Row.of(title, model, search.on_time, share, TRITON if share else "on time", goal)
+    if search.late:
+        yield Row.of(f"{title}: the next count", model, search.late, None, "late")

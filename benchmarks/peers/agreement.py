@@ -1,0 +1,45 @@
+"""The Tritons of a sitting, as far as they can be started, and whether they say what Seqloom says."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+from peers.launcher import PeerFailed, PeerMissing, Triton, tritons
+from sitting import Sitting
+from workload import SIZES
+
+_SAMPLES = 16  # recordings
+_ALIKE = 0.999  # of all labels: where two classes are equal but for rounding, either may be the larger
+
+
+@contextlib.contextmanager
+def started(held: Sitting, recordings: list[np.ndarray]) -> Iterator[dict[str, Triton]]:
+    """Yields a Triton for each size of network, with the weights that the server serves; none where that cannot be.
+
+    Raises ValueError where its labels are others than the server's.
+    """
+    with contextlib.ExitStack() as stack:
+        running: dict[str, Triton] = {}
+        try:
+            running = stack.enter_context(tritons({size: held.models / size for size in SIZES}, recordings))
+            shares = {size: _alike(held, size, triton, recordings[:_SAMPLES]) for size, triton in running.items()}
+        except (PeerMissing, PeerFailed) as error:
+            print(error, file=sys.stderr)
+            held.conditions["Triton"] = "was not there"
+        else:
+            held.conditions["Triton"] = f"gives {min(shares.values()):.2%} of the same labels"
+            if min(shares.values()) < _ALIKE:
+                raise ValueError(f"Triton says something else than the server: {shares}")
+        yield dict(running)
+
+
+def _alike(held: Sitting, model: str, triton: Triton, recordings: list[np.ndarray]) -> float:
+    """The share of labels that are the same, of recordings sent whole and as live streams."""
+
+    async def ours() -> list[np.ndarray]:
+        return (await held.client.infer(model, recordings, outputs="labels")).outputs
+
+    expected = np.concatenate(held.loop.run(ours()))
+    answers = triton.ask("labels", len(recordings), 0)
+    return min(float(np.mean(np.concatenate(labels) == expected)) for labels in answers.values())
