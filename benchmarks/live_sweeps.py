@@ -62,6 +62,7 @@ def idle(bench: SweepBench) -> Iterator[Point]:
         values = {"before_mb": before / 1e6, "kb_a_stream": more / 1e3, "state_kb": state_kb}
         one = point("idle", "served", {"streams": count}, f"{streams_told(count)}, idle", TITLES[SMALL], [values])
         one.ratio, one.beside = values["kb_a_stream"] / (state_kb + _MORE_KB), f"its state and {_MORE_KB} kB"
+        one.lower_is_better = True
         yield one
 
 

@@ -57,6 +57,7 @@ def point(sweep: str, who: str, at: dict[str, float], work: str, model: str, rou
 def beside(one: Point, other: Point, number: str, told: str) -> Point:
     """Gives one point the ratio of a number of its rounds to that of another's, which stands beside it as `told`."""
     one.ratio, one.beside = ratio(one.rounds, other.rounds, number), told
+    one.lower_is_better = number != "frames_per_second"
     return one
 
 
