@@ -8,6 +8,8 @@
 #   make bench-quick       all three, in short
 #   make bench-front-end   what each kind of message costs the process that serves it; 3 minutes
 #   make bench-gpu         what a GPU does: right, beside cuDNN, through a server; 8 minutes
+#   make peers             sets up Triton, which `make bench` measures beside (benchmarks/peers/README.md)
+#   make compare BEFORE=FILE AFTER=FILE   two results of a benchmark, by ratio
 #   make compose-test      docker-compose.yml, built and run for real
 #   make clean             removes .venv and what the tools left
 #
@@ -24,7 +26,7 @@ TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/d
 DATA ?=
 ARGS ?=
 
-.PHONY: help demo test lint format protos bench bench-training bench-sweeps bench-gpu bench-front-end bench-quick compose-test clean
+.PHONY: help demo test lint format protos peers compare bench bench-training bench-sweeps bench-gpu bench-front-end bench-quick compose-test clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -72,6 +74,12 @@ bench-quick: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_server.py --quick $(ARGS)
 	$(BIN)/python benchmarks/bench_training.py --quick $(ARGS)
 	$(BIN)/python benchmarks/bench_sweeps.py --quick $(ARGS)
+
+peers: $(INSTALLED)
+	PYTHON=$(BIN)/python TORCH_INDEX="$(TORCH_INDEX)" benchmarks/peers/setup.sh
+
+compare: $(INSTALLED)
+	$(BIN)/python benchmarks/compare.py "$(BEFORE)" "$(AFTER)" $(ARGS)
 
 compose-test: $(INSTALLED)
 	$(BIN)/python tools/compose_test.py $(ARGS)

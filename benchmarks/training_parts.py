@@ -93,7 +93,7 @@ def gradients(bench: TrainingBench) -> Iterator[Row]:
             rounds = interleaved(measurings, bench.rounds)
         share = ratio(rounds["own"], rounds["summed"], "device_us_a_frame")
         title = f"gradients of {bench.callers} callers at once, each its own of all parameters"
-        yield Row.of(title, TRAINED_TITLES[model], rounds["own"], share, "the sum's device time")
+        yield Row.of(title, TRAINED_TITLES[model], rounds["own"], share, "the sum's device time", lower_is_better=True)
         title = f"forward_backward of {bench.callers} callers at once, summed in one run"
         yield Row.of(title, TRAINED_TITLES[model], rounds["summed"])
         yield _on_the_wire(bench, model)
@@ -138,7 +138,8 @@ def long_call(bench: TrainingBench) -> Iterator[Row]:
     title = f"{bench.streams} streams in real time"
     yield Row.of(title, TRAINED_TITLES[LARGE], rounds["alone"])
     title += f", beside a training call of {bench.steps:,} steps"
-    yield Row.of(title, TRAINED_TITLES[LARGE], rounds["beside"], share, "the longest delay without")
+    without = "the longest delay without"
+    yield Row.of(title, TRAINED_TITLES[LARGE], rounds["beside"], share, without, lower_is_better=True)
 
 
 PARTS: dict[str, Part] = {
@@ -192,7 +193,8 @@ def _on_the_wire(bench: TrainingBench, model: str) -> Row:
     mean = statistics.mean(weighed(example, pb.PARAMETER_FORM_SMALLEST) for example in examples)
     dense = weighed(examples[0], pb.PARAMETER_FORM_DENSE)
     values = {"reply_kb": mean / 1e3, "dense_kb": dense / 1e3}
-    return Row.of("the answer to a call for gradients", TRAINED_TITLES[model], [values], mean / dense, "a dense one")
+    title, share = "the answer to a call for gradients", mean / dense
+    return Row.of(title, TRAINED_TITLES[model], [values], share, "a dense one", lower_is_better=True)
 
 
 def _trainers_of(result: Result) -> Result:

@@ -42,7 +42,8 @@ class Environment:
         self.python = home / "venv" / "bin" / "python"
         self.backends = home / "backends"
         if not (self.python.exists() and (self.backends / "python" / "triton_python_backend_stub").exists()):
-            raise PeerMissing(f"Triton is left out: no environment in {home}; benchmarks/peers/setup.sh makes it")
+            how = "`make peers` makes it, see benchmarks/peers/README.md"
+            raise PeerMissing(f"Triton is left out: no environment in {home}; {how}")
         paths = subprocess.check_output([self.python, "-c", _PATHS], text=True).split("\n")
         self._site, self._libraries = map(pathlib.Path, paths[:2])
 
@@ -74,6 +75,11 @@ class Triton:
         self._environment, self._weights, self._recordings = environment, weights, recordings
         self._running = contextlib.ExitStack()
         self._start()
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return self._process.pid
 
     def ask(self, *question: Any) -> Any:
         """Asks its load, see load.py, from the beginning where Triton has crashed. Raises PeerFailed."""

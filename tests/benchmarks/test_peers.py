@@ -1,0 +1,93 @@
+"""Triton as the benchmark runs it, where its environment is: answers, numbers, and what follows when it dies."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from peers.launcher import Environment, PeerMissing, Triton, tritons
+from safetensors.torch import save_file
+from workload import synthetic
+
+_PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "bench_server.py"
+
+try:
+    Environment()
+except PeerMissing as missing:
+    pytest.skip(str(missing), allow_module_level=True)
+
+pytestmark = pytest.mark.slow
+
+
+class Network(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.output = torch.nn.RNN(160, 24), torch.nn.Linear(24, 7)
+
+    def labels(self, frames: np.ndarray) -> list[int]:
+        hidden, _ = self.rnn(torch.from_numpy(frames).to(self.output.weight.dtype))
+        return self.output(hidden).argmax(1).tolist()
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    torch.manual_seed(0)
+    return Network()
+
+
+@pytest.fixture(scope="module")
+def triton(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
+    folder = tmp_path_factory.mktemp("model")
+    save_file(network.state_dict(), folder / "model.safetensors")
+    with tritons({"tiny": folder}, synthetic(64)) as running:
+        yield running["tiny"]
+
+
+def test_it_serves_the_weights_it_was_given_to_whole_recordings_and_to_streams(triton: Triton, network: Network):
+    exact = Network().double()
+    exact.load_state_dict(network.state_dict())
+    expected = [label for frames in synthetic(64)[:20] for label in exact.labels(frames)]
+    answers = triton.ask("labels", 20, 0)
+    assert answers.keys() == {"whole", "streamed"}
+    for labels in answers.values():
+        assert np.mean(np.concatenate(labels) == expected) > 0.999
+
+
+@pytest.mark.parametrize("work", ["callers", "streams", "real_time"])
+def test_every_kind_of_work_has_the_numbers_that_ours_has(triton: Triton, work: str):
+    taken = triton.ask(work, 3, 0.5)
+    assert taken["frames_per_second"] > 0
+    assert 0 < taken["p50_ms"] <= taken["p99_ms"] <= taken["max_ms"]
+    if work == "real_time":
+        assert taken["frames_per_second"] <= 1.5 * 3 * 100  # no faster than speech
+
+
+def test_when_it_dies_it_is_started_again_and_asked_again(triton: Triton, network: Network):
+    before, crashes = triton.pid, triton.crashes
+    os.kill(before, signal.SIGKILL)
+    assert len(triton.ask("labels", 2, 0)["whole"]) == 2
+    assert triton.pid != before
+    assert triton.crashes == crashes + 1
+
+
+def test_it_stands_beside_seqloom_in_the_table(tmp_path: pathlib.Path):
+    command = [sys.executable, str(_PROGRAM), "--quick", "--seconds", "0.1", "--only", "callers"]
+    command += ["--callers", "2", "--out", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=170)
+    assert result.returncode == 0, result.stderr
+    (path,) = tmp_path.glob("*.json")
+    content = json.loads(path.read_text())
+    assert "of the same labels" in content["conditions"]["Triton"]
+    rows = {(row["work"], row["model"]): row for row in content["rows"]}
+    for model, goal in (("H=1000 O=6000", 1.0), ("H=64 O=40", 1.2)):
+        served = rows["whole recordings, 2 callers, beside Triton", model]
+        theirs = rows["Triton: whole recordings, 2 callers", model]
+        expected = served["values"]["frames_per_second"] / theirs["values"]["frames_per_second"]
+        assert served["ratio"] == pytest.approx(expected, rel=1e-2)
+        assert served["goal"] == goal
