@@ -15,6 +15,7 @@ _COUNTS = {
     LARGE: [round(10 * _STEP**k) for k in range(40)],
     SMALL: [round(40 * _STEP**k) for k in range(40)],
 }
+_HASTE = 3  # steps at once where one round decides
 _TRITON_MOST = 1000  # streams; its models are configured for 1,024
 
 
@@ -54,7 +55,8 @@ def real_time(bench: Bench) -> Iterator[Row]:
         def triton(count: int, size: str = size) -> Result:
             return bench.triton(size, "real_time", count, bench.seconds)
 
-        counts, most = _COUNTS[size], min(bench.rounds, 3)
+        counts = _COUNTS[size] if bench.rounds > 1 else _COUNTS[size][::_HASTE]
+        most = min(bench.rounds, 3)
         searches = {model: Search(counts, lambda count, model=model: serve(model, count), most) for model in models}
         searches[TRITON] = Search([count for count in counts if count <= _TRITON_MOST], triton, most)
         while going := [search for search in searches.values() if not search.done]:
