@@ -56,7 +56,7 @@ class ServerConfig:
     window_steps: int = _option(4096, "steps of a session that may be sent and not yet acknowledged", least=64)
     max_batch_sequences: int = _option(256, "sequences in one slice of device work", least=1)
     max_batch_steps: int = _option(32_768, "cells, computed padding included, in one slice", least=1)
-    max_slice_ms: float = _option(20.0, "how long a slice may take while live sessions are open", least=0.1)
+    max_slice_ms: float = _option(40.0, "how long a slice may take while live sessions are open", least=0.1)
     bulk_slice_ms: float = _option(200.0, "how long a slice may take while none is open", least=0.1)
     max_queue_items: int = _option(16_384, "sequences that may wait", least=1)
     max_queue_steps: int = _option(2_000_000, "steps that may wait", least=1)

@@ -24,11 +24,11 @@ CELLS = [("elman", "tanh"), ("elman", "relu"), ("gru", "tanh"), ("lstm", "tanh")
 class KnownWeights:
     """Weights as the scheduler sees them, of a cost that is known: seconds a step and a cell."""
 
-    def __init__(self, model="m", *, per_step=1e-3, per_cell=1e-4, max_cells=1 << 20, whole_only=False):
+    def __init__(self, model="m", *, per_slice=0.0, per_step=1e-3, per_cell=1e-4, max_cells=1 << 20, whole_only=False):
         self.model, self.version, self.max_cells, self.whole_only = model, 1, max_cells, whole_only
         self.slots = SlotPool()
         self.cost = SliceCost(1.0, 1.0)
-        self.cost.per_step, self.cost.per_cell = per_step, per_cell
+        self.cost.per_slice, self.cost.per_step, self.cost.per_cell = per_slice, per_step, per_cell
 
 
 def make_sequence(weights, op=Op.INFER, **more):

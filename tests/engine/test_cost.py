@@ -2,22 +2,27 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqloom_server.engine.cost import SliceCost
 
 powers = st.floats(-7, -2).map(lambda power: 10.0**power)
 
 
-@given(powers, powers, st.integers(0, 2**32))
-def test_it_learns_what_a_step_and_a_cell_cost(per_step, per_cell, seed):
+@settings(deadline=None)
+@given(powers, powers, powers, st.integers(0, 2**32))
+def test_it_learns_what_a_slice_a_step_and_a_cell_cost(per_slice, per_step, per_cell, seed):
     cost, draw = SliceCost(1e6, 1e10), np.random.default_rng(seed)
+
+    def true(steps, cells):
+        return per_slice + per_step * steps + per_cell * cells
+
     for _ in range(400):
-        steps, members = draw.integers(1, 300), 2 ** draw.uniform(0, 8)
+        steps, members = int(2 ** draw.uniform(0, 8.3)), 2 ** draw.uniform(0, 8)
         cells = int(steps * members * draw.uniform(0.5, 1)) + 1
-        cost.observe(int(steps), cells, (per_step * steps + per_cell * cells) * draw.uniform(0.9, 1.1))
+        cost.observe(steps, cells, true(steps, cells) * draw.uniform(0.9, 1.1))
     for steps, cells in ((1, 64), (10, 640), (200, 200), (100, 20_000)):
-        assert cost.seconds(steps, cells) == pytest.approx(per_step * steps + per_cell * cells, rel=0.25)
+        assert cost.seconds(steps, cells) == pytest.approx(true(steps, cells), rel=0.25)
 
 
 def test_slices_that_are_much_alike_teach_what_they_take():
@@ -43,6 +48,7 @@ def test_whatever_was_observed_costs_stay_above_nothing(observed):
     cost = SliceCost(1e6, 1e10)
     for steps, cells, seconds in observed:
         cost.observe(steps, max(steps, cells), seconds)
+        assert 0 < cost.per_slice < 1e6
         assert 0 < cost.per_step < 1e6
         assert 0 < cost.per_cell < 1e6
         assert cost.wide >= 1
@@ -50,6 +56,19 @@ def test_whatever_was_observed_costs_stay_above_nothing(observed):
 
 def test_in_a_wide_batch_a_fifth_of_the_time_goes_to_the_steps():
     cost = SliceCost(1e6, 1e10)
-    cost.per_step, cost.per_cell = 3e-4, 1e-4
+    cost.per_slice, cost.per_step, cost.per_cell = 0.0, 3e-4, 1e-4
     assert cost.wide == 12
     assert 10 * cost.per_step / cost.seconds(10, 10 * cost.wide) == pytest.approx(0.2)
+
+
+def test_thin_slices_do_not_make_a_step_look_dear():
+    """Slices of one step tell nothing of what a second one costs; were all that is not the cells' put on the step,
+    slices would stay as thin as they are."""
+    cost = SliceCost(1e6, 1e10)
+    for steps, cells in ((1, 1), (16, 16), (8, 64), (4, 256)):  # as a warm-up has them
+        cost.observe(steps, cells, 5e-3 + 1e-4 * steps + 9e-5 * cells)
+    before = cost.per_step
+    for k in range(300):
+        cost.observe(1, 36 + k % 5, 5e-3 + 1e-4 + 9e-5 * (36 + k % 5))
+    assert cost.per_step < 4 * max(before, 1e-4)
+    assert cost.seconds(10, 360) < 0.8 * 10 * cost.seconds(1, 36)

@@ -107,7 +107,7 @@ class Room:
         return (
             (padded <= self._limits.max_batch_steps)
             & (cells <= weights.max_cells)
-            & (weights.cost.per_step * steps + weights.cost.per_cell * cells <= seconds)
+            & (weights.cost.seconds(steps, cells) <= seconds)
         )
 
     def _dense(self, steps: Any, cells: Any, padded: Any) -> Any:

@@ -20,7 +20,7 @@ ZERO, DISCARD = 0, 1  # the reserved slots
 _THREADED_PARAMETERS = 500_000
 _CORES = torch.get_num_threads()  # as torch finds them, before anybody tells it otherwise
 _FLOPS_GUESS = {"cpu": 5e10, "cuda": 1e13}  # only until the first slices have run
-_WARM_UP = ((1, 8), (8, 8), (64, 4))  # sequences, steps
+_WARM_UP = ((1, 1), (1, 16), (8, 8), (64, 4))  # sequences, steps
 
 States = tuple[torch.Tensor, ...]  # one [rows, N, width] per part of the model's state
 

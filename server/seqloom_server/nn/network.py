@@ -8,7 +8,8 @@ import torch
 
 from seqloom_server.nn import conv, outputs, precision
 from seqloom_server.nn.cudnn import CudnnLayers
-from seqloom_server.nn.halved import HALF, HalvedLayers
+from seqloom_server.nn.layers import HALF, Layers
+from seqloom_server.nn.linear import Linear, worth_packing
 from seqloom_server.nn.spec import Activation, Cell, ModelSpec, OutputKind
 
 State = tuple[torch.Tensor, ...]
@@ -53,15 +54,15 @@ class Network:
         self._weight, self._bias = ready["output.weight"], ready["output.bias"]
         self._forward = _FORWARD[spec.cell, spec.activation]
         # where not torch's own call over packed rows of full precision runs the recurrent layers
-        self._layers: HalvedLayers | CudnnLayers | None = None
+        self._layers: Layers | CudnnLayers | None = None
         if on_gpu:
             self._layers = CudnnLayers(spec, self._rnn, self._forward)
         elif spec.precision == "bf16":
-            self._layers = HalvedLayers(spec, ready)
-        if spec.precision == "bf16":
-            self._output = (self._weight.to(HALF), self._bias.to(HALF))
-        else:
-            self._output = (self._weight, self._bias)
+            self._layers = Layers(spec, ready, HALF)
+        elif spec.cell != "lstm" and worth_packing(ready["rnn.weight_hh_l0"]):  # torch's own call is faster for LSTMs
+            self._layers = Layers(spec, ready, dtype)
+        kept = HALF if spec.precision == "bf16" else dtype
+        self._output = Linear(self._weight.to(kept), self._bias.to(kept))
 
     @classmethod
     def create(cls, spec: ModelSpec, seed: int, device: torch.device | str = "cpu") -> Self:
@@ -129,7 +130,7 @@ class Network:
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Returns (values, labels) of hidden states [rows, spec.outputs_width]; see nn.outputs."""
         with torch.inference_mode():
-            return outputs.outputs(hidden, *self._output, kind, top_k)
+            return outputs.outputs(hidden, self._output, kind, top_k)
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """The weights themselves, on the device, by the names of spec.parameter_shapes()."""
@@ -139,11 +140,11 @@ class Network:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights on the device, copies of another precision included."""
-        halved = 0 if self._layers is None else self._layers.nbytes
-        if self._output[0] is not self._weight:
-            halved += sum(each.nbytes for each in self._output)
-        return halved + sum(tensor.nbytes for tensor in self.parameters().values())
+        """Bytes of the weights on the device, copies of another precision or layout included."""
+        copies = self._output.packed_bytes + (0 if self._layers is None else self._layers.nbytes)
+        if self._output.itemsize != self._weight.element_size():
+            copies += self._output.itemsize * (self._weight.numel() + self._bias.numel())
+        return copies + sum(tensor.nbytes for tensor in self.parameters().values())
 
 
 def recurrent_module(spec: ModelSpec, device: torch.device | str) -> torch.nn.RNNBase:

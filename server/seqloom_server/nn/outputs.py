@@ -5,6 +5,7 @@ With o_t = V s_t + c: logits o, probs softmax(o), log_probs o - logsumexp(o), la
 
 import torch
 
+from seqloom_server.nn.linear import Linear
 from seqloom_server.nn.spec import OutputKind
 
 # The most that a [rows, O] buffer takes beside the result itself.
@@ -12,9 +13,9 @@ MAX_BUFFER_BYTES = 64 * 2**20
 
 
 def outputs(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, kind: OutputKind, top_k: int = 0
+    hidden: torch.Tensor, output: Linear, kind: OutputKind, top_k: int = 0
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Returns (values, labels) of `hidden` [rows, H] under V = weight [O, H], c = bias [O]; H is 2 H of two directions.
+    """Returns (values, labels) of `hidden` [rows, H] under V [O, H], c [O] of `output`; H is 2 H of two directions.
 
     values: [rows, O] of the weights' dtype, float32 for bfloat16 ("hidden": [rows, H]; "top_k": log-probabilities
     [rows, k], best first; "labels": None). labels: int32, [rows] for "labels", [rows, k] for "top_k", else None.
@@ -23,18 +24,18 @@ def outputs(
     if kind == "hidden":
         return _widened(hidden), None
     if kind == "logits":
-        return _widened(torch.addmm(bias, hidden, weight.t())), None
-    if kind == "top_k" and not 1 <= top_k <= len(weight):
-        raise ValueError(f"top_k is {top_k}: expected 1 to {len(weight)}")
-    rows, most = len(hidden), chunk_rows(len(weight), hidden.element_size())
+        return _widened(output(hidden)), None
+    if kind == "top_k" and not 1 <= top_k <= output.classes:
+        raise ValueError(f"top_k is {top_k}: expected 1 to {output.classes}")
+    rows, most = len(hidden), chunk_rows(output.classes, output.itemsize)
     if rows <= most:
-        return _of_logits(torch.addmm(bias, hidden, weight.t()), kind, top_k)
-    buffer = hidden.new_empty(most, len(weight))
+        return _of_logits(output(hidden), kind, top_k)
+    buffer = None if output.packed else hidden.new_empty(most, output.classes)
     values = labels = None
     for start in range(0, rows, most):
         part = hidden[start : start + most]
-        logits = torch.addmm(bias, part, weight.t(), out=buffer[: len(part)])
-        some_values, some_labels = _of_logits(logits, kind, top_k)
+        own = None if buffer is None else buffer[: len(part)]
+        some_values, some_labels = _of_logits(output(part, own), kind, top_k)
         values = _put(values, some_values, start, rows)
         labels = _put(labels, some_labels, start, rows)
     return values, labels
@@ -47,7 +48,8 @@ def chunk_rows(classes: int, itemsize: int) -> int:
 
 def _of_logits(logits: torch.Tensor, kind: OutputKind, top_k: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     if kind == "labels":
-        return None, logits.argmax(1).to(torch.int32)
+        # the first of the largest, as argmax gives it, which is slow in bfloat16
+        return None, logits.max(1).indices.to(torch.int32)
     logits = _widened(logits)
     if kind == "probs":
         return torch.softmax(logits, 1), None

@@ -1,0 +1,71 @@
+"""Products with weights that are laid out once: what torch.addmm gives, for any rows; large networks through them."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ragged import CELLS, make_network, make_sequences, make_spec, make_state, run, run_twin, torch_twin
+from seqloom_server.nn import linear
+from seqloom_server.nn.linear import Linear
+
+
+@pytest.fixture(autouse=True)
+def _small_ones_are_worth_it(monkeypatch):
+    monkeypatch.setattr(linear, "_WORTH", 1)
+
+
+def draw(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 70), st.integers(1, 40), st.integers(1, 40))
+def test_it_is_the_product_in_float64_and_packed_where_onednn_is(bias, rows, inputs, classes):
+    weight, b, x = draw(classes, inputs), draw(classes) if bias else None, draw(rows, inputs, seed=1)
+    own = Linear(weight, b)
+    assert own.packed == torch.backends.mkldnn.is_available()
+    wanted = x.double() @ weight.double().t()
+    with torch.inference_mode():
+        got, more = own(x), own.plus(x, torch.ones(rows, classes))
+    np.testing.assert_allclose(more.numpy(), wanted.numpy() + 1, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got.numpy(), (wanted if b is None else wanted + b).numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_float64_and_small_ones_are_not_packed(monkeypatch):
+    assert not Linear(draw(3, 4, dtype=torch.float64), None).packed
+    monkeypatch.setattr(linear, "_WORTH", 13)
+    small = Linear(draw(3, 4), draw(3))
+    assert not small.packed
+    assert small.packed_bytes == 0
+    out = torch.empty(2, 3)
+    assert small(draw(2, 4), out) is out
+
+
+@pytest.mark.parametrize("more", [{}, {"bidirectional": True}, {"conv_channels": 4, "conv_width": 3}])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(("cell", "activation"), CELLS)
+def test_a_network_of_packed_weights_is_torch_nn_in_float64(cell, activation, layers, more):
+    network = make_network(make_spec(cell, activation, layers=layers, dtype="float32", sizes=(16, 32, 10), **more))
+    assert cell == "lstm" or network.nbytes > 1.5 * sum(tensor.nbytes for tensor in network.parameters().values())
+    module, lengths = torch_twin(network).double(), [7, 1, 60, 13, 13, 2]
+    sequences, state = make_sequences(network.spec, lengths), make_state(network.spec, len(lengths))
+    hidden, after = run(network, sequences, state)
+    for i, sequence in enumerate(sequences):
+        before = [part[:, i : i + 1].astype("f8") for part in state]
+        expected, logits, final = run_twin(module, sequence.astype("f8"), before)
+        values, _ = network.outputs(torch.tensor(hidden[i]), "logits")
+        own = [part[:, i : i + 1] for part in after]
+        for got, wanted in zip([hidden[i], values.numpy(), *own], [expected, logits, *final], strict=True):
+            assert np.abs(got - wanted).max() <= 1e-5 * max(1, np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("precision", ["full", "bf16"])
+def test_labels_are_the_first_of_the_largest(precision):
+    network = make_network(make_spec("elman", dtype="float32", sizes=(3, 4, 6), precision=precision))
+    network.parameters()["output.weight"].zero_()
+    network.parameters()["output.bias"].copy_(torch.tensor([0.0, 2.0, 1.0, 2.0, 2.0, -1.0]))
+    network = type(network)(network.spec, network.parameters(), "cpu")
+    hidden = torch.ones(5, 4, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    assert network.outputs(hidden, "labels")[1].tolist() == [1] * 5
