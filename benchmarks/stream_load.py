@@ -11,6 +11,8 @@ import seqloom
 from measuring import Result, Tally, delays
 from workload import FRAME, RATE
 
+_SPREAD = 97  # streams begin at so many moments of a chunk, one after the other: as many as fit a batch come together
+
 
 async def closed_loop(
     client: seqloom.AsyncClient, model: str, chunks: list[np.ndarray], count: int, seconds: float
@@ -52,7 +54,8 @@ async def real_time(
     seconds: float,
     beside: Callable[[], Awaitable[Result]] | None = None,
 ) -> Result:
-    """One round of `count` streams that each have a chunk when it has been spoken, starting spread over one chunk.
+    """One round of `count` streams that each have a chunk when it has been spoken; fewer streams than _SPREAD
+    begin in the first part of a chunk, which suits a server that batches.
 
     Latencies are from when a chunk was due, so that a sender that falls behind is not flattered; those named sent_
     are from when it was sent. beside: what goes on meanwhile; it begins when all streams are open, they speak until it
@@ -68,7 +71,7 @@ async def real_time(
         other = None if beside is None else asyncio.ensure_future(beside())
 
         async def speak(stream: seqloom.AsyncStream, number: int) -> None:
-            begin = start + every * number / count
+            begin = start + every * (number % _SPREAD) / _SPREAD
             sent: list[float] = []
 
             async def microphone() -> AsyncIterator[np.ndarray]:
