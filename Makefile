@@ -76,7 +76,7 @@ bench-quick: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_sweeps.py --quick $(ARGS)
 
 peers: $(INSTALLED)
-	PYTHON=$(BIN)/python TORCH_INDEX="$(TORCH_INDEX)" benchmarks/peers/setup.sh
+	PYTHON=$(or $(PEERS_PYTHON),$(BIN)/python) TORCH_INDEX="$(TORCH_INDEX)" benchmarks/peers/setup.sh
 
 compare: $(INSTALLED)
 	$(BIN)/python benchmarks/compare.py "$(BEFORE)" "$(AFTER)" $(ARGS)

@@ -76,6 +76,8 @@ def compared(before: Mapping[Key, dict[str, Any]], after: Mapping[Key, dict[str,
         if key not in after:
             continue
         one, other = before[key], after[key]
+        if one.get("beside") != other.get("beside") and one.get("ratio"):
+            continue  # ratios to different things
         if one.get("ratio") and other.get("ratio"):
             old, new = one["ratio"], other["ratio"]
             # a file from before rows told it has the other's word

@@ -95,7 +95,7 @@ def _row(bench: FrontEndBench, kind: str, entries: int, frames: int) -> Row:
     share = ratio(rounds["served"], rounds["echo"], "cpu_us_a_message")
     what = ("entry", "entries") if kind == "StreamInfer" else ("sequence", "sequences")
     title = f"{kind}, {entries} {what[entries > 1]} of {frames}"
-    return Row.of(title, TITLE, rounds["served"], share, "the echo's CPU time")
+    return Row.of(title, TITLE, rounds["served"], share, "the echo's CPU time", lower_is_better=True)
 
 
 def _measured(bench: FrontEndBench, pid: int, question: list[object]) -> Result:

@@ -131,4 +131,4 @@ def forward_flops(spec: ModelSpec, cells: int) -> float:
 def row(work: str, title: str, rounds: dict[str, list[Result]], other: str, told: str) -> Row:
     """A row of "ours" beside what stands as `other`: the median of the rounds' ratios of time."""
     ratios = [one["device_ms"] / two["device_ms"] for one, two in zip(rounds["ours"], rounds[other], strict=True)]
-    return Row.of(work, title, rounds["ours"], float(np.median(ratios)), told)
+    return Row.of(work, title, rounds["ours"], float(np.median(ratios)), told, lower_is_better=True)

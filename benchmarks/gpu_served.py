@@ -102,7 +102,9 @@ def training(bench: ServedBench) -> Iterator[Row]:
         rounds = interleaved(measurings, 1 + bench.rounds)
     share = ratio(rounds["own"][1:], rounds["summed"][1:], "device_us_a_frame")
     title = f"{bench.trainers} callers at once"
-    yield Row.of(f"gradients of {title}", TITLES[LARGE], rounds["own"][1:], share, "the sum's device time")
+    yield Row.of(
+        f"gradients of {title}", TITLES[LARGE], rounds["own"][1:], share, "the sum's device time", lower_is_better=True
+    )
     yield Row.of(f"forward_backward of {title}, one run", TITLES[LARGE], rounds["summed"][1:])
 
 

@@ -65,7 +65,7 @@ def real_time(bench: Bench) -> Iterator[Row]:
         peer = searches.pop(TRITON)
         for model, search in searches.items():
             share = None
-            if search.on_time and peer.on_time and not peer.failed:
+            if search.on_time and peer.on_time and peer.late and not peer.failed:  # else its count is not known
                 share = search.on_time[0]["streams"] / peer.on_time[0]["streams"]
             yield from _found(title, TITLES[model], search, share, GOALS.get(("realtime", model, TRITON)))
         if not peer.failed:

@@ -44,7 +44,9 @@ def program(
     python, variables, stderr: another interpreter, environment and place for its log than this process has.
     """
     command = [str(python), str(_HERE / f"{name}.py"), *map(str, arguments)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, env=variables
+    ) as process:
         try:
             yield Program(process)
         except BaseException:

@@ -26,6 +26,8 @@ def started(held: Sitting, recordings: list[np.ndarray]) -> Iterator[dict[str, T
             shares = {size: _alike(held, size, triton, recordings[:_SAMPLES]) for size, triton in running.items()}
         except (PeerMissing, PeerFailed) as error:
             print(error, file=sys.stderr)
+            stack.close()
+            running = {}
             held.conditions["Triton"] = "was not there"
         else:
             held.conditions["Triton"] = f"gives {min(shares.values()):.2%} of the same labels"

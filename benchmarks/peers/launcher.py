@@ -6,6 +6,7 @@ The environment that setup.sh made is looked for under PEERS_HOME.
 import contextlib
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -83,13 +84,20 @@ class Triton:
 
     def ask(self, *question: Any) -> Any:
         """Asks its load, see load.py, from the beginning where Triton has crashed. Raises PeerFailed."""
-        while "failed" in (answer := self._load.ask([self.address, *question])):
+        while "failed" in (answer := self._answer(*question)):
             if not self._crashed() or self.crashes == _CRASHES:
                 raise PeerFailed(f"Triton failed: {answer['failed']}\n{self._said()}")
             self.crashes += 1
             print(f"Triton ended with status {self._process.returncode}; it is started again", file=sys.stderr)
             self._start()
+            self._answer("labels", 8, 0)  # the first calls of a network are slow, and nobody's round
         return answer
+
+    def _answer(self, *question: Any) -> Any:
+        try:
+            return self._load.ask([self.address, *question])
+        except (RuntimeError, ValueError) as error:  # the load itself has ended
+            raise PeerFailed(f"the load of Triton failed: {error}\n{self._said()}") from error
 
     def _crashed(self) -> bool:
         """A process that ends closes its connections before it is gone."""
@@ -116,7 +124,7 @@ class Triton:
             command, env=variables, stdout=self._log, stderr=self._log, start_new_session=True
         )
         self._running.callback(self._process.wait)
-        self._running.callback(self._process.kill)
+        self._running.callback(self._kill)
         try:
             self._wait_until_ready()
             paths = os.pathsep.join(str(_ROOT / name) for name in ("client", "benchmarks", "examples"))
@@ -132,6 +140,11 @@ class Triton:
         except BaseException:
             self._running.close()
             raise
+
+    def _kill(self) -> None:
+        """Also the processes of its models, which outlive a crash."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _wait_until_ready(self) -> None:
         with grpc.insecure_channel(self.address) as channel:

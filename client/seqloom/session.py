@@ -191,6 +191,8 @@ class Session:
             try:
                 await waiting
             except TimeoutError:
+                if self.failure is not None:
+                    raise self.failure from None
                 if not condition():
                     raise
             finally:

@@ -17,6 +17,7 @@ def test_it_leaves_the_cost_of_each_kind_of_message_beside_an_echo(tmp_path):
     assert [row["work"] for row in rows] == ["Infer, 1 sequence of 40", "Infer, 16 sequences of 40"]
     for row, sequences in zip(rows, (1, 16), strict=True):
         values = row["values"]
+        assert row["lower_is_better"]
         assert values["messages"] > 0
         assert values["frames_per_second"] > values["entries_per_second"] >= values["messages_per_second"] > 0
         assert values["reply_bytes"] > sequences * 40 * 4

@@ -41,6 +41,12 @@ def test_the_tolerance_is_an_option(tmp_path: pathlib.Path):
     assert run(tmp_path, [row("a", 1.0)], [row("a", 0.96)], "--tolerance", "0.03")[0] == 1
 
 
+def test_ratios_to_different_things_are_not_compared(tmp_path: pathlib.Path):
+    before, after = row("a", 1.0, beside="1 stream"), row("a", 0.5, beside="10 streams")
+    assert run(tmp_path, [before], [after])[0] == 0
+    assert run(tmp_path, [before], [row("a", 0.5, beside="1 stream")])[0] == 1
+
+
 def test_where_less_is_better_growth_fails_also_against_a_file_that_does_not_say_so(tmp_path: pathlib.Path):
     less = {"lower_is_better": True}
     for old in (row("a", 1.0), row("a", 1.0, **less)):
