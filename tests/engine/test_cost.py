@@ -72,3 +72,35 @@ def test_thin_slices_do_not_make_a_step_look_dear():
         cost.observe(1, 36 + k % 5, 5e-3 + 1e-4 + 9e-5 * (36 + k % 5))
     assert cost.per_step < 4 * max(before, 1e-4)
     assert cost.seconds(10, 360) < 0.8 * 10 * cost.seconds(1, 36)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_noise_on_thin_slices_does_not_decide_what_a_cell_costs(seed):
+    """Few streams for long, then many: the first of their slices must be of about the time that was meant."""
+    cost, draw = SliceCost(2e7, 5e10), np.random.default_rng(seed)
+
+    def observe(steps, cells):
+        cost.observe(steps, cells, (5e-3 + 1e-4 * steps + 9e-5 * cells) * draw.lognormal(0, 0.15))
+
+    for steps, cells in ((1, 1), (16, 16), (8, 64), (4, 256)) * 2:
+        observe(steps, cells)
+    for _ in range(2000):
+        observe(1, int(draw.integers(1, 4)))
+    assert 3e-5 < cost.per_cell < 3e-4
+
+
+def test_what_takes_much_longer_than_expected_is_learned_at_once():
+    cost = SliceCost(2e7, 5e10)
+    for k in range(100):
+        cost.observe(1, 1 + k % 3, 5e-3)
+    cost.observe(40, 4000, 1.0)
+    assert cost.seconds(40, 4000) > 0.2
+
+
+def test_slices_without_steps_or_of_nonsense_teach_nothing():
+    cost = SliceCost(1e6, 1e10)
+    before = cost.seconds(3, 5)
+    for steps, cells, seconds in ((0, 0, 1.0), (1, 0, 1.0), (1, 1, 0.0), (1, 1, float("nan")), (1, 1, float("inf"))):
+        cost.observe(steps, cells, seconds)
+    assert cost.seconds(3, 5) == before
+    assert cost.seconds(0, 0) == 0

@@ -29,9 +29,11 @@ def test_a_slice_keeps_every_bound_and_is_no_smaller_than_it_must_be(lengths, co
     assert 1 <= count <= len(lengths)
     assert cut >= 1
 
+    most = max(0.02, 2 * weights.cost.seconds(1, 1))
+
     def fits(count, cut):
         steps, cells, padded = size(lengths[:count], cut)
-        return padded <= 4000 and cells <= 2000 and weights.cost.seconds(steps, cells) <= 0.02
+        return padded <= 4000 and cells <= 2000 and weights.cost.seconds(steps, cells) <= most
 
     steps, cells, padded = size(lengths[:count], cut)
     assert fits(count, cut) or cells <= 1
@@ -62,7 +64,7 @@ def test_those_that_join_others_run_no_further_and_keep_the_bounds(lengths, widt
         wide = width + int((np.minimum(lengths[:count], cut) > 0).sum())
         assert taken * wide <= 4000
         assert piece.cells + cells <= 2000
-        assert weights.cost.seconds(taken, piece.cells + cells) <= 0.02
+        assert weights.cost.seconds(taken, piece.cells + cells) <= max(0.02, 2 * weights.cost.seconds(1, 1))
         assert piece.cells + cells >= 0.75 * taken * wide
 
 
@@ -70,3 +72,11 @@ def test_where_empty_cells_cost_as_much_as_others_no_slice_is_thin():
     weights = KnownWeights(per_step=1e-9, per_cell=1e-9)
     count, cut = Room(limits(0.0), 0.02, Slice(weights, [], 0, 0)).fit(np.array([1] * 15 + [300]))
     assert (count, cut) == (16, 1)
+
+
+def test_where_a_slice_costs_more_than_it_may_its_members_still_come_together():
+    lengths = np.full(64, 10)
+    for cost in ({"per_slice": 45e-3, "per_step": 3e-3}, {"per_slice": 5e-3, "per_step": 50e-3}):
+        weights = KnownWeights(per_cell=1e-4, **cost)
+        count, _ = Room(limits(0.005), 0.04, Slice(weights, [], 0, 0)).fit(lengths)
+        assert count >= 32

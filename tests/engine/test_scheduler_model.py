@@ -169,6 +169,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert piece.cells == sum(member.steps for member in members)
         wide = sum(1 for member in members if member.steps)
         budget = LIMITS.slice_seconds if self.scheduler.live_sessions else LIMITS.bulk_slice_seconds
+        budget = max(budget, 2 * piece.weights.cost.seconds(1, 1))
         if piece.cells > 1:  # a slice of one step is as small as they come
             assert piece.steps * wide <= LIMITS.max_batch_steps
             assert piece.cells <= piece.weights.max_cells

@@ -8,9 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ragged import CELLS, make_network, make_sequences, make_spec, make_state
+from seqloom_server.nn import linear
 from seqloom_server.nn.network import Network
 from seqloom_server.nn.spec import InvalidSpec
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
+
+
+@pytest.fixture(autouse=True, params=[1, linear._WORTH], ids=["packed", "as they are"])
+def _worth(request, monkeypatch):
+    monkeypatch.setattr(linear, "_WORTH", request.param)
+
 
 STEP = 2.0**-8  # between numbers of bfloat16 that are a little above 1
 SHAPES = {
@@ -119,6 +126,10 @@ def test_outputs_are_float32_and_near(kind):
 
 def test_the_weights_stay_in_full_and_the_copies_are_counted():
     full, halved = pair("lstm", "tanh")
+    sequences, state = make_sequences(full.spec, [3]), make_state(full.spec, 1)
+    assert halved.nbytes == full.nbytes
+    (hidden,), _ = run(halved, sequences, state)
+    halved.outputs(torch.tensor(hidden).bfloat16(), "labels")
     for name, tensor in halved.parameters().items():
         assert torch.equal(tensor, full.parameters()[name])
     assert halved.nbytes == pytest.approx(1.5 * full.nbytes, rel=0.02)

@@ -48,7 +48,8 @@ def test_float64_and_small_ones_are_not_packed(monkeypatch):
 @pytest.mark.parametrize(("cell", "activation"), CELLS)
 def test_a_network_of_packed_weights_is_torch_nn_in_float64(cell, activation, layers, more):
     network = make_network(make_spec(cell, activation, layers=layers, dtype="float32", sizes=(16, 32, 10), **more))
-    assert cell == "lstm" or network.nbytes > 1.5 * sum(tensor.nbytes for tensor in network.parameters().values())
+    weights = sum(tensor.nbytes for tensor in network.parameters().values())
+    assert network.nbytes == weights  # nothing is laid out before it is used
     module, lengths = torch_twin(network).double(), [7, 1, 60, 13, 13, 2]
     sequences, state = make_sequences(network.spec, lengths), make_state(network.spec, len(lengths))
     hidden, after = run(network, sequences, state)
@@ -59,6 +60,26 @@ def test_a_network_of_packed_weights_is_torch_nn_in_float64(cell, activation, la
         own = [part[:, i : i + 1] for part in after]
         for got, wanted in zip([hidden[i], values.numpy(), *own], [expected, logits, *final], strict=True):
             assert np.abs(got - wanted).max() <= 1e-5 * max(1, np.abs(wanted).max())
+    assert cell == "lstm" or network.nbytes > 1.5 * weights
+
+
+@pytest.mark.parametrize(("cell", "activation"), CELLS)
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=2, max_size=9), st.data())
+def test_alone_or_in_company_in_one_or_in_chunks_it_is_the_same(cell, activation, lengths, data):
+    network = make_network(make_spec(cell, activation, layers=2, dtype="float32", sizes=(16, 32, 10)))
+    sequences, state = make_sequences(network.spec, lengths), make_state(network.spec, len(lengths))
+    hidden, after = run(network, sequences, state)
+    one = data.draw(st.integers(0, len(lengths) - 1))
+    cut = data.draw(st.integers(0, lengths[one]))
+    own, pieces = tuple(part[:, one : one + 1] for part in state), []
+    for rows in (sequences[one][:cut], sequences[one][cut:]):
+        if len(rows):
+            (piece,), own = run(network, [rows], own)
+            pieces.append(piece)
+    np.testing.assert_allclose(np.concatenate(pieces), hidden[one], rtol=1e-5, atol=1e-5)
+    for got, wanted in zip(own, after, strict=True):
+        np.testing.assert_allclose(got, wanted[:, one : one + 1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["full", "bf16"])

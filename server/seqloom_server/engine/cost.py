@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 _FADE = 0.98
-_TELLING = 0.01  # how far from alike slices must be to tell one cost from another; below, noise would decide on it
-_PACE = 8.0  # how far a cost may move at a time, as a factor
 _EACH = 8  # observations, after the first ones, to a solution: it takes as long as a small slice's bookkeeping
+_TELLING = 0.01  # how far from alike slices must be to tell one cost from another at all
+_SURE = 9.0  # times its variance: by how much what they tell must differ from what was known; below, noise decides
+_NOISE = 0.003  # the least relative variance of a slice's time
+_PACE = 8.0  # how far a cost may fall at a time, as a factor
 
 
 class SliceCost:
@@ -27,36 +29,44 @@ class SliceCost:
         self.per_slice, self.per_step, self.per_cell = 2 * per_cell + 1e-5, 2 * per_cell + 2e-5, per_cell
         # of the normal equations: in relative terms, so that short slices count as much as long ones
         self._products, self._sums = np.zeros((3, 3)), np.zeros(3)
-        self._seen = 0
+        self._count = 0.0
+        self._unsolved = 0
 
     def observe(self, steps: int, cells: int, seconds: float) -> None:
         """Takes in a slice of `cells` rows, the longest member `steps` long, that took `seconds`."""
-        if not steps or seconds <= 0:
+        if steps < 1 or cells < 1 or not 0 < seconds < math.inf:
             return
         # far below what any slice takes, far above where the sums lose their digits
         sizes = np.array((1.0, steps, cells)) / max(seconds, 1e-7)
         self._products = _FADE * self._products + np.outer(sizes, sizes)
         self._sums = _FADE * self._sums + sizes
-        self._seen += 1
-        if self._seen < _EACH or self._seen % _EACH == 0:
+        self._count = _FADE * self._count + 1
+        self._unsolved += 1
+        if self._count < _EACH or self._unsolved >= _EACH or seconds > 2 * self.seconds(steps, cells):
+            self._unsolved = 0
             self._solve()
 
     def _solve(self) -> None:
-        known = np.array((self.per_slice, self.per_step, self.per_cell))
+        products, sums = self._products, self._sums
+        costs = np.array((self.per_slice, self.per_step, self.per_cell))
         # slices that are much alike tell only their sum, so first all costs alike
-        costs = known * (self._sums @ known) / (known @ self._products @ known)
-        # then one against the other, in the directions that the slices tell anything of
-        scale = 1 / np.sqrt(self._products.diagonal())
-        telling, directions = np.linalg.eigh(self._products * np.outer(scale, scale))
-        directions = directions[:, telling > _TELLING]
-        missing = scale * (self._sums - self._products @ costs)
-        costs += scale * (directions @ ((missing @ directions) / telling[telling > _TELLING]))
-        found = np.clip(costs, known / _PACE, known * _PACE).clip(1e-10, 1e5)
-        self.per_slice, self.per_step, self.per_cell = found.tolist()
+        costs *= (sums @ costs) / (costs @ products @ costs)
+        # then one against the other, in the directions of which the slices tell more than their noise
+        scale = 1 / np.sqrt(products.diagonal())
+        telling, directions = np.linalg.eigh(products * np.outer(scale, scale))
+        told = telling > _TELLING
+        telling, directions = telling[told], directions[:, told]
+        changes = (scale * (sums - products @ costs)) @ directions / telling
+        explained = changes**2 * telling
+        left = self._count - 2 * costs @ sums + costs @ products @ costs - explained.sum()
+        sure = explained > _SURE * max(left / max(self._count - 3, 1), _NOISE)
+        found = np.maximum(costs + scale * (directions[:, sure] @ changes[sure]), costs / _PACE)
+        found *= (sums @ found) / (found @ products @ found)
+        self.per_slice, self.per_step, self.per_cell = found.clip(1e-10, 1e5).tolist()
 
     def seconds(self, steps: Any, cells: Any) -> Any:
-        """What a slice is expected to take; numbers or arrays of them."""
-        return self.per_slice + self.per_step * steps + self.per_cell * cells
+        """What a slice is expected to take, nothing for one of no steps; numbers or arrays of them."""
+        return self.per_slice * (steps > 0) + self.per_step * steps + self.per_cell * cells
 
     @property
     def wide(self) -> int:

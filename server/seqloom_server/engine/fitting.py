@@ -46,7 +46,8 @@ class Room:
 
     def __init__(self, limits: SchedulerLimits, seconds: float, taken: Slice) -> None:
         self._limits = limits
-        self._seconds = seconds
+        # where one row takes as long as a slice may, most of that is no row's own: others ride along
+        self._seconds = max(seconds, 2 * taken.weights.cost.seconds(1, 1))
         self._taken = taken
         self._width = sum(1 for member in taken.members if member.steps)
 

@@ -70,7 +70,7 @@ class Layers:
     def _linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         linear = Linear(weight.to(self._dtype), None if bias is None else bias.to(self._dtype))
         copied = 0 if weight.dtype is self._dtype else linear.itemsize * weight.numel()
-        self.nbytes += copied + linear.packed_bytes
+        self.nbytes += linear.packed_bytes or copied
         return linear
 
     def advance(self, rows: torch.Tensor, batch_sizes: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:

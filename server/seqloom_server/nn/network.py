@@ -1,5 +1,6 @@
-"""A network on a device: advances many sequences by many steps in one call of torch, over packed rows."""
+"""A network on a device: advances many sequences by many steps at once, over packed rows."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Self
@@ -38,8 +39,7 @@ class Network:
         self.device = torch.device(device)
         dtype = getattr(torch, spec.dtype)
         ready = {name: tensor.detach().to(self.device, dtype).contiguous() for name, tensor in parameters.items()}
-        on_gpu = self.device.type == "cuda"
-        if on_gpu:
+        if self.device.type == "cuda":
             precision.allow_tf32(False)  # on by default, and good for three digits only
         self.products = precision.products(spec.precision, self.device)
         self._conv = (ready["conv.weight"], ready["conv.bias"]) if spec.conv_channels else None
@@ -53,16 +53,26 @@ class Network:
         self._flat = [weight for layer in self._rnn.all_weights for weight in layer]
         self._weight, self._bias = ready["output.weight"], ready["output.bias"]
         self._forward = _FORWARD[spec.cell, spec.activation]
-        # where not torch's own call over packed rows of full precision runs the recurrent layers
-        self._layers: Layers | CudnnLayers | None = None
-        if on_gpu:
-            self._layers = CudnnLayers(spec, self._rnn, self._forward)
-        elif spec.precision == "bf16":
-            self._layers = Layers(spec, ready, HALF)
-        elif spec.cell != "lstm" and worth_packing(ready["rnn.weight_hh_l0"]):  # torch's own call is faster for LSTMs
-            self._layers = Layers(spec, ready, dtype)
-        kept = HALF if spec.precision == "bf16" else dtype
-        self._output = Linear(self._weight.to(kept), self._bias.to(kept))
+
+    # Laid out at the first use: a network that is only trained needs no copies, which would not follow its weights.
+
+    @functools.cached_property
+    def _layers(self) -> Layers | CudnnLayers | None:
+        """What runs the recurrent layers, where not torch's own call over packed rows in full precision does."""
+        spec = self.spec
+        if self.device.type == "cuda":
+            return CudnnLayers(spec, self._rnn, self._forward)
+        if spec.precision == "bf16":
+            return Layers(spec, self.parameters(), HALF)
+        # torch's own call is faster for LSTMs
+        if spec.cell != "lstm" and worth_packing(self.parameters()["rnn.weight_hh_l0"]):
+            return Layers(spec, self.parameters(), torch.float32)
+        return None
+
+    @functools.cached_property
+    def _output(self) -> Linear:
+        kept = HALF if self.spec.precision == "bf16" else self._weight.dtype
+        return Linear(self._weight.to(kept), self._bias.to(kept))
 
     @classmethod
     def create(cls, spec: ModelSpec, seed: int, device: torch.device | str = "cpu") -> Self:
@@ -133,7 +143,10 @@ class Network:
             return outputs.outputs(hidden, self._output, kind, top_k)
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """The weights themselves, on the device, by the names of spec.parameter_shapes()."""
+        """The weights themselves, on the device, by the names of spec.parameter_shapes().
+
+        advance() and outputs() may have copies of them since their first call, which do not follow what is written.
+        """
         first = {} if self._conv is None else {"conv.weight": self._conv[0], "conv.bias": self._conv[1]}
         named = {f"rnn.{name}": parameter.detach() for name, parameter in self._rnn.named_parameters()}
         return {**first, **named, "output.weight": self._weight, "output.bias": self._bias}
@@ -141,9 +154,12 @@ class Network:
     @property
     def nbytes(self) -> int:
         """Bytes of the weights on the device, copies of another precision or layout included."""
-        copies = self._output.packed_bytes + (0 if self._layers is None else self._layers.nbytes)
-        if self._output.itemsize != self._weight.element_size():
-            copies += self._output.itemsize * (self._weight.numel() + self._bias.numel())
+        # those that are there: neither is made by asking
+        layers, output = self.__dict__.get("_layers"), self.__dict__.get("_output")
+        copies = 0 if layers is None else layers.nbytes
+        if output is not None:
+            halved = output.itemsize != self._weight.element_size()
+            copies += output.packed_bytes or halved * output.itemsize * self._weight.numel()
         return copies + sum(tensor.nbytes for tensor in self.parameters().values())
 
 

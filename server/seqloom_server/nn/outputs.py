@@ -27,7 +27,7 @@ def outputs(
         return _widened(output(hidden)), None
     if kind == "top_k" and not 1 <= top_k <= output.classes:
         raise ValueError(f"top_k is {top_k}: expected 1 to {output.classes}")
-    rows, most = len(hidden), chunk_rows(output.classes, output.itemsize)
+    rows, most = len(hidden), chunk_rows(output.classes, max(4, output.itemsize))  # logits of bfloat16 are widened
     if rows <= most:
         return _of_logits(output(hidden), kind, top_k)
     buffer = None if output.packed else hidden.new_empty(most, output.classes)

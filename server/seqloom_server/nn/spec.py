@@ -53,8 +53,8 @@ class ModelSpec:
     functions are fixed. conv_channels and conv_width: a causal convolution of so many channels over the last so many
     inputs, then relu, in front of the first layer; 0 and 0 for none. bidirectional: each layer also runs from the
     last step to the first, so that only whole sequences can be run. precision: how a float32 network's outputs are
-    computed: in full, with the products of tf32 where the device has them, or with weights and products in bfloat16;
-    gradients are always computed in full. Raises InvalidSpec.
+    computed: in full, with the products of tf32 where the device has them, or with weights and products in bfloat16
+    (but for the convolution's); gradients are always computed in full. Raises InvalidSpec.
     """
 
     cell: Cell
