@@ -42,9 +42,9 @@ def test_the_tolerance_is_an_option(tmp_path: pathlib.Path):
 
 
 def test_ratios_to_different_things_are_not_compared(tmp_path: pathlib.Path):
-    before, after = row("a", 1.0, beside="1 stream"), row("a", 0.5, beside="10 streams")
-    assert run(tmp_path, [before], [after])[0] == 0
-    assert run(tmp_path, [before], [row("a", 0.5, beside="1 stream")])[0] == 1
+    before, after, same = row("a", 1.0, beside="1 stream"), row("a", 0.5, beside="10 streams"), row("b", 1.0)
+    assert run(tmp_path, [before, same], [after, same])[0] == 0
+    assert run(tmp_path, [before, same], [row("a", 0.5, beside="1 stream"), same])[0] == 1
 
 
 def test_where_less_is_better_growth_fails_also_against_a_file_that_does_not_say_so(tmp_path: pathlib.Path):
