@@ -248,7 +248,9 @@ async def test_a_slice_that_is_under_way_ends_before_the_device_thread_stops(tmp
         await until(lambda: staging.waits == 1)
         staging.let_come()
         await asyncio.to_thread(engine._device_thread.stop, 60)
+        assert not engine._device_thread._thread.is_alive()
         await sink.until(lambda sink: sink.steps == 3)
+        assert sink.error is None
 
 
 async def test_padding_is_counted_where_rectangles_have_it_and_seconds_are_the_devices(tmp_path):
