@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 from seqloom_server.nn.network import Network
 from seqloom_server.nn.spec import ModelSpec
 from torch.nn.utils.rnn import pack_sequence
@@ -20,6 +21,19 @@ def make_spec(cell, activation="tanh", *, layers=1, dtype="float64", sizes=(3, 5
         num_layers=layers,
         dtype=dtype,
         **more,
+    )
+
+
+@st.composite
+def specs(draw):
+    """Small networks of every cell, of 1 to 3 layers."""
+    cell, activation = draw(st.sampled_from(CELLS))
+    return make_spec(
+        cell,
+        activation,
+        layers=draw(st.integers(1, 3)),
+        dtype=draw(st.sampled_from(["float32", "float64"])),
+        sizes=(draw(st.integers(1, 4)), draw(st.integers(1, 6)), draw(st.integers(1, 5))),
     )
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ragged import CELLS, make_network, make_sequences, make_spec, make_state, run
+from ragged import CELLS, make_network, make_sequences, make_spec, make_state, run, specs
 from seqloom_server.nn import buckets
 from seqloom_server.nn.masked import Masked, takes
 
@@ -37,14 +37,7 @@ def run_masked(masked, sequences, state, *, padding=0.0):
 
 @st.composite
 def cases(draw):
-    cell, activation = draw(st.sampled_from(CELLS))
-    spec = make_spec(
-        cell,
-        activation,
-        layers=draw(st.integers(1, 3)),
-        dtype=draw(st.sampled_from(["float32", "float64"])),
-        sizes=(draw(st.integers(1, 4)), draw(st.integers(1, 6)), draw(st.integers(1, 5))),
-    )
+    spec = draw(specs())
     return spec, draw(st.lists(st.integers(1, 90), min_size=1, max_size=12)), draw(st.sampled_from([0.0, 1e3, -7.0]))
 
 

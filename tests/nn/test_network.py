@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ragged import CELLS, make_network, make_sequences, make_spec, make_state, run, run_twin, torch_twin
+from ragged import CELLS, make_network, make_sequences, make_spec, make_state, run, run_twin, specs, torch_twin
 from seqloom_server.nn import cells
 from seqloom_server.nn.network import Network
 from seqloom_server.nn.spec import ModelSpec
@@ -67,14 +67,7 @@ def test_float32_is_float64_to_four_digits(cell, activation, layers):
 @st.composite
 def ragged_cases(draw):
     """A spec, lengths of the batch, the order in which they come, and for each where it is cut into chunks."""
-    cell, activation = draw(st.sampled_from(CELLS))
-    spec = make_spec(
-        cell,
-        activation,
-        layers=draw(st.integers(1, 3)),
-        dtype=draw(st.sampled_from(["float32", "float64"])),
-        sizes=(draw(st.integers(1, 4)), draw(st.integers(1, 6)), draw(st.integers(1, 5))),
-    )
+    spec = draw(specs())
     lengths = draw(st.lists(st.integers(1, 300), min_size=1, max_size=6))
     order = draw(st.permutations(range(len(lengths))))
     cuts = [sorted(draw(st.sets(st.integers(1, length), max_size=4)) | {length}) for length in lengths]
