@@ -1,11 +1,12 @@
 """Messages written straight as bytes are what protobuf would have written, field for field."""
 
+from types import SimpleNamespace
+
 from google.protobuf.unknown_fields import UnknownFieldSet
 from hypothesis import given
 from hypothesis import strategies as st
 from seqloom import tensors, wire
 from seqloom.entry import Outgoing
-from seqloom.session import Session
 from seqloom.v1 import inference_service_pb2, tensor_pb2
 from test_tensors import arrays
 
@@ -39,19 +40,21 @@ def test_a_message_within_another_is_found_by_its_number_and_size(size, field):
             st.booleans(),
             st.booleans(),
             st.booleans(),
+            st.integers(0, 2**62),
         ),
         max_size=4,
     )
 )
 def test_entries_are_what_protobuf_would_have_written(entries):
     expected, parts = inference_service_pb2.StreamInferRequest(), []
-    for number, frames, opening, reset, end, cancel in entries:
+    for number, frames, opening, reset, end, cancel, received in entries:
         entry = expected.entries.add(session=number, reset=reset, end=end, cancel=cancel)
         if opening is not None:
             entry.open.CopyFrom(opening)
         if frames is not None:
             tensors.encode_into(frames, entry.frames)
+            entry.acknowledged_steps = received
         opened = None if opening is None else opening.SerializeToString()
-        session = Session(None, number, 64)
-        parts += Outgoing(session, open=opened, reset=reset, frames=frames, end=end, cancel=cancel).buffers()
+        sender = SimpleNamespace(number=number, failure=None, received=received)
+        parts += Outgoing(sender, open=opened, reset=reset, frames=frames, end=end, cancel=cancel).buffers()
     assert inference_service_pb2.StreamInferRequest.FromString(wire.joined(parts)) == expected
