@@ -7,6 +7,7 @@ from engine_kit import (
     alone,
     close_to,
     feed,
+    keep_cost,
     make_frames,
     make_spec,
     metric,
@@ -46,6 +47,7 @@ async def test_a_long_recording_is_cut_so_that_live_frames_are_in_the_next_slice
     spec = make_spec(sizes=(4, 32, 8), dtype="float32")
     async with running_engine(tmp_path, spec, max_slice_ms=1.0) as engine:
         weights = engine.registry.current("m0")
+        keep_cost(weights, per_slice=1e-5, per_step=1e-5, per_cell=1e-6)
         gate = Gate(weights)
         long, long_sink = open_sequence(engine, Op.INFER)
         stream, stream_sink = open_sequence(engine)
