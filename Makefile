@@ -1,7 +1,7 @@
 # The project's commands. Each sets up .venv by itself; a machine needs only make and Python 3.11 to 3.13.
 #
 #   make demo [DATA=DIR]   many callers' speech through one batched network (DATA: a folder of WAV files)
-#   make test              lint and every test
+#   make test              lint and every test; `make test PRECISION=bf16` with every float32 model served so (or tf32)
 #   make lint              the checks alone; `make format` mends what can be mended by itself
 #   make protos            the gRPC stubs, generated again from protos/
 #   make bench             the benchmark of serving; `make bench-training` of training; `make bench-sweeps` how cost grows
@@ -16,6 +16,7 @@
 # PYTHON       the interpreter that .venv is made with
 # TORCH_INDEX  the package index that torch comes from: by default PyTorch's CPU builds on a Linux machine without an
 #              NVIDIA driver, else pip's own index
+# PRECISION    in which `make test` serves models whose test names none; by default full
 # ARGS         more arguments for the program that a command runs
 
 VENV := .venv
@@ -24,7 +25,9 @@ INSTALLED := $(VENV)/.installed
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo $(CPU_TORCH))
 DATA ?=
+PRECISION ?=
 ARGS ?=
+RECORDINGS = $(if $(DATA),--data "$(DATA)")
 
 .PHONY: help demo test lint format protos peers compare bench bench-training bench-sweeps bench-gpu bench-front-end bench-quick compose-test clean
 
@@ -32,10 +35,10 @@ help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
 
 demo: $(INSTALLED)
-	$(BIN)/python examples/demo.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+	$(BIN)/python examples/demo.py $(RECORDINGS) $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(if $(PRECISION),--precision $(PRECISION)) $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
@@ -56,13 +59,13 @@ protos: $(INSTALLED)
 	$(BIN)/python tools/generate_blocking.py
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/bench_server.py $(ARGS)
+	$(BIN)/python benchmarks/bench_server.py $(RECORDINGS) $(ARGS)
 
 bench-training: $(INSTALLED)
-	$(BIN)/python benchmarks/bench_training.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+	$(BIN)/python benchmarks/bench_training.py $(RECORDINGS) $(ARGS)
 
 bench-sweeps: $(INSTALLED)
-	$(BIN)/python benchmarks/bench_sweeps.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+	$(BIN)/python benchmarks/bench_sweeps.py $(RECORDINGS) $(ARGS)
 
 bench-gpu: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_gpu.py $(ARGS)
@@ -71,9 +74,9 @@ bench-front-end: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_front_end.py $(ARGS)
 
 bench-quick: $(INSTALLED)
-	$(BIN)/python benchmarks/bench_server.py --quick $(ARGS)
-	$(BIN)/python benchmarks/bench_training.py --quick $(ARGS)
-	$(BIN)/python benchmarks/bench_sweeps.py --quick $(ARGS)
+	$(BIN)/python benchmarks/bench_server.py --quick $(RECORDINGS) $(ARGS)
+	$(BIN)/python benchmarks/bench_training.py --quick $(RECORDINGS) $(ARGS)
+	$(BIN)/python benchmarks/bench_sweeps.py --quick $(RECORDINGS) $(ARGS)
 
 peers: $(INSTALLED)
 	PYTHON=$(or $(PEERS_PYTHON),$(BIN)/python) TORCH_INDEX="$(TORCH_INDEX)" benchmarks/peers/setup.sh

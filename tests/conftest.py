@@ -1,10 +1,31 @@
-"""Real servers for every test: in this process by `serve`, in one of their own by `server_process`."""
+"""Real servers for every test, in this process or in one of their own; and the precision in which models are served."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import grpc
+import precisions
 import pytest
-from serving import Models, Served, ServerProcess, open_channel, serving
+
+if TYPE_CHECKING:  # it makes a model as it is imported, which is to be of the precision asked for
+    from serving import Models, Served, ServerProcess
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--precision",
+        choices=precisions.PRECISIONS,
+        default="full",
+        help="serve float32 models whose test names no precision in this one",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    precisions.serve_in(config.getoption("--precision"))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"models are served in: {precisions.served()}"
 
 
 @pytest.fixture
@@ -19,22 +40,26 @@ def serve(tmp_path_factory: pytest.TempPathFactory):
     The rest are options of ServerConfig. In the end the server is stopped without grace. See serving.Served.
     """
 
-    def factory(models: Models | None = None, **options: object):
+    from serving import serving
+
+    def factory(models: "Models | None" = None, **options: object):
         return serving(tmp_path_factory.mktemp("models"), models, **options)
 
     return factory
 
 
 @pytest.fixture
-async def served(serve) -> AsyncIterator[Served]:
+async def served(serve) -> "AsyncIterator[Served]":
     """One server in this process with the model "small" and the options by default."""
     async with serve() as one:
         yield one
 
 
 @pytest.fixture
-async def channel(served: Served) -> AsyncIterator[grpc.aio.Channel]:
+async def channel(served: "Served") -> AsyncIterator[grpc.aio.Channel]:
     """A channel to `served` that takes and sends messages of any size."""
+    from serving import open_channel
+
     async with open_channel(served.address) as one:
         yield one
 
@@ -49,10 +74,14 @@ def server_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
 
     environment: more variables, over those. What still runs after the test is killed. See serving.ServerProcess.
     """
+    from serving import ServerProcess
+
     running: list[ServerProcess] = []
     runs = tmp_path_factory.mktemp("runs")
 
-    def factory(*arguments: object, environment: Mapping[str, str] | None = None, ready: bool = True) -> ServerProcess:
+    def factory(
+        *arguments: object, environment: Mapping[str, str] | None = None, ready: bool = True
+    ) -> "ServerProcess":
         settings = {"SEQLOOM_LISTEN": "127.0.0.1:0", "SEQLOOM_HTTP": "127.0.0.1:0"}
         settings |= {"SEQLOOM_DEVICE": "cpu", "SEQLOOM_THREADS": "1", "SEQLOOM_RUNS": str(runs), **(environment or {})}
         started = ServerProcess.start(*arguments, environment=settings)

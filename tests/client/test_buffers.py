@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 import seqloom
+from precisions import near
 from seqloom_server.nn.spec import ModelSpec
 from serving import until
 
@@ -28,7 +29,7 @@ async def test_a_buffer_may_be_filled_anew_as_soon_as_it_was_sent(served, client
 
     async with client.stream("small") as stream:
         outputs = [chunk.outputs async for chunk in stream.run(microphone())]
-    np.testing.assert_allclose(np.concatenate(outputs), served.expected("small", x)[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate(outputs), served.expected("small", x)[0], **near(rtol=1e-4, atol=1e-5))
 
 
 async def test_outputs_that_nobody_receives_are_bounded_by_the_window(client):
@@ -66,8 +67,8 @@ async def test_finish_lets_what_is_being_sent_go_first(served, client):
         await sending
         chunk = await stream.receive()
     expected, final = served.expected("small", x)
-    np.testing.assert_allclose(chunk.outputs, expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(state.hidden, final[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(chunk.outputs, expected, **near(rtol=1e-4, atol=1e-5))
+    np.testing.assert_allclose(state.hidden, final[0], **near(rtol=1e-4, atol=1e-5))
 
 
 async def test_waiting_in_vain_leaves_nothing_behind(client):

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import seqloom
+from precisions import alike
 from proxy import proxy_of
 from seqloom.retries import INITIAL_BACKOFF, MAX_BACKOFF, Backoff
 from seqloom_server.nn.spec import ModelSpec
@@ -249,7 +250,7 @@ async def test_a_server_that_dies_loses_its_streams_and_one_on_its_address_serve
         whole = (await client.infer("small", [np.concatenate([X, X])])).outputs[0]
         async with client.stream("small", initial_state=kept.state) as stream:
             await stream.send(X)
-            np.testing.assert_allclose((await stream.receive()).outputs, whole[6:], rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose((await stream.receive()).outputs, whole[6:], **alike(rtol=1e-5, atol=1e-6))
 
 
 async def test_a_server_with_a_smaller_window_in_its_place_is_asked_for_its_own(serve):

@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 import seqloom
+from precisions import assert_labels, near
 from seqloom_server.nn.spec import ModelSpec
 from serving import SMALL
 from threads import in_threads
@@ -36,9 +37,9 @@ async def test_every_output_kind_of_every_cell_is_the_plain_twins(serve, dtype):
                 np.testing.assert_allclose(log_probs[i], log_softmax(expected), **close)
                 np.testing.assert_allclose(probs[i], np.exp(log_softmax(expected)), **close)
                 np.testing.assert_allclose(hidden[i], hidden_of(served, cell, x), **close)
-                np.testing.assert_array_equal(labels[i], expected.argmax(-1))
+                assert_labels(labels[i], expected, dtype)
                 best = np.argsort(-expected, -1)[:, :2]
-                np.testing.assert_array_equal(top[i].labels, best)
+                assert_labels(top[i].labels, expected, dtype)
                 np.testing.assert_allclose(top[i].scores, np.take_along_axis(log_softmax(expected), best, 1), **close)
                 assert len(top[i]) == len(x)
                 assert logits[i].dtype == probs[i].dtype == hidden[i].dtype == top[i].scores.dtype == dtype
@@ -116,7 +117,7 @@ async def test_a_call_is_of_one_version_while_the_weights_are_replaced(serve, tm
                 result = await client.infer("m", xs)
                 met.add(result.weights_version)
                 for got, wanted in zip(result.outputs, expected[result.weights_version % 2], strict=True):
-                    np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3)
+                    np.testing.assert_allclose(got, wanted, **near(rtol=1e-3, atol=1e-3))
             return met
 
         (*met, _) = await asyncio.gather(call(), call(), replace())
@@ -152,7 +153,7 @@ async def test_sequences_longer_than_the_window_are_cut_and_joined(serve):
                     np.testing.assert_allclose(got, expected, **CLOSE)
                 else:
                     labels = got if kind == "labels" else got.labels[:, 0]
-                    np.testing.assert_array_equal(labels, expected.argmax(-1))
+                    assert_labels(labels, expected)
         assert served.value("steps_total", op="stream") == 0
 
 
@@ -171,10 +172,10 @@ async def test_requests_of_many_megabytes_are_taken_whole(serve):
         serve({"wide": ModelSpec("elman", 16_384, 3, 2)}) as served,
         seqloom.AsyncClient(served.address) as client,
     ):
-        xs = [noise(300, 16_384, seed=1), noise(9, 16_384, seed=2)]
+        xs = [noise(steps, 16_384) / 128 for steps in (300, 9)]  # whose sums stay of order one
         result = await client.infer("wide", [x.astype("f4") for x in xs])
         for x, got in zip(xs, result.outputs, strict=True):
-            np.testing.assert_allclose(got, served.expected("wide", x)[0], rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(got, served.expected("wide", x)[0], **CLOSE)
 
 
 @pytest.mark.parametrize("count", [1, 2, 700])

@@ -10,7 +10,7 @@ from seqloom.v1 import model_service_pb2, model_service_pb2_grpc
 from seqloom_server.nn.spec import ModelSpec
 from twin import noise
 
-SPEC = ModelSpec("lstm", 5, 64, 12, 2, dtype="float32")
+SPEC = ModelSpec("lstm", 5, 64, 12, 2, dtype="float32", precision="full")
 HALVED = dataclasses.replace(SPEC, precision="bf16")
 NEAR = {"rtol": 0.02, "atol": 0.02}
 

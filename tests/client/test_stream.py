@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 import seqloom
+from precisions import alike, assert_labels
 from seqloom_server.nn.spec import ModelSpec
 from serving import until
 from twin import CLOSE, assert_state, noise
@@ -58,12 +59,19 @@ async def test_a_stream_gives_every_output_kind_as_infer_does(client, kind):
     async with client.stream("small", outputs=kind) as stream:
         chunks = [chunk async for chunk in stream.run(cut(x, LENGTHS))]
     assert [len(chunk) for chunk in chunks] == LENGTHS
+    logits = (await client.infer("small", [x])).outputs[0]
+    parts = [chunk.outputs for chunk in chunks]
     if isinstance(kind, seqloom.TopK):
-        np.testing.assert_array_equal(np.concatenate([chunk.outputs.labels for chunk in chunks]), whole.labels)
-        got, whole = np.concatenate([chunk.outputs.scores for chunk in chunks]), whole.scores
+        for labels in (whole.labels, np.concatenate([part.labels for part in parts])):
+            assert_labels(labels, logits)
+        got, whole = np.concatenate([part.scores for part in parts]), whole.scores
     else:
-        got = np.concatenate([chunk.outputs for chunk in chunks])
-    np.testing.assert_allclose(got, whole, rtol=1e-5, atol=1e-6)
+        got = np.concatenate(parts)
+    if kind == "labels":
+        for labels in (whole, got):
+            assert_labels(labels, logits)
+    else:
+        np.testing.assert_allclose(got, whole, **alike(rtol=1e-5, atol=1e-6))
     assert got.dtype == whole.dtype
 
 

@@ -3,10 +3,11 @@
 import numpy as np
 import numpy.typing as npt
 import seqloom
+from precisions import near
 from seqloom_server.nn import cells
 from serving import Arrays, Served
 
-TOLERANCE = {"float32": {"rtol": 1e-4, "atol": 1e-5}, "float64": {"rtol": 1e-10, "atol": 1e-10}}
+TOLERANCE = {"float32": near(rtol=1e-4, atol=1e-5), "float64": {"rtol": 1e-10, "atol": 1e-10}}
 CLOSE = TOLERANCE["float32"]
 
 

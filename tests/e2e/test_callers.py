@@ -9,13 +9,14 @@ import numpy as np
 import psutil
 import pytest
 import seqloom
+from precisions import near
 from prometheus_client.parser import text_string_to_metric_families
 from seqloom_server.nn import cells
 from seqloom_server.nn.spec import ModelSpec
 from serving import until, write_models
 
 SPEC = ModelSpec("elman", 8, 64, 10)
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+CLOSE = near(rtol=1e-4, atol=1e-4)
 
 
 def noise(steps, seed=0, width=8):

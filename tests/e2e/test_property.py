@@ -7,9 +7,10 @@ import pytest
 import seqloom
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from precisions import alike
 from seqloom_server.nn.spec import ModelSpec
 
-TOLERANCE = {"float32": {"rtol": 1e-5, "atol": 1e-5}, "float64": {"rtol": 1e-10, "atol": 1e-10}}
+TOLERANCE = {"float32": alike(rtol=1e-5, atol=1e-5), "float64": {"rtol": 1e-10, "atol": 1e-10}}
 CELLS = [("elman", 1), ("gru", 2), ("lstm", 2)]
 
 

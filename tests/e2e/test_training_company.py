@@ -11,12 +11,13 @@ import pytest
 import seqloom
 import torch
 from autograd import Reference
+from precisions import near
 from seqloom_server.nn.spec import ModelSpec
 from serving import until, write_models
 from training_kit import assert_weights, weights_of
 
 TIGHT = {"float64": {"rtol": 1e-8, "atol": 1e-10}, "float32": {"rtol": 1e-3, "atol": 1e-4}}
-OUTPUTS = {"rtol": 1e-4, "atol": 1e-4}
+OUTPUTS = near(rtol=1e-4, atol=1e-4)
 
 
 def example_of(seed, steps, spec):

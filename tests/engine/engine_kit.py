@@ -7,6 +7,7 @@ import threading
 import time
 
 import numpy as np
+from precisions import near
 from seqloom_server.config import ServerConfig
 from seqloom_server.engine.cost import SliceCost
 from seqloom_server.engine.engine import Engine
@@ -201,7 +202,7 @@ def feed(engine, sequence, *parts, end=False):
 def close_to(spec):
     """The tolerances within which two ways of computing the same must agree."""
     tolerance = 1e-10 if spec.dtype == "float64" else 1e-5
-    return {"rtol": tolerance, "atol": tolerance}
+    return near(spec.dtype, rtol=tolerance, atol=tolerance)
 
 
 def assert_states_close(got, wanted, spec):

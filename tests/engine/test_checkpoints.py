@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from precisions import served
 from seqloom_server.engine import checkpoints
 from seqloom_server.engine.checkpoints import BrokenCheckpoint, CallsDone, RunMeta, RunState, StoredReply
 from seqloom_server.engine.run_state import MAX_CLIENTS, MAX_REPLIES
@@ -80,7 +81,7 @@ def same(left, right):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["sgd", "momentum", "adam"])
 def test_what_is_saved_is_loaded_bit_by_bit(optimizer, dtype, tmp_path):
-    spec = replace(SPEC, dtype=dtype, conv_channels=2, conv_width=3, bidirectional=True)
+    spec = replace(SPEC, dtype=dtype, precision=served(dtype), conv_channels=2, conv_width=3, bidirectional=True)
     whole = make(optimizer, spec)
     for state in (whole, replace(whole, accumulated=None, accumulated_calls=0, loss=None, calls={}, generator=None)):
         checkpoints.save(tmp_path / "a", state)

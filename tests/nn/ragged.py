@@ -54,14 +54,22 @@ def zero_state(spec, count):
 
 
 def run(network, sequences, state=None):
-    """Advances all sequences in one packed call; returns ([T_i, H] each, final state parts [L, N, H])."""
+    """Advances all sequences in one packed call; returns [T_i, H] each and the final state parts, of spec.dtype."""
     state = zero_state(network.spec, len(sequences)) if state is None else state
     packed = pack_sequence([torch.tensor(sequence) for sequence in sequences], enforce_sorted=False)
     ordered = tuple(torch.tensor(part).index_select(1, packed.sorted_indices) for part in state)
     hidden, after = network.advance(packed.data, packed.batch_sizes, ordered)
-    padded, lengths = torch.nn.utils.rnn.pad_packed_sequence(packed._replace(data=hidden), batch_first=True)
+    padded, lengths = torch.nn.utils.rnn.pad_packed_sequence(
+        packed._replace(data=hidden.to(packed.data.dtype)), batch_first=True
+    )
     outputs = [padded[i, :length].numpy() for i, length in enumerate(lengths)]
     return outputs, tuple(part.index_select(1, packed.unsorted_indices).numpy() for part in after)
+
+
+def logits_of(network, hidden):
+    """The logits [T, O] of hidden states as run() gives them, which the network takes in its products' own type."""
+    kept = torch.bfloat16 if network.spec.precision == "bf16" else getattr(torch, network.spec.dtype)
+    return network.outputs(torch.tensor(hidden, dtype=kept), "logits")[0]
 
 
 def torch_twin(network):

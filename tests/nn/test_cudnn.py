@@ -31,7 +31,7 @@ def test_one_call_gives_what_the_cpus_gives(cell, activation, more, lengths):
 @pytest.mark.parametrize("lengths", [[20, 20, 20], [20, 9, 3]])
 @pytest.mark.parametrize(("cell", "activation"), CELLS)
 def test_in_bfloat16_it_is_near_the_full_precision_and_states_are_float32(cell, activation, lengths):
-    full = make_network(make_spec(cell, activation, dtype="float32", sizes=(16, 32, 5)))
+    full = make_network(make_spec(cell, activation, dtype="float32", sizes=(16, 32, 5), precision="full"))
     half = Network(
         make_spec(cell, activation, dtype="float32", sizes=(16, 32, 5), precision="bf16"), full.parameters(), "cpu"
     )

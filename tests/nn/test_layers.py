@@ -29,7 +29,9 @@ SHAPES = {
 
 def pair(cell, activation, *, layers=1, sizes=(16, 32, 10), **more):
     """A network in full, and the same weights in bfloat16."""
-    full = make_network(make_spec(cell, activation, layers=layers, dtype="float32", sizes=sizes, **more))
+    full = make_network(
+        make_spec(cell, activation, layers=layers, dtype="float32", sizes=sizes, precision="full", **more)
+    )
     spec = dataclasses.replace(full.spec, precision="bf16")
     return full, Network(spec, full.parameters(), "cpu")
 

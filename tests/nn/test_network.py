@@ -5,7 +5,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ragged import CELLS, make_network, make_sequences, make_spec, make_state, run, run_twin, specs, torch_twin
+from precisions import alike, near
+from ragged import (
+    CELLS,
+    logits_of,
+    make_network,
+    make_sequences,
+    make_spec,
+    make_state,
+    run,
+    run_twin,
+    specs,
+    torch_twin,
+)
 from seqloom_server.nn import cells
 from seqloom_server.nn.network import Network
 from seqloom_server.nn.spec import ModelSpec
@@ -49,7 +61,7 @@ def test_float64_is_the_plain_twin(cell, activation, layers):
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize(("cell", "activation"), CELLS)
-def test_float32_is_float64_to_four_digits(cell, activation, layers):
+def test_float32_is_float64_to_as_many_digits_as_its_precision_has(cell, activation, layers):
     single = make_network(make_spec(cell, activation, layers=layers, dtype="float32", sizes=(16, 32, 10)))
     module = torch_twin(single).double()
     sequences, state = make_sequences(single.spec, LENGTHS), make_state(single.spec, len(LENGTHS))
@@ -57,11 +69,11 @@ def test_float32_is_float64_to_four_digits(cell, activation, layers):
     for i, sequence in enumerate(sequences):
         before = tuple(part.astype("f8") for part in part_of(state, i))
         expected, logits, final = run_twin(module, sequence.astype("f8"), before)
-        values, _ = single.outputs(torch.tensor(hidden[i]), "logits")
+        values = logits_of(single, hidden[i])
         assert values.dtype == torch.float32
         pairs = [(hidden[i], expected), (values.numpy(), logits), *zip(part_of(after, i), final, strict=True)]
         for got, wanted in pairs:
-            assert np.abs(got - wanted).max() <= 1e-4 * np.abs(wanted).max()
+            assert np.abs(got - wanted).max() <= near(rtol=1e-4)["rtol"] * np.abs(wanted).max()
 
 
 @st.composite
@@ -78,7 +90,7 @@ def ragged_cases(draw):
 @given(ragged_cases())
 def test_alone_in_any_batch_and_in_chunks_are_the_same(case):
     spec, lengths, order, cuts = case
-    tolerance = 1e-10 if spec.dtype == "float64" else 1e-5
+    tolerance = 1e-10 if spec.dtype == "float64" else alike(rtol=1e-5)["rtol"]
     network = make_network(spec)
     sequences, state = make_sequences(spec, lengths), make_state(spec, len(lengths))
     alone = [run(network, [sequence], part_of(state, i)) for i, sequence in enumerate(sequences)]

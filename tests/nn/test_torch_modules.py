@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from ragged import CELLS, make_network, make_sequences, make_spec, make_state, run, run_twin, torch_twin
+from precisions import near
+from ragged import CELLS, logits_of, make_network, make_sequences, make_spec, make_state, run, run_twin, torch_twin
 from seqloom_server.nn.spec import InvalidSpec
 from seqloom_server.nn.torch_modules import from_state_dict, from_torch
 
@@ -19,8 +20,8 @@ def test_modules_give_the_network_they_are(cell, activation, dtype, layers):
         (sequence,), state = make_sequences(spec, [20]), make_state(spec, 1)
         expected, _, final = run_twin(module, sequence, state)
         (hidden,), after = run(network, [sequence], state)
-        np.testing.assert_allclose(hidden, expected, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(after[-1], final[-1], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(hidden, expected, **near(dtype, rtol=1e-5, atol=1e-6))
+        np.testing.assert_allclose(after[-1], final[-1], **near(dtype, rtol=1e-5, atol=1e-6))
 
 
 def test_training_the_module_on_leaves_the_network_as_it_was():
@@ -42,9 +43,9 @@ def test_modules_without_biases_get_zeros():
         expected, _ = rnn(x)
         logits = output(expected)
     (hidden,), _ = run(network, [x[0].numpy()])
-    np.testing.assert_allclose(hidden, expected[0].numpy(), atol=1e-6)
-    values, _ = network.outputs(torch.tensor(hidden), "logits")
-    np.testing.assert_allclose(values.numpy(), logits[0].numpy(), atol=1e-6)
+    np.testing.assert_allclose(hidden, expected[0].numpy(), **near(rtol=1e-7, atol=1e-6))
+    values = logits_of(network, hidden)
+    np.testing.assert_allclose(values.numpy(), logits[0].numpy(), **near(rtol=1e-7, atol=1e-6))
 
 
 @pytest.mark.parametrize(

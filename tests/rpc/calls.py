@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+from precisions import near
 from seqloom import tensors
 from seqloom.v1 import inference_service_pb2 as pb
 from seqloom.v1 import inference_service_pb2_grpc, tensor_pb2
@@ -68,7 +69,7 @@ async def assert_serves(served, channel: grpc.aio.Channel, model: str = "small")
     xs = [frames(9, served.networks[model].spec.input_size, seed=1), frames(4, served.networks[model].spec.input_size)]
     reply = await infer(channel, infer_request(model, *xs))
     expected = np.concatenate([served.expected(model, x)[0] for x in xs])
-    np.testing.assert_allclose(tensors.decode(reply.outputs.values), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(tensors.decode(reply.outputs.values), expected, **near(rtol=1e-4, atol=1e-5))
 
 
 class Sessions:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from calls import Sessions, assert_serves, entry, frames, infer_request, refused
 from calls import infer as infer_once
+from precisions import near
 from seqloom.v1 import inference_service_pb2 as pb
 from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc import outbox
@@ -11,7 +12,7 @@ from serving import open_channel
 
 BOTH = ModelSpec("gru", 5, 7, 3, bidirectional=True)
 WHOLE = pb.OpenSession(model="m", whole_sequence=True)
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+CLOSE = near(rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import grpc
 import numpy as np
 import pytest
 from calls import assert_serves, frames, infer, infer_request, refused
+from precisions import assert_labels, near
 from seqloom import tensors
 from seqloom.v1 import inference_service_pb2_grpc, tensor_pb2
 from seqloom_server.nn.spec import ModelSpec
@@ -25,9 +26,9 @@ async def test_sequences_of_unequal_lengths_come_back_in_order_with_their_final_
     assert list(reply.lengths) == [7, 1, 30]
     assert reply.weights_version == 1
     values = tensors.decode(reply.outputs.values)
-    np.testing.assert_allclose(values, np.concatenate([out for out, _ in expected]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(values, np.concatenate([out for out, _ in expected]), **near(rtol=1e-4, atol=1e-5))
     finals = np.concatenate([final[0] for _, final in expected], axis=1)
-    np.testing.assert_allclose(tensors.decode(reply.final_state.hidden), finals, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(tensors.decode(reply.final_state.hidden), finals, **near(rtol=1e-4, atol=1e-5))
     assert reply.timing.compute_seconds > 0
     assert reply.timing.queue_seconds >= 0
 
@@ -55,16 +56,16 @@ async def test_every_kind_of_output_is_what_the_logits_say(served, channel):
         request.output.CopyFrom(tensor_pb2.OutputSpec(kind=kind, **more))
         return (await infer(channel, request)).outputs
 
-    close = {"rtol": 1e-4, "atol": 1e-5}
+    close = near(rtol=1e-4, atol=1e-5)
     probs = await outputs(tensor_pb2.OUTPUT_KIND_PROBS)
     np.testing.assert_allclose(tensors.decode(probs.values), softmax(logits), **close)
     log_probs = await outputs(tensor_pb2.OUTPUT_KIND_LOG_PROBS)
     np.testing.assert_allclose(tensors.decode(log_probs.values), np.log(softmax(logits)), **close)
     labels = await outputs(tensor_pb2.OUTPUT_KIND_LABELS)
     assert not labels.HasField("values")
-    np.testing.assert_array_equal(tensors.decode(labels.labels), best[:, 0])
+    assert_labels(tensors.decode(labels.labels), logits)
     top = await outputs(tensor_pb2.OUTPUT_KIND_TOP_K, top_k=2)
-    np.testing.assert_array_equal(tensors.decode(top.labels), best[:, :2])
+    assert_labels(tensors.decode(top.labels), logits)
     np.testing.assert_allclose(
         tensors.decode(top.values), np.take_along_axis(np.log(softmax(logits)), best[:, :2], 1), **close
     )

@@ -1,9 +1,12 @@
 """ModelService over a real channel: models are made, loaded, moved in and out, and what cannot be is told by name."""
 
+import dataclasses
+
 import grpc
 import numpy as np
 import pytest
 from calls import Sessions, assert_serves, entry, frames, infer, infer_request, refused
+from precisions import near
 from seqloom._version import __version__
 from seqloom.v1 import model_service_pb2 as pb
 from seqloom.v1 import model_service_pb2_grpc, tensor_pb2
@@ -60,11 +63,12 @@ async def test_a_created_model_is_served_and_on_disk_and_the_seed_decides_its_we
     reply = await stub.CreateModel(pb.CreateModelRequest(name="made", spec=spec, seed=11))
     assert reply.model.weights_version == 1
     assert reply.model.spec.data_type == tensor_pb2.DATA_TYPE_FLOAT32
+    assert reply.model.spec.precision == pb.PRECISION_FULL
     served.networks["made"] = Network.create(SMALL, 11)
     await assert_serves(served, channel, "made")
     network, version = storage.load(served.models / "made")
     assert version == 1
-    assert network.spec == SMALL
+    assert network.spec == dataclasses.replace(SMALL, precision="full")
 
 
 async def test_a_name_that_is_taken_is_refused_and_the_model_untouched(served, channel, stub):
@@ -143,7 +147,7 @@ async def test_an_open_session_keeps_the_weights_that_it_was_opened_with(served,
     assert (await import_parts(stub, *parts_of("small", SMALL, seed=5))).model.weights_version == 2
     await sessions.send(entry(1, x[5:], end=True), entry(2, frames(1), open="small", end=True))
     values, _ = await sessions.until_ended(1)
-    np.testing.assert_allclose(values, expected[5:], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(values, expected[5:], **near(rtol=1e-4, atol=1e-5))
     reply = await infer(channel, infer_request("small", x))
     assert reply.weights_version == 2
     failure = await refused(infer(channel, infer_request("small", x, weights_version=1)))
@@ -194,7 +198,7 @@ async def test_an_unloaded_model_is_no_longer_served_but_its_folder_and_its_sess
     x = frames(4)
     await sessions.send(entry(1, x, end=True))
     values, _ = await sessions.until_ended(1)
-    np.testing.assert_allclose(values, served.expected("small", x)[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(values, served.expected("small", x)[0], **near(rtol=1e-4, atol=1e-5))
     await stub.LoadModel(pb.LoadModelRequest(name="small"))
     await assert_serves(served, channel)
 

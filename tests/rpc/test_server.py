@@ -12,6 +12,7 @@ import pytest
 from calls import Sessions, assert_serves, entry, frames, infer, infer_request, refused
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from precisions import near
 from prometheus_client.parser import text_string_to_metric_families
 from seqloom import tensors
 from seqloom.v1 import inference_service_pb2_grpc, model_service_pb2_grpc, tensor_pb2
@@ -239,7 +240,7 @@ async def test_a_draining_server_ends_live_work_takes_none_and_holds_no_idle_cal
         await live.send(entry(2, open="small"), entry(1, x, end=True))
         assert (await live.error(2)).reason == "SHUTTING_DOWN"
         values, last = await live.until_ended(1)
-        np.testing.assert_allclose(values, served.expected("small", x)[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(values, served.expected("small", x)[0], **near(rtol=1e-4, atol=1e-5))
         assert last.HasField("ended")
         await stopping
 

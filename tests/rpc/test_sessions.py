@@ -2,13 +2,14 @@
 
 import numpy as np
 from calls import Sessions, assert_serves, entry, frames
+from precisions import near
 from seqloom import tensors
 from seqloom.v1 import inference_service_pb2 as pb
 from seqloom.v1 import tensor_pb2
 from seqloom_server.nn.spec import ModelSpec
 from serving import open_channel, until
 
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+CLOSE = near(rtol=1e-4, atol=1e-5)
 
 
 async def test_chunks_of_any_sizes_give_the_outputs_of_the_whole(served, channel):

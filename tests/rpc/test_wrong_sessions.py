@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 from calls import Sessions, assert_serves, entry, failure_of, frames, refused
+from precisions import near
 from seqloom import tensors
 from seqloom.v1 import inference_service_pb2 as pb
 from seqloom.v1 import tensor_pb2
@@ -12,7 +13,7 @@ from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc import outbox
 from serving import SMALL, open_channel, until
 
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+CLOSE = near(rtol=1e-4, atol=1e-5)
 
 
 # what is sent after a good session 1 was opened, and what session 1, or else session 2, is told
