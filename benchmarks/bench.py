@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import seqloom
 from goals import GOALS
-from measuring import Loop, Result, observed, ratio
-from own_server import OwnServer
+from measuring import Result, observed, ratio
 from peers.launcher import PeerFailed, Triton
 from programs import Program
 from rows import Row
+from sitting import Sitting
 from workload import TITLES, chunks
 
 CHUNK = 10  # frames
@@ -20,34 +19,43 @@ CHUNK = 10  # frames
 
 @dataclass
 class Bench:
-    """seconds: of one round. alone: the program alone.py. tritons: by the size of network, those that were started."""
+    """seconds: of one round. quick: whether little of everything is to be done. alone: the program alone.py.
 
-    loop: Loop
-    server: OwnServer
-    client: seqloom.AsyncClient
+    tritons: by the size of network, those that were started.
+    flags: what servers and programs are started with. data: what programs that choose recordings are, beside that.
+    """
+
+    held: Sitting
     alone: Program
     recordings: list[np.ndarray]
     callers: int
     streams: int
     rounds: int
     seconds: float
+    quick: bool = False
+    flags: tuple[str, ...] = ()
+    data: tuple[object, ...] = ()
     tritons: dict[str, Triton] = field(default_factory=dict)
 
     def watched(self, measure: Callable[[], Result]) -> Result:
         """Runs one round and adds what the server says of it."""
-        with observed(self.server, extra := {}):
+        with observed(self.held.server, extra := {}):
             result = measure()
         return result | extra
 
     def triton(self, size: str, work: str, count: int, seconds: float) -> Result:
-        """One round of Triton's; nothing where none runs. One that fails is told of, and left out from then on."""
+        """One round of Triton's; nothing where none runs, or where it crashes again and again at this work."""
         if size in self.tritons:
             try:
                 return self.tritons[size].ask(work, count, seconds)
             except PeerFailed as error:
                 print(error, file=sys.stderr)
-                self.tritons.pop(size).close()
         return {}
+
+    def crashes(self, size: str, work: str) -> str:
+        """What is to be said of a Triton's crashes at this work; nothing where there were none."""
+        told = self.tritons[size].crashed(work) if size in self.tritons else ""
+        return f"Triton crashed: {told}" if told else ""
 
     @functools.cached_property
     def chunks(self) -> list[np.ndarray]:

@@ -1,4 +1,7 @@
-"""Measures a server of its own beside Triton and the network alone: whole recordings, live and real-time streams.
+"""Measures a server of its own beside what stands for the best there is, and holds each number against its goal.
+
+Whole recordings, live and real-time streams beside Triton and the network alone; training beside autograd; what a frame
+costs as streams come, an idle stream's memory, and padding.
 
     python benchmarks/bench_server.py [--quick] [--only callers streams] [--data FOLDER-OF-WAV-FILES] [--tune]
 
@@ -19,6 +22,7 @@ from peers.agreement import started
 from programs import program
 from rows import measured
 from sitting import flags, leave, parser, recordings, sitting
+from training_workload import NARROW, TRAINED
 from workload import MODELS, SERVED
 
 
@@ -30,26 +34,30 @@ def main() -> int:
         print(f"bench_server: {error}", file=sys.stderr)
         return 1
     rounds = options.rounds or (1 if options.quick else 3 if options.tune else 5)
-    seconds = options.seconds or (1.0 if options.quick or options.tune else 3.0)
+    seconds = options.seconds or (1.0 if options.quick or options.tune else 2.5)
     begun = time.perf_counter()
     rows: list[Any]
-    models = MODELS if options.tune else SERVED
+    models = MODELS if options.tune else SERVED | {NARROW: TRAINED[NARROW]}
     with sitting(options, models, {"rounds": rounds, "seconds a round": seconds}) as held:
         if options.tune:
             rows, text = tune.tune(held.loop, held.models, spoken, options.callers, rounds, seconds)
         else:
             data = ("--data", options.data) if options.data else ()
-            with program("alone", *flags(options), *data) as alone, started(held, spoken) as tritons:
+            with (
+                program("alone", *flags(options), *data) as alone,
+                started(held, spoken, options.threads) as tritons,
+            ):
                 bench = Bench(
-                    held.loop,
-                    held.server,
-                    held.client,
+                    held,
                     alone,
                     spoken,
                     options.callers,
                     options.streams,
                     rounds,
                     seconds,
+                    options.quick,
+                    flags(options),
+                    data,
                     tritons,
                 )
                 rows = measured(PARTS, options.only, bench)

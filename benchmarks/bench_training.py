@@ -34,7 +34,7 @@ def main() -> int:
         program("autograd", *flags(options), *data) as autograd,
     ):
         bench = TrainingBench(
-            held, autograd, spoken, data, options.callers, options.streams, options.steps, rounds, seconds
+            held, autograd, spoken, data, rounds, seconds, options.callers, options.streams, options.steps, ahead=True
         )
         rows = measured(PARTS, options.only, bench)
     leave(options, "training", held.conditions, report.table(rows), rows)

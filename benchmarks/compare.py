@@ -9,6 +9,7 @@ with status 1 where a row is worse by more than the tolerance, 2 where nothing c
 
 import argparse
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -76,16 +77,22 @@ def compared(before: Mapping[Key, dict[str, Any]], after: Mapping[Key, dict[str,
         if key not in after:
             continue
         one, other = before[key], after[key]
-        if one.get("beside") != other.get("beside") and one.get("ratio"):
+        old, new = one.get("ratio"), other.get("ratio")
+        if one.get("beside") != other.get("beside") and old is not None:
             continue  # ratios to different things
-        if one.get("ratio") and other.get("ratio"):
-            old, new = one["ratio"], other["ratio"]
+        if old is not None and new is not None:
             # a file from before rows told it has the other's word
             lower = other.get("lower_is_better", one.get("lower_is_better", False))
-            yield Change(key, old, new, old / new if lower else new / old)
+            yield Change(key, old, new, _grown(new, old) if lower else _grown(old, new))
         elif (shares := (_share(before, after, key), _share(after, before, key))) and all(shares):
-            old, new = shares
-            yield Change(key, old, new, new / old)
+            yield Change(key, *shares, _grown(*shares))
+
+
+def _grown(old: float, new: float) -> float:
+    """New over old; what is nothing in both has not changed."""
+    if old == new:
+        return 1.0
+    return new / old if old else math.inf
 
 
 def _share(rows: Mapping[Key, dict[str, Any]], others: Mapping[Key, dict[str, Any]], key: Key) -> float | None:

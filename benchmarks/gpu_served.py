@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import functools
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
@@ -40,7 +39,7 @@ class ServedBench:
 
     def watched(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """Runs one round and adds what the server says of it."""
-        with _watching(self.held, extra := {}):
+        with observed(self.held.server, extra := {}):
             result = self.held.loop.run(work())
         return result | extra
 
@@ -129,19 +128,6 @@ def mixed(bench: ServedBench) -> Iterator[Row]:
     yield Row.of(title, TITLES[LARGE], rounds)
 
 
-@contextlib.contextmanager
-def _watching(held: Sitting, extra: Result) -> Iterator[None]:
-    """Adds what /metrics say of the time within the block; the device's busy share counts mixed slices once."""
-
-    def busy() -> float:
-        return held.server.metrics()["seqloom_device_busy_seconds_total"]
-
-    before, begun = busy(), time.perf_counter()
-    with observed(held.server, extra):
-        yield
-    extra["device_busy_share"] = (busy() - before) / (time.perf_counter() - begun)
-
-
 def _speak(bench: ServedBench, count: int, processes: int) -> Result:
     """One round of streams spread over processes: the frames of all, the delays of whichever is latest."""
     shares = [count // processes + (number < count % processes) for number in range(processes)]
@@ -155,7 +141,7 @@ def _speak(bench: ServedBench, count: int, processes: int) -> Result:
                 *(asyncio.to_thread(speaker.ask, each) for speaker, each in zip(speakers, asked, strict=True))
             )
 
-        with _watching(bench.held, extra := {}):
+        with observed(bench.held.server, extra := {}):
             results = bench.held.loop.run(together())
     worst = {name: max(result[name] for result in results) for name in results[0]}
     return worst | {"frames_per_second": sum(result["frames_per_second"] for result in results)} | extra

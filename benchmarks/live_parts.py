@@ -15,7 +15,7 @@ _COUNTS = {
     LARGE: [round(10 * _STEP**k) for k in range(40)],
     SMALL: [round(40 * _STEP**k) for k in range(40)],
 }
-_HASTE = 3  # steps at once where one round decides
+_HASTE = 3  # steps at once where little is to be done
 _TRITON_MOST = 1000  # streams; its models are configured for 1,024
 
 
@@ -25,8 +25,8 @@ def streams(bench: Bench) -> Iterator[Row]:
     for size, models in SIZES.items():
 
         def serve(model: str, seconds: float) -> Result:
-            opened = stream_load.closed_loop(bench.client, model, bench.chunks, bench.streams, seconds)
-            return bench.watched(lambda: bench.loop.run(opened))
+            opened = stream_load.closed_loop(bench.held.client, model, bench.chunks, bench.streams, seconds)
+            return bench.watched(lambda: bench.held.loop.run(opened))
 
         def triton(seconds: float, size: str = size) -> Result:
             return bench.triton(size, "streams", bench.streams, seconds)
@@ -40,7 +40,8 @@ def streams(bench: Bench) -> Iterator[Row]:
         for model in models:
             yield from beside("streams", title, model, "frames_per_second", rounds[model], others)
         for other, taken in others.items():
-            yield Row.of(f"{other}: {title}", TITLES[size], taken)
+            note = bench.crashes(size, "streams")
+            yield Row.of(f"{other}: {title}", TITLES[size], taken, note=note)
 
 
 def real_time(bench: Bench) -> Iterator[Row]:
@@ -49,31 +50,38 @@ def real_time(bench: Bench) -> Iterator[Row]:
     for size, models in SIZES.items():
 
         def serve(model: str, count: int) -> Result:
-            spoken = stream_load.real_time(bench.client, model, bench.chunks, count, bench.seconds)
-            return bench.watched(lambda: bench.loop.run(spoken))
+            spoken = stream_load.real_time(bench.held.client, model, bench.chunks, count, bench.seconds)
+            return bench.watched(lambda: bench.held.loop.run(spoken))
 
         def triton(count: int, size: str = size) -> Result:
             return bench.triton(size, "real_time", count, bench.seconds)
 
-        counts = _COUNTS[size] if bench.rounds > 1 else _COUNTS[size][::_HASTE]
-        most = min(bench.rounds, 3)
-        searches = {model: Search(counts, lambda count, model=model: serve(model, count), most) for model in models}
-        searches[TRITON] = Search([count for count in counts if count <= _TRITON_MOST], triton, most)
+        counts = _COUNTS[size][::_HASTE] if bench.quick else _COUNTS[size]
+        searches = {
+            model: Search(counts, lambda count, model=model: serve(model, count), bench.rounds) for model in models
+        }
+        searches[TRITON] = Search([count for count in counts if count <= _TRITON_MOST], triton, bench.rounds)
         while going := [search for search in searches.values() if not search.done]:
             for search in going:
-                search.step()
+                search.round()
         peer = searches.pop(TRITON)
         for model, search in searches.items():
             share = None
-            if search.on_time and peer.on_time and peer.late and not peer.failed:  # else its count is not known
+            if search.on_time and peer.on_time and peer.late:  # else its count is not known
                 share = search.on_time[0]["streams"] / peer.on_time[0]["streams"]
-            yield from _found(title, TITLES[model], search, share, GOALS.get(("realtime", model, TRITON)))
-        if not peer.failed:
-            yield from _found(f"{TRITON}: {title}", TITLES[size], peer, None, None)
+            goal = GOALS.get(("realtime", model, TRITON)) if size in bench.tritons else None
+            yield from _found(title, TITLES[model], search, share, goal)
+        note = bench.crashes(size, "real_time")
+        if peer.out_of_reach and size in bench.tritons:
+            note = f"{peer.out_of_reach} could not be counted; {note}".removesuffix("; ")
+        yield from _found(f"{TRITON}: {title}", TITLES[size], peer, None, None, note)
 
 
-def _found(title: str, model: str, search: Search, share: float | None, goal: float | None) -> Iterator[Row]:
+def _found(
+    title: str, model: str, search: Search, share: float | None, goal: float | None, note: str = ""
+) -> Iterator[Row]:
     if search.on_time:
-        yield Row.of(title, model, search.on_time, share, TRITON if share else "on time", goal)
+        beside = TRITON if share or goal else "on time"
+        yield Row.of(title, model, search.on_time, share, beside, goal, note=note)
     if search.late:
         yield Row.of(f"{title}: the next count", model, search.late, None, "late")

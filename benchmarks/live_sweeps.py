@@ -12,6 +12,7 @@ import paths  # noqa: F401  puts examples/ on the path
 import psutil
 import seqloom
 import stream_load
+from goals import FEWER, GOALS, IDLE
 from measuring import Result
 from own_server import OwnServer, own_server
 from sweep_bench import Point, SweepBench, beside, point
@@ -23,7 +24,7 @@ _SETTLE = 0.5  # seconds
 
 
 def streams(bench: SweepBench) -> Iterator[Point]:
-    """Closed loops of more and more streams, in chunks of every size; costs beside those of the next fewer streams."""
+    """Closed loops of more and more streams, in chunks of every size; costs beside the least with fewer streams."""
     sizes = {SMALL: bench.axes["chunks"], LARGE: [CHUNK]}
     rounds: dict[tuple[str, int, int], list[Result]] = defaultdict(list)
     for _ in range(bench.rounds):
@@ -37,15 +38,17 @@ def streams(bench: SweepBench) -> Iterator[Point]:
                         rounds[model, size, count].append(bench.watched(work))
     for model, chunk_sizes in sizes.items():
         for size in chunk_sizes:
-            fewer = None
+            cheapest: Point | None = None
             for count in bench.axes["streams"]:
                 title = f"{streams_told(count)}, chunks of {size}"
                 at = {"streams": count, "chunk": size}
                 one = point("streams", "served", at, title, TITLES[model], rounds[model, size, count])
-                if fewer is not None and fewer.at is not None:
-                    beside(one, fewer, "us_a_frame", f"the cost a frame of {streams_told(int(fewer.at['streams']))}")
+                if cheapest is not None:
+                    beside(one, cheapest, "us_a_frame", FEWER)
+                    one.goal = GOALS["growth", model, FEWER]
                 yield one
-                fewer = one
+                if cheapest is None or one.values["us_a_frame"] < cheapest.values["us_a_frame"]:
+                    cheapest = one
 
 
 def idle(bench: SweepBench) -> Iterator[Point]:
@@ -61,8 +64,8 @@ def idle(bench: SweepBench) -> Iterator[Point]:
                 before, more = bench.held.loop.run(_held_by(server, count, bench.chunks(CHUNK)[0]))
         values = {"before_mb": before / 1e6, "kb_a_stream": more / 1e3, "state_kb": state_kb}
         one = point("idle", "served", {"streams": count}, f"{streams_told(count)}, idle", TITLES[SMALL], [values])
-        one.ratio, one.beside = values["kb_a_stream"] / (state_kb + _MORE_KB), f"its state and {_MORE_KB} kB"
-        one.lower_is_better = True
+        one.ratio, one.beside = values["kb_a_stream"] / (state_kb + _MORE_KB), IDLE
+        one.lower_is_better, one.goal = True, GOALS["idle", SMALL, IDLE]
         yield one
 
 

@@ -51,7 +51,10 @@ def delays(latencies: list[float]) -> Result:
 
 @contextlib.contextmanager
 def observed(server: "OwnServer", result: Result):
-    """Adds what /metrics say of the time within the block: batches, padding, and the device's busy share."""
+    """Adds what /metrics say of the time within the block: batches, padding, and the device's time.
+
+    That time is the device's own, in which a slice counts once, whatever kinds of work share it.
+    """
     before, start = server.metrics(), time.perf_counter()
     yield
     seconds = time.perf_counter() - start
@@ -62,8 +65,9 @@ def observed(server: "OwnServer", result: Result):
     result["batch_sequences"] = grown["seqloom_batch_sequences_sum"] / max(slices, 1)
     result["batch_steps"] = steps / max(slices, 1)
     result["padding_share"] = padded / max(steps + padded, 1)
-    result["device_busy_share"] = grown["seqloom_compute_duration_seconds_sum"] / seconds
-    result["device_us_a_frame"] = 1e6 * grown["seqloom_compute_duration_seconds_sum"] / max(steps, 1)
+    busy = grown["seqloom_device_busy_seconds_total"]
+    result["device_busy_share"] = busy / seconds
+    result["device_us_a_frame"] = 1e6 * busy / max(steps, 1)
 
 
 def interleaved(measurings: Mapping[str, Callable[[], Result]], rounds: int) -> dict[str, list[Result]]:

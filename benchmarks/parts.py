@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 
 import sequence_load
 from bench import CHUNK, Bench, beside, measured_wholly
+from cost_parts import growth, idle, padding
 from goals import ALONE, ECHO, TRITON
 from live_parts import real_time, streams
 from measuring import Result, interleaved
 from programs import program
 from rows import Part, Row
+from training_parts import TrainingBench, forward_backward, gradients
 from workload import MODELS, SIZES, SMALL, TITLES
 
 __all__ = ["CHUNK", "PARTS", "Bench"]
@@ -46,12 +48,14 @@ def connections(bench: Bench) -> Iterator[Row]:
     with (
         program("echo") as echo,
         _sdk_calls(bench, SMALL, connections=bench.callers) as serve,
-        bench.loop.entered(sequence_load.echo_calls(echo.greeting, size, bench.callers)) as echo_calls,
+        bench.held.loop.entered(sequence_load.echo_calls(echo.greeting, size, bench.callers)) as echo_calls,
     ):
         rounds = interleaved(
             {
                 SMALL: lambda: bench.watched(serve),
-                ECHO: lambda: bench.loop.run(sequence_load.closed_loop(echo_calls, bench.recordings, bench.seconds)),
+                ECHO: lambda: bench.held.loop.run(
+                    sequence_load.closed_loop(echo_calls, bench.recordings, bench.seconds)
+                ),
             },
             bench.rounds,
         )
@@ -65,10 +69,18 @@ def blocking(bench: Bench) -> Iterator[Row]:
     """A blocking call, beside the bare gRPC call of the same frames."""
     blocks = max(10, round(8 * bench.seconds))
     with program("blocking") as caller:
-        rounds = [caller.ask([bench.server.address, SMALL, 43, blocks, 20]) for _ in range(bench.rounds)]
+        rounds = [caller.ask([bench.held.server.address, SMALL, 43, blocks, 20]) for _ in range(bench.rounds)]
     share = statistics.median(result["ratio"] for result in rounds)
     beside_call = "a bare blocking gRPC call"
     yield Row.of("a blocking call, 1 caller", TITLES[SMALL], rounds, share, beside_call, lower_is_better=True)
+
+
+def training(bench: Bench) -> Iterator[Row]:
+    """Callers of one run beside an autograd pass, and callers of gradients beside their sum."""
+    with program("autograd", *bench.flags, *bench.data) as autograd:
+        trained = TrainingBench(bench.held, autograd, bench.recordings, bench.data, bench.rounds, bench.seconds)
+        yield from forward_backward(trained)
+        yield from gradients(trained)
 
 
 PARTS: dict[str, Part] = {
@@ -77,13 +89,17 @@ PARTS: dict[str, Part] = {
     "streams": streams,
     "realtime": real_time,
     "blocking": blocking,
+    "training": training,
+    "growth": growth,
+    "idle": idle,
+    "padding": padding,
 }
 
 
 @contextlib.contextmanager
 def _sdk_calls(bench: Bench, model: str, *, connections: int) -> Iterator[Callable[[], Result]]:
     """Yields a round of the SDK's callers, warmed up."""
-    opened = sequence_load.sdk_calls(bench.server.address, model, bench.callers, connections=connections)
-    with bench.loop.entered(opened) as calls:
-        bench.loop.run(sequence_load.closed_loop(calls, bench.recordings, 0.5))
-        yield lambda: bench.loop.run(sequence_load.closed_loop(calls, bench.recordings, bench.seconds))
+    opened = sequence_load.sdk_calls(bench.held.server.address, model, bench.callers, connections=connections)
+    with bench.held.loop.entered(opened) as calls:
+        bench.held.loop.run(sequence_load.closed_loop(calls, bench.recordings, 0.5))
+        yield lambda: bench.held.loop.run(sequence_load.closed_loop(calls, bench.recordings, bench.seconds))

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import platform
+import subprocess
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from typing import Any
@@ -45,6 +46,7 @@ def conditions(device: str, settings: dict[str, Any]) -> dict[str, Any]:
     """What the numbers were taken under; nothing that tells the machine's name or folders."""
     return {
         "date": datetime.date.today().isoformat(),
+        "commit": _commit(),
         "device": device,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
@@ -53,8 +55,19 @@ def conditions(device: str, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _commit() -> str:
+    """The short hash of what runs, and whether files that git knows have been changed since."""
+    command = ["git", "describe", "--always", "--exclude=*", "--dirty= changed"]
+    try:
+        return subprocess.check_output(
+            command, cwd=pathlib.Path(__file__).parent, text=True, stderr=subprocess.DEVNULL
+        ).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def table(rows: Sequence[Any]) -> str:
-    """A Markdown table of rows (parts.Row or tune.Row): the columns that any of them has."""
+    """A Markdown table of rows (rows.Row): the columns that any of them has."""
     shown = [name for name in _COLUMNS if any(name in row.values for row in rows)]
     lines = [["work", "network", *(_COLUMNS[name][0] for name in shown), "beside"]]
     for row in rows:
@@ -64,13 +77,12 @@ def table(rows: Sequence[Any]) -> str:
 
 
 def _beside(row: Any) -> str:
-    if row.ratio is None:
-        return row.beside
-    text = f"{row.ratio:.2f} of {row.beside}"
-    if row.goal is None:
-        return text
-    reached = "reached" if row.ratio >= row.goal else "not reached"
-    return f"{text} (goal {row.goal:g}, {reached})"
+    text = row.beside if row.ratio is None else f"{row.ratio:.2f} of {row.beside}"
+    if row.goal is not None:
+        bound = "at most " if row.lower_is_better else ""
+        verdict = {True: "reached", False: "not reached", None: "not measured"}[row.reached]
+        text += f" (goal {bound}{row.goal:g}, {verdict})"
+    return f"{text}; {row.note}" if text and row.note else text + row.note
 
 
 def markdown(lines: list[list[str]]) -> str:

@@ -41,7 +41,7 @@ def parser(description: str | None, parts: Mapping[str, object]) -> argparse.Arg
     options.add_argument("--out", type=pathlib.Path, metavar="DIR", help="where the results go (benchmarks/results)")
     options.add_argument("--threads", type=int, default=0, metavar="N", help="torch's, here and there (its own choice)")
     options.add_argument("--rounds", type=int, metavar="N", help="rounds of each measuring (5)")
-    options.add_argument("--seconds", type=float, metavar="X", help="length of a round (3)")
+    options.add_argument("--seconds", type=float, metavar="X", help="length of a round (2.5; of training 3)")
     return options
 
 

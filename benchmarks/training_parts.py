@@ -1,25 +1,26 @@
 """The parts of the training benchmark, each a row or more: what is measured, and beside what."""
 
 import asyncio
-import functools
 import itertools
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 import sequence_load
 import stream_load
 import training_load
+from goals import AUTOGRAD, DENSE, GOALS, SUM
 from measuring import Result, interleaved, observed, ratio
 from peak_memory import peak_memory
 from programs import Program, program
 from rows import Part, Row
 from seqloom.v1 import training_service_pb2 as pb
 from sitting import Sitting
-from training_workload import GRU, LSTM, TRAINED, TRAINED_TITLES, Labelled, labelled
-from workload import LARGE, SMALL, chunks
+from training_workload import GRU, LSTM, NARROW, TRAINED, TRAINED_TITLES, Labelled, labelled
+from workload import LARGE, chunks
 
 CHUNK = 10  # frames
 TRAINERS = 2
@@ -30,20 +31,22 @@ _WIRE_SAMPLES = 64  # recordings whose answers are weighed
 class TrainingBench:
     """What the parts need. seconds: of one round. steps: of the long call. autograd: the program autograd.py.
 
-    data: arguments for the programs that choose recordings.
+    data: arguments for the programs that choose recordings. callers: of a recording each. streams: in real time. ahead:
+    whether callers that send the next recording ahead are measured, too.
     """
 
     held: Sitting
     autograd: Program
     recordings: list[np.ndarray]
     data: tuple[object, ...]
-    callers: int
-    streams: int
-    steps: int
     rounds: int
     seconds: float
+    callers: int = 32
+    streams: int = 20
+    steps: int = 10_000
+    ahead: bool = False
 
-    @functools.cached_property
+    @cached_property
     def examples(self) -> dict[str, list[Labelled]]:
         return {model: labelled(self.recordings, spec) for model, spec in TRAINED.items()}
 
@@ -62,7 +65,7 @@ class TrainingBench:
         share = (self._device_seconds("stream") - before) / (time.perf_counter() - begun)
         return result | {"stream_device_share": share}
 
-    @functools.cached_property
+    @cached_property
     def _chunks(self) -> list[np.ndarray]:
         return chunks(self.recordings, CHUNK)
 
@@ -72,7 +75,7 @@ class TrainingBench:
 
 def forward_backward(bench: TrainingBench) -> Iterator[Row]:
     """Callers of one run, beside plain autograd passes over as many recordings at once."""
-    for model in (LARGE, SMALL):
+    for model in (LARGE, NARROW):
         yield from _beside_autograd(bench, model)
 
 
@@ -84,16 +87,21 @@ def cells(bench: TrainingBench) -> Iterator[Row]:
 
 def gradients(bench: TrainingBench) -> Iterator[Row]:
     """What each caller's own gradients cost, in device time and bytes, beside the sum of them."""
-    for model in (LARGE, SMALL):
+    for model in (LARGE, NARROW):
         own = training_load.callers_of_gradients(bench.held.client, model, bench.callers)
         opened = training_load.callers_of_one_run(bench.held.client, model, bench.callers)
         with bench.held.loop.entered(opened) as summed:
-            measurings = {"own": _waves(bench, model, own), "summed": _waves(bench, model, summed)}
-            interleaved(measurings, 1)  # warm up
-            rounds = interleaved(measurings, bench.rounds)
+            kinds = {"own": own, "summed": summed}
+            for calls in kinds.values():
+                _waves(bench, model, calls, bench.seconds / 4)  # warm up
+            rounds = interleaved(
+                {name: partial(_waves, bench, model, calls, bench.seconds) for name, calls in kinds.items()},
+                bench.rounds,
+            )
         share = ratio(rounds["own"], rounds["summed"], "device_us_a_frame")
         title = f"gradients of {bench.callers} callers at once, each its own of all parameters"
-        yield Row.of(title, TRAINED_TITLES[model], rounds["own"], share, "the sum's device time", lower_is_better=True)
+        goal = GOALS.get(("gradients", model, SUM))
+        yield Row.of(title, TRAINED_TITLES[model], rounds["own"], share, SUM, goal, lower_is_better=True)
         title = f"forward_backward of {bench.callers} callers at once, summed in one run"
         yield Row.of(title, TRAINED_TITLES[model], rounds["summed"])
         yield _on_the_wire(bench, model)
@@ -163,24 +171,22 @@ def _beside_autograd(bench: TrainingBench, model: str) -> Iterator[Row]:
             return bench.watched(lambda: sequence_load.closed_loop(waiting, examples, bench.seconds))
 
         bench.held.loop.run(sequence_load.closed_loop(calls, examples, bench.seconds / 4))  # warm up
-        rounds = interleaved(
-            {
-                "served": lambda: served(1),
-                "pipelined": lambda: served(2),
-                "alone": lambda: bench.autograd.ask([model, bench.callers, bench.seconds]),
-            },
-            bench.rounds,
-        )
+        measurings = {"served": lambda: served(1)}
+        if bench.ahead:
+            measurings["pipelined"] = lambda: served(2)
+        measurings["alone"] = lambda: bench.autograd.ask([model, bench.callers, bench.seconds])
+        rounds = interleaved(measurings, bench.rounds)
     title = f"forward_backward of {bench.callers} callers of one run, a recording each"
     for name, more in (("served", ""), ("pipelined", ", the next sent ahead")):
-        share = ratio(rounds[name], rounds["alone"], "frames_per_second")
-        yield Row.of(title + more, TRAINED_TITLES[model], rounds[name], share, "the autograd pass")
+        if name in rounds:
+            share = ratio(rounds[name], rounds["alone"], "frames_per_second")
+            goal = GOALS.get(("forward_backward", model, AUTOGRAD))
+            yield Row.of(title + more, TRAINED_TITLES[model], rounds[name], share, AUTOGRAD, goal)
     yield Row.of(f"one autograd pass over {bench.callers} recordings", TRAINED_TITLES[model], rounds["alone"])
 
 
-def _waves(bench: TrainingBench, model: str, calls: list[sequence_load.Call]) -> Callable[[], Result]:
-    examples = bench.examples[model]
-    return lambda: bench.watched(lambda: training_load.waves(calls, examples, bench.seconds))
+def _waves(bench: TrainingBench, model: str, calls: list[sequence_load.Call], seconds: float) -> Result:
+    return bench.watched(lambda: training_load.waves(calls, bench.examples[model], seconds))
 
 
 def _on_the_wire(bench: TrainingBench, model: str) -> Row:
@@ -194,7 +200,8 @@ def _on_the_wire(bench: TrainingBench, model: str) -> Row:
     dense = weighed(examples[0], pb.PARAMETER_FORM_DENSE)
     values = {"reply_kb": mean / 1e3, "dense_kb": dense / 1e3}
     title, share = "the answer to a call for gradients", mean / dense
-    return Row.of(title, TRAINED_TITLES[model], [values], share, "a dense one", lower_is_better=True)
+    goal = GOALS.get(("gradients", model, DENSE))
+    return Row.of(title, TRAINED_TITLES[model], [values], share, DENSE, goal, lower_is_better=True)
 
 
 def _trainers_of(result: Result) -> Result:

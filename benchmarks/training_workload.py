@@ -8,10 +8,10 @@ from seqloom import ModelSpec
 from workload import FRAME, LARGE, MODELS, SMALL
 
 BINS = 40  # numbers of a frame, as log-mel frames have
-GRU, LSTM = "gru", "lstm"
+NARROW, GRU, LSTM = "small-narrow", "gru", "lstm"
 TRAINED = {
     LARGE: MODELS[LARGE],
-    SMALL: replace(MODELS[SMALL], input_size=BINS),
+    NARROW: replace(MODELS[SMALL], input_size=BINS),
     GRU: ModelSpec(cell="gru", input_size=BINS, hidden_size=256, output_size=BINS),
     LSTM: ModelSpec(cell="lstm", input_size=BINS, hidden_size=256, output_size=BINS),
 }

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Iterator
 
 import numpy as np
-from peers.launcher import PeerFailed, PeerMissing, Triton, tritons
+from peers.environment import PeerMissing
+from peers.launcher import PeerFailed, Triton, tritons
 from sitting import Sitting
 from workload import SIZES
 
@@ -14,15 +15,15 @@ _ALIKE = 0.999  # of all labels: where two classes are equal but for rounding, e
 
 
 @contextlib.contextmanager
-def started(held: Sitting, recordings: list[np.ndarray]) -> Iterator[dict[str, Triton]]:
+def started(held: Sitting, recordings: list[np.ndarray], threads: int = 0) -> Iterator[dict[str, Triton]]:
     """Yields a Triton for each size of network, with the weights that the server serves; none where that cannot be.
 
-    Raises ValueError where its labels are others than the server's.
+    threads: torch's in each; 0 leaves them to it. Raises ValueError where its labels are others than the server's.
     """
     with contextlib.ExitStack() as stack:
         running: dict[str, Triton] = {}
         try:
-            running = stack.enter_context(tritons({size: held.models / size for size in SIZES}, recordings))
+            running = stack.enter_context(tritons({size: held.models / size for size in SIZES}, recordings, threads))
             shares = {size: _alike(held, size, triton, recordings[:_SAMPLES]) for size, triton in running.items()}
         except (PeerMissing, PeerFailed) as error:
             print(error, file=sys.stderr)
@@ -34,6 +35,9 @@ def started(held: Sitting, recordings: list[np.ndarray]) -> Iterator[dict[str, T
             if min(shares.values()) < _ALIKE:
                 raise ValueError(f"Triton says something else than the server: {shares}")
         yield dict(running)
+        if running:
+            crashes = [f"{size}: {triton.crashed()}" for size, triton in running.items() if triton.crashes]
+            held.conditions["Triton's crashes"] = "; ".join(crashes) or "none"
 
 
 def _alike(held: Sitting, model: str, triton: Triton, recordings: list[np.ndarray]) -> float:

@@ -1,7 +1,4 @@
-"""Triton's server with one of Seqloom's models in it, and its load, each in a process of its own until the block ends.
-
-The environment that setup.sh made is looked for under PEERS_HOME.
-"""
+"""Triton's server with one of Seqloom's models in it, and its load, each in a process of its own."""
 
 import contextlib
 import os
@@ -11,12 +8,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from peers.environment import Environment
 from programs import Program, program
 from safetensors.numpy import load_file
 
@@ -24,56 +23,31 @@ _HERE = pathlib.Path(__file__).resolve().parent
 _ROOT = _HERE.parents[1]
 _START = 120  # seconds
 _LAST_WORDS = 5  # seconds
-_CRASHES = 10  # that a sitting bears with; it ends with a segmentation fault as many streams begin, now and then
-
-
-class PeerMissing(Exception):
-    """There is no environment of the peers; the text says how to make one."""
+_TRIES = 3  # of one question
+_WARM = 0.5  # seconds
+_CRASHES = 20  # that a sitting bears with
+_POOL = 4096
+"""Requests whose memory Triton keeps for the next ones. Left to its own 8 it ends with a segmentation fault where there
+are hundreds of streams (README.md)."""
 
 
 class PeerFailed(Exception):
-    """Triton did not start, or ended too often; the text is what it said."""
-
-
-class Environment:
-    """What setup.sh made."""
-
-    def __init__(self) -> None:
-        home = pathlib.Path(os.environ.get("PEERS_HOME") or pathlib.Path.home() / ".cache" / "seqloom-peers")
-        self.python = home / "venv" / "bin" / "python"
-        self.backends = home / "backends"
-        if not (self.python.exists() and (self.backends / "python" / "triton_python_backend_stub").exists()):
-            how = "`make peers` makes it, see benchmarks/peers/README.md"
-            raise PeerMissing(f"Triton is left out: no environment in {home}; {how}")
-        paths = subprocess.check_output([self.python, "-c", _PATHS], text=True).split("\n")
-        self._site, self._libraries = map(pathlib.Path, paths[:2])
-
-    @property
-    def server(self) -> pathlib.Path:
-        """The program."""
-        return self._site / "pytriton" / "tritonserver" / "bin" / "tritonserver"
-
-    def variables(self, **more: str) -> dict[str, str]:
-        """The environment variables that the server and the processes of its models run with."""
-        return {
-            **os.environ,
-            "LD_LIBRARY_PATH": f"{self._site / 'nvidia_pytriton.libs'}:{self._libraries}",
-            "PATH": f"{self.python.parent}:{os.environ.get('PATH', '')}",
-            "PYTHONPATH": str(self._site),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            **more,
-        }
-
-
-_PATHS = "import sysconfig; print(sysconfig.get_paths()['purelib']); print(sysconfig.get_config_var('LIBDIR'))"
+    """Triton did not start, or crashed too often; the text is what it said."""
 
 
 class Triton:
-    """A Triton that serves one model, and the load for it. crashes: how often it had to be started again."""
+    """A Triton that serves one model, and the load for it.
 
-    def __init__(self, environment: Environment, weights: pathlib.Path, recordings: pathlib.Path) -> None:
-        self.crashes = 0
-        self._environment, self._weights, self._recordings = environment, weights, recordings
+    threads: torch's; 0 leaves them to it. crashes: how often it had to be started again, by what it was asked: work
+    and how many callers or streams.
+    """
+
+    def __init__(
+        self, environment: Environment, weights: pathlib.Path, recordings: pathlib.Path, threads: int = 0
+    ) -> None:
+        self.crashes: Counter[tuple[str, int]] = Counter()
+        self._environment, self._recordings = environment, recordings
+        self._variables = environment.variables(WEIGHTS=str(weights), THREADS=str(threads))
         self._running = contextlib.ExitStack()
         self._start()
 
@@ -82,16 +56,28 @@ class Triton:
         """The server's process."""
         return self._process.pid
 
-    def ask(self, *question: Any) -> Any:
-        """Asks its load, see load.py, from the beginning where Triton has crashed. Raises PeerFailed."""
-        while "failed" in (answer := self._answer(*question)):
-            if not self._crashed() or self.crashes == _CRASHES:
-                raise PeerFailed(f"Triton failed: {answer['failed']}\n{self._said()}")
-            self.crashes += 1
+    def ask(self, work: str, count: int, seconds: float) -> Any:
+        """Asks its load, see load.py, from the beginning where Triton has crashed.
+
+        Raises PeerFailed where it crashes at every try; it has been started again then.
+        """
+        for _ in range(_TRIES):
+            if "failed" not in (answer := self._answer(work, count, seconds)):
+                return answer
+            told = f"Triton failed at {work} of {count}: {answer['failed']}\n{self._said()}"
+            if not self._crashed() or self.crashes.total() == _CRASHES:
+                raise PeerFailed(told)
+            self.crashes[work, count] += 1
             print(f"Triton ended with status {self._process.returncode}; it is started again", file=sys.stderr)
             self._start()
             self._answer("labels", 8, 0)  # the first calls of a network are slow, and nobody's round
-        return answer
+            self._answer(work, count, min(seconds, _WARM))
+        raise PeerFailed(told)
+
+    def crashed(self, work: str = "") -> str:
+        """At what it crashed and how often, or at this work only, in words; nothing where it never did."""
+        found = sorted(what for what in self.crashes if what[0].startswith(work))
+        return ", ".join(f"{self.crashes[kind, count]} at {kind} of {count}" for kind, count in found)
 
     def _answer(self, *question: Any) -> Any:
         try:
@@ -119,9 +105,9 @@ class Triton:
         command += [f"--backend-directory={self._environment.backends}"]
         command += ["--grpc-address=127.0.0.1", f"--grpc-port={self.address.rpartition(':')[2]}"]
         command += ["--allow-http=false", "--allow-metrics=false", "--log-warning=false", "--log-info=false"]
-        variables = self._environment.variables(WEIGHTS=str(self._weights))
+        command += [f"--grpc-infer-allocation-pool-size={_POOL}"]
         self._process = subprocess.Popen(
-            command, env=variables, stdout=self._log, stderr=self._log, start_new_session=True
+            command, env=self._variables, stdout=self._log, stderr=self._log, start_new_session=True
         )
         self._running.callback(self._process.wait)
         self._running.callback(self._kill)
@@ -165,11 +151,13 @@ class Triton:
 
 
 @contextlib.contextmanager
-def tritons(models: dict[str, pathlib.Path], recordings: list[np.ndarray]) -> Iterator[dict[str, Triton]]:
+def tritons(
+    models: dict[str, pathlib.Path], recordings: list[np.ndarray], threads: int = 0
+) -> Iterator[dict[str, Triton]]:
     """Yields a Triton for each of the models, under its name.
 
     models: the folder of each, with its model.safetensors. recordings: [frames, D] float32 each, which the loads send.
-    Raises PeerMissing and PeerFailed.
+    threads: torch's in each. Raises PeerMissing and PeerFailed.
     """
     environment = Environment()
     with contextlib.ExitStack() as stack:
@@ -180,7 +168,7 @@ def tritons(models: dict[str, pathlib.Path], recordings: list[np.ndarray]) -> It
         for name, path in models.items():
             weights = folder / f"{name}.npz"
             np.savez(weights, **load_file(path / "model.safetensors"))
-            running[name] = Triton(environment, weights, spoken)
+            running[name] = Triton(environment, weights, spoken, threads)
             stack.callback(running[name].close)
         yield running
 

@@ -130,6 +130,7 @@ class Stream:
             self._source.set_result(self._queued())
         while not self._forgotten:
             await self.receive()
+        await anext(self._replies, None)  # a call that is not at its end would be cancelled when it is dropped
 
     async def send(self, frames: np.ndarray) -> None:
         """frames: [k, D]."""

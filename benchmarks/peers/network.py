@@ -1,6 +1,7 @@
 """The network that Triton serves: torch's own RNN and linear layer over a packed batch, with weights of Seqloom's.
 
-WEIGHTS in the environment names the .npz file that the launcher made of a model's tensors.
+WEIGHTS in the environment names the .npz file that the launcher made of a model's tensors, THREADS how many of torch's
+threads run it: torch's own choice where that is 0.
 """
 
 import os
@@ -14,6 +15,8 @@ class Network:
     """An Elman layer and an output layer; hidden_size: H."""
 
     def __init__(self) -> None:
+        if threads := int(os.environ["THREADS"]):
+            torch.set_num_threads(threads)
         weights = {name: torch.from_numpy(value) for name, value in np.load(os.environ["WEIGHTS"]).items()}
         self.hidden_size, inputs = weights["rnn.weight_ih_l0"].shape
         self._rnn = torch.nn.RNN(inputs, self.hidden_size)

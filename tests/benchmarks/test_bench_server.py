@@ -9,6 +9,8 @@ import wave
 
 import numpy as np
 import pytest
+import report
+from rows import Row
 
 _PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "bench_server.py"
 
@@ -88,6 +90,32 @@ def test_the_table_says_whether_a_goal_was_reached(taken: pathlib.Path, rows: li
         assert ("(goal " in line) == (row["goal"] is not None)
 
 
+def test_a_result_names_the_commit_that_it_was_taken_at_and_no_folder(taken: pathlib.Path):
+    (path,) = taken.glob("*.json")
+    conditions = json.loads(path.read_text())["conditions"]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=_PROGRAM.parent, capture_output=True, text=True)
+    named = conditions["commit"].removesuffix(" changed")
+    assert head.stdout.startswith(named) if head.returncode == 0 else named == "unknown"
+    assert len(named) >= 7
+    assert str(_PROGRAM.parents[1]) not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "lower_is_better", "told"),
+    [
+        (0.9, False, "0.90 of it (goal 1, not reached); why"),
+        (1.1, False, "1.10 of it (goal 1, reached); why"),
+        (0.9, True, "0.90 of it (goal at most 1, reached); why"),
+        (1.0, True, "1.00 of it (goal at most 1, reached); why"),
+        (1.1, True, "1.10 of it (goal at most 1, not reached); why"),
+        (None, False, "it (goal 1, not measured); why"),
+    ],
+)
+def test_a_goal_may_be_the_least_or_the_most(ratio: float | None, lower_is_better: bool, told: str):
+    row = Row("work", "network", {}, [], ratio, "it", 1.0, lower_is_better, "why")
+    assert report.table([row]).splitlines()[2].split("|")[3].strip() == told
+
+
 def test_the_servers_own_metrics_stand_in_its_rows(rows: list[dict]):
     for row in (rows[0], rows[1], rows[3], rows[5], *rows[7:10]):
         assert 1 <= row["values"]["batch_sequences"] <= 4
@@ -123,6 +151,30 @@ def test_real_time_streams_are_counted_up_to_the_first_count_that_is_late_over_r
         assert counts == sorted(set(counts))
         for row in found:
             assert (row["values"]["p99_ms"] < 100) == (row["beside"] == "on time")
+
+
+def test_training_and_bounds_on_costs_stand_in_the_same_table_with_their_goals(tmp_path: pathlib.Path):
+    parts = ("training", "growth", "idle", "padding")
+    result = run("--callers", 4, "--threads", 1, "--only", *parts, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    (path,) = tmp_path.glob("*.json")
+    rows = json.loads(path.read_text())["rows"]
+    trained = ["elman H=1000 O=6000 D=160", "elman H=64 O=40 D=40"]
+    for beginning, networks, goals in (
+        ("forward_backward of 32 callers of one run", trained, [0.85, None]),
+        ("gradients of 32 callers", trained, [1.2, None]),
+        ("the answer to a call for gradients", trained, [0.125, None]),
+        ("100 streams", [_NETWORKS[2], _NETWORKS[0]], [1.2, 1.2]),
+        ("400 streams, idle", [_NETWORKS[2]], [1.0]),
+        ("computed padding", [_NETWORKS[0], _NETWORKS[2], _NETWORKS[1]], [0, 0, 0]),
+    ):
+        found = [row for row in rows if row["work"].startswith(beginning)]
+        assert [row["model"] for row in found] == networks
+        assert [row["goal"] for row in found] == goals
+        assert all(row["ratio"] is not None for row in found)
+        assert all(row["lower_is_better"] == (beginning[0] != "f") for row in found)
+    assert all(row["ratio"] == 0 for row in rows[-3:])  # on a CPU
+    assert all(row["values"]["steps"] > 0 for row in rows[-3:])
 
 
 def test_a_folder_without_recordings_is_one_clear_line(tmp_path: pathlib.Path):

@@ -59,7 +59,7 @@ def test_what_a_frame_costs_is_told_on_the_clock_and_within_it_on_the_device(row
         )
 
 
-def test_points_stand_beside_the_network_alone_or_the_next_fewer_streams(rows: list[dict]):
+def test_points_stand_beside_the_network_alone_or_the_least_cost_of_fewer_streams(rows: list[dict]):
     for sweep in ("callers", "widths"):
         found = of(rows, sweep)
         for served, alone in zip(found[::2], found[1::2], strict=True):
@@ -69,7 +69,8 @@ def test_points_stand_beside_the_network_alone_or_the_next_fewer_streams(rows: l
     one, four = of(rows, "streams")[:2]
     assert one["ratio"] is None
     assert four["ratio"] == pytest.approx(four["values"]["us_a_frame"] / one["values"]["us_a_frame"], rel=1e-2)
-    assert four["beside"] == "the cost a frame of 1 stream"
+    assert four["beside"] == "the least cost of a frame with fewer streams"
+    assert four["goal"] == 1.2
 
 
 def test_mixed_traffic_tells_what_each_has_of_what_it_has_alone(rows: list[dict]):

@@ -54,6 +54,15 @@ def test_where_less_is_better_growth_fails_also_against_a_file_that_does_not_say
         assert run(tmp_path, [old], [row("a", 0.5, **less)])[0] == 0
 
 
+def test_what_was_nothing_where_less_is_better_is_worse_when_there_is_any(tmp_path: pathlib.Path):
+    def padded(share: float) -> list[dict]:
+        return [row("padding", share, lower_is_better=True), row("b", 1.0)]
+
+    assert run(tmp_path, padded(0.0), padded(0.0))[0] == 0
+    assert run(tmp_path, padded(0.1), padded(0.0))[0] == 0
+    assert run(tmp_path, padded(0.0), padded(0.1))[0] == 1
+
+
 def test_speeds_count_only_beside_the_yardstick_of_their_own_sitting(tmp_path: pathlib.Path):
     def sitting(speed: float, alone: float) -> list[dict]:
         return [row("streams", speed=speed), row("the network alone, batches of 64", speed=alone)]
@@ -102,7 +111,7 @@ def test_what_is_no_file_of_results_is_one_clear_line(tmp_path: pathlib.Path, co
 
 _ROWS = st.dictionaries(
     st.sampled_from(["a", "b", "c", "the network alone", "one autograd pass"]),
-    st.tuples(st.none() | st.floats(0.01, 100), st.none() | st.floats(1, 1e6), st.booleans()),
+    st.tuples(st.none() | st.just(0.0) | st.floats(0.01, 100), st.none() | st.floats(1, 1e6), st.booleans()),
 )
 
 
@@ -119,7 +128,7 @@ def test_any_two_files_can_be_compared_and_a_faster_machine_changes_nothing(befo
     changes = list(compared(rows(before), rows(after)))
     assert {change.key[0] for change in changes} <= before.keys() & after.keys()
     for work in before.keys() & after.keys():
-        if before[work][0] and after[work][0]:
+        if None not in (before[work][0], after[work][0]):
             assert work in {change.key[0] for change in changes}
     again = list(compared(rows(before), rows(after, faster)))
     assert [change.key for change in again] == [change.key for change in changes]

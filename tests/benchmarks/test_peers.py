@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from peers.launcher import Environment, PeerMissing, Triton, tritons
+from peers.environment import Environment, PeerMissing
+from peers.launcher import Triton, tritons
 from safetensors.torch import save_file
 from workload import synthetic
 
@@ -69,11 +70,11 @@ def test_every_kind_of_work_has_the_numbers_that_ours_has(triton: Triton, work: 
 
 
 def test_when_it_dies_it_is_started_again_and_asked_again(triton: Triton, network: Network):
-    before, crashes = triton.pid, triton.crashes
+    before, crashes = triton.pid, triton.crashes["labels", 2]
     os.kill(before, signal.SIGKILL)
     assert len(triton.ask("labels", 2, 0)["whole"]) == 2
     assert triton.pid != before
-    assert triton.crashes == crashes + 1
+    assert triton.crashes["labels", 2] == crashes + 1
 
 
 def test_it_stands_beside_seqloom_in_the_table(tmp_path: pathlib.Path):

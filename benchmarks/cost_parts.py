@@ -1,0 +1,50 @@
+"""The parts of the benchmark that hold costs to bounds: of a frame as streams come, of an idle stream, of padding."""
+
+from collections.abc import Iterator
+
+import live_sweeps
+import sequence_load
+from bench import CHUNK, Bench
+from goals import CELLS, PADDING
+from rows import Row
+from sweep_bench import Point, SweepBench
+from workload import SERVED, TITLES
+
+_STREAMS, _IDLE = [1, 10, 100, 1000], 2000
+_FEW_STREAMS, _FEW_IDLE = [1, 100], 400
+_SHORTER = 5  # times, rounds of so many points are
+
+
+def growth(bench: Bench) -> Iterator[Point]:
+    """What a frame costs with more and more streams, which is never to rise."""
+    yield from live_sweeps.streams(_as_sweep(bench))
+
+
+def idle(bench: Bench) -> Iterator[Point]:
+    """What a stream with nothing to do holds beside its state."""
+    yield from live_sweeps.idle(_as_sweep(bench))
+
+
+def padding(bench: Bench) -> Iterator[Row]:
+    """What the server has computed for padding in this sitting, all parts before this one together."""
+    for model in SERVED:
+        opened = sequence_load.sdk_calls(bench.held.server.address, model, bench.callers, connections=1)
+        with bench.held.loop.entered(opened) as calls:  # so that there is something, also where this part is alone
+            bench.held.loop.run(sequence_load.closed_loop(calls, bench.recordings, bench.seconds / _SHORTER))
+        taken = bench.held.server.metrics(model=model)
+        steps, padded = taken["seqloom_steps_total"], taken["seqloom_padded_steps_total"]
+        share = padded / (steps + padded)
+        values = {"steps": steps, "padded_steps": padded, "padding_share": share}
+        most = PADDING[bench.held.conditions["device"]]
+        title = "computed padding of the whole sitting"
+        yield Row.of(title, TITLES[model], [values], share, CELLS, most, lower_is_better=True)
+
+
+def _as_sweep(bench: Bench) -> SweepBench:
+    axes = {
+        "streams": _FEW_STREAMS if bench.quick else _STREAMS,
+        "chunks": [CHUNK],
+        "idle": [_FEW_IDLE if bench.quick else _IDLE],
+    }
+    seconds = bench.seconds / _SHORTER
+    return SweepBench(bench.held, bench.alone, bench.recordings, axes, bench.rounds, seconds, bench.flags)
