@@ -14,7 +14,8 @@ from seqloom_server.nn.spec import ModelSpec
 from serving import SMALL, write_models
 from zaoshanghao import CLASSES, MODEL, ROOT, greeting, labels
 
-NETWORK = ModelSpec(cell="elman", input_size=160, hidden_size=1000, output_size=6000)
+# as the program makes it, whatever the mode
+NETWORK = ModelSpec(cell="elman", input_size=160, hidden_size=1000, output_size=6000, precision="full")
 
 
 def run_example(*arguments):

@@ -9,6 +9,7 @@ from precisions import alike, near
 from ragged import CELLS, logits_of, make_network, make_sequences, make_spec, make_state, run, run_twin, torch_twin
 from seqloom_server.nn import linear
 from seqloom_server.nn.linear import Linear
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +43,35 @@ def test_float64_and_small_ones_are_not_packed(monkeypatch):
     assert small.packed_bytes == 0
     out = torch.empty(2, 3)
     assert small(draw(2, 4), out) is out
+
+
+class RowsOfProducts(TorchDispatchMode):
+    """Records how many rows the products have that are run."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        rows = {"mm": 0, "addmm": 1, "addmm_": 1}.get(func.overloadpacket.__name__)
+        if rows is not None:
+            self.counts.add(len(args[rows]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_of_bfloat16_come_in_few_sizes_where_they_are_not_packed_either(bias, monkeypatch):
+    monkeypatch.setattr(linear, "_WORTH", 1000)
+    weight, b = draw(20, 30).bfloat16(), draw(20).bfloat16() if bias else None
+    own, x = Linear(weight, b), draw(600, 30, seed=1).bfloat16()
+    wanted = x.double() @ weight.double().t()
+    assert not own.packed
+    with torch.inference_mode(), RowsOfProducts() as seen:
+        for count in range(600):
+            got, more = own(x[:count]), own.plus(x[:count], torch.ones(count, 20).bfloat16())
+            for product, added in ((got, 0 if b is None else b.double()), (more, 1)):
+                torch.testing.assert_close(product.double(), wanted[:count] + added, rtol=2**-7, atol=2**-7)
+    assert seen.counts - {0, 1} == {*range(8, 257, 8), *range(288, 609, 32)}
 
 
 @pytest.mark.parametrize("more", [{}, {"bidirectional": True}, {"conv_channels": 4, "conv_width": 3}])
