@@ -6,7 +6,7 @@
 #   make protos            the gRPC stubs, generated again from protos/
 #   make bench [DATA=DIR]  every goal of speed in one sitting, beside Triton and others; 13 minutes
 #   make bench-training    more of training, 9 minutes; `make bench-sweeps` how cost grows, 5 minutes (both: DATA=DIR)
-#   make bench-quick       all three, in short (DATA=DIR)
+#   make bench-quick       all three, in short, 2.5 minutes (DATA=DIR)
 #   make bench-front-end   what each kind of message costs the process that serves it; 3 minutes
 #   make bench-gpu         what a GPU does: right, beside cuDNN, through a server; 8 minutes
 #   make peers             sets up Triton, which `make bench` measures beside (benchmarks/peers/README.md)
@@ -75,7 +75,7 @@ bench-front-end: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_front_end.py $(ARGS)
 
 bench-quick: $(INSTALLED)
-	$(BIN)/python benchmarks/bench_server.py --quick $(RECORDINGS) $(ARGS)
+	$(BIN)/python benchmarks/bench_server.py --quick --only callers connections streams realtime blocking padding $(RECORDINGS) $(ARGS)
 	$(BIN)/python benchmarks/bench_training.py --quick $(RECORDINGS) $(ARGS)
 	$(BIN)/python benchmarks/bench_sweeps.py --quick $(RECORDINGS) $(ARGS)
 

@@ -26,7 +26,8 @@ def main() -> int:
         print(f"bench_training: {error}", file=sys.stderr)
         return 1
     rounds = options.rounds or (1 if options.quick else 5)
-    seconds = options.seconds or (1.0 if options.quick else 3.0)
+    seconds = options.seconds or (0.5 if options.quick else 3.0)
+    steps, samples = options.steps or (1000 if options.quick else 10_000), 8 if options.quick else 64
     data = ("--data", options.data) if options.data else ()
     begun = time.perf_counter()
     with (
@@ -34,7 +35,17 @@ def main() -> int:
         program("autograd", *flags(options), *data) as autograd,
     ):
         bench = TrainingBench(
-            held, autograd, spoken, data, rounds, seconds, options.callers, options.streams, options.steps, ahead=True
+            held,
+            autograd,
+            spoken,
+            data,
+            rounds,
+            seconds,
+            options.callers,
+            options.streams,
+            steps,
+            samples,
+            ahead=True,
         )
         rows = measured(PARTS, options.only, bench)
     leave(options, "training", held.conditions, report.table(rows), rows)
@@ -46,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     options = parser(__doc__, PARTS)
     options.add_argument("--callers", type=int, default=32, metavar="N", help="callers of a recording each (32)")
     options.add_argument("--streams", type=int, default=20, metavar="N", help="streams in real time (20)")
-    options.add_argument("--steps", type=int, default=10_000, metavar="N", help="steps of the long call (10000)")
+    options.add_argument("--steps", type=int, metavar="N", help="steps of the long call (10000)")
     return options
 
 

@@ -78,7 +78,10 @@ def blocking(bench: Bench) -> Iterator[Row]:
 def training(bench: Bench) -> Iterator[Row]:
     """Callers of one run beside an autograd pass, and callers of gradients beside their sum."""
     with program("autograd", *bench.flags, *bench.data) as autograd:
-        trained = TrainingBench(bench.held, autograd, bench.recordings, bench.data, bench.rounds, bench.seconds)
+        samples = 8 if bench.quick else 64
+        trained = TrainingBench(
+            bench.held, autograd, bench.recordings, bench.data, bench.rounds, bench.seconds, samples=samples
+        )
         yield from forward_backward(trained)
         yield from gradients(trained)
 

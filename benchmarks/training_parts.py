@@ -24,7 +24,6 @@ from workload import LARGE, chunks
 
 CHUNK = 10  # frames
 TRAINERS = 2
-_WIRE_SAMPLES = 64  # recordings whose answers are weighed
 
 
 @dataclass
@@ -32,7 +31,7 @@ class TrainingBench:
     """What the parts need. seconds: of one round. steps: of the long call. autograd: the program autograd.py.
 
     data: arguments for the programs that choose recordings. callers: of a recording each. streams: in real time. ahead:
-    whether callers that send the next recording ahead are measured, too.
+    whether callers that send the next recording ahead are measured, too. samples: recordings whose answers are weighed.
     """
 
     held: Sitting
@@ -44,6 +43,7 @@ class TrainingBench:
     callers: int = 32
     streams: int = 20
     steps: int = 10_000
+    samples: int = 64
     ahead: bool = False
 
     @cached_property
@@ -195,7 +195,7 @@ def _on_the_wire(bench: TrainingBench, model: str) -> Row:
     def weighed(example: Labelled, form: pb.ParameterForm) -> int:
         return bench.held.loop.run(training_load.reply_bytes(bench.held.server.address, model, example, form))
 
-    examples = list(itertools.islice(bench.examples[model], _WIRE_SAMPLES))
+    examples = list(itertools.islice(bench.examples[model], bench.samples))
     mean = statistics.mean(weighed(example, pb.PARAMETER_FORM_SMALLEST) for example in examples)
     dense = weighed(examples[0], pb.PARAMETER_FORM_DENSE)
     values = {"reply_kb": mean / 1e3, "dense_kb": dense / 1e3}

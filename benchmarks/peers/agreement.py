@@ -1,14 +1,17 @@
 """The Tritons of a sitting, as far as they can be started, and whether they say what Seqloom says."""
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator
 
 import numpy as np
 from peers.environment import PeerMissing
 from peers.launcher import PeerFailed, Triton, tritons
+from seqloom_server.engine.served import threads_for
+from seqloom_server.nn.spec import ModelSpec
 from sitting import Sitting
-from workload import SIZES
+from workload import MODELS, SIZES
 
 _SAMPLES = 16  # recordings
 _ALIKE = 0.999  # of all labels: where two classes are equal but for rounding, either may be the larger
@@ -18,12 +21,15 @@ _ALIKE = 0.999  # of all labels: where two classes are equal but for rounding, e
 def started(held: Sitting, recordings: list[np.ndarray], threads: int = 0) -> Iterator[dict[str, Triton]]:
     """Yields a Triton for each size of network, with the weights that the server serves; none where that cannot be.
 
-    threads: torch's in each; 0 leaves them to it. Raises ValueError where its labels are others than the server's.
+    threads: torch's in each; where 0, as many as the server takes for the network, which is what Triton is fastest
+    with, too. Raises ValueError where its labels are others than the server's.
     """
     with contextlib.ExitStack() as stack:
         running: dict[str, Triton] = {}
+        each = {size: threads or threads_for(ModelSpec.from_json(dataclasses.asdict(MODELS[size]))) for size in SIZES}
         try:
-            running = stack.enter_context(tritons({size: held.models / size for size in SIZES}, recordings, threads))
+            models = {size: held.models / size for size in SIZES}
+            running = stack.enter_context(tritons(models, recordings, each))
             shares = {size: _alike(held, size, triton, recordings[:_SAMPLES]) for size, triton in running.items()}
         except (PeerMissing, PeerFailed) as error:
             print(error, file=sys.stderr)

@@ -8,8 +8,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grpc
@@ -21,6 +22,7 @@ from safetensors.numpy import load_file
 
 _HERE = pathlib.Path(__file__).resolve().parent
 _ROOT = _HERE.parents[1]
+_SHARED_MEMORY = pathlib.Path("/dev/shm")
 _START = 120  # seconds
 _LAST_WORDS = 5  # seconds
 _TRIES = 3  # of one question
@@ -38,13 +40,11 @@ class PeerFailed(Exception):
 class Triton:
     """A Triton that serves one model, and the load for it.
 
-    threads: torch's; 0 leaves them to it. crashes: how often it had to be started again, by what it was asked: work
+    threads: torch's. crashes: how often it had to be started again, by what it was asked: work
     and how many callers or streams.
     """
 
-    def __init__(
-        self, environment: Environment, weights: pathlib.Path, recordings: pathlib.Path, threads: int = 0
-    ) -> None:
+    def __init__(self, environment: Environment, weights: pathlib.Path, recordings: pathlib.Path, threads: int) -> None:
         self.crashes: Counter[tuple[str, int]] = Counter()
         self._environment, self._recordings = environment, recordings
         self._variables = environment.variables(WEIGHTS=str(weights), THREADS=str(threads))
@@ -106,6 +106,8 @@ class Triton:
         command += ["--grpc-address=127.0.0.1", f"--grpc-port={self.address.rpartition(':')[2]}"]
         command += ["--allow-http=false", "--allow-metrics=false", "--log-warning=false", "--log-info=false"]
         command += [f"--grpc-infer-allocation-pool-size={_POOL}"]
+        self._shared = f"seqloom-peer-{uuid.uuid4().hex}"
+        command += [f"--backend-config=python,shm-region-prefix-name={self._shared}"]
         self._process = subprocess.Popen(
             command, env=self._variables, stdout=self._log, stderr=self._log, start_new_session=True
         )
@@ -128,9 +130,11 @@ class Triton:
             raise
 
     def _kill(self) -> None:
-        """Also the processes of its models, which outlive a crash."""
+        """Also the processes of its models, which outlive a crash, and the memory that they shared with it."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
+        for region in _SHARED_MEMORY.glob(f"{self._shared}*"):
+            region.unlink()
 
     def _wait_until_ready(self) -> None:
         with grpc.insecure_channel(self.address) as channel:
@@ -152,12 +156,12 @@ class Triton:
 
 @contextlib.contextmanager
 def tritons(
-    models: dict[str, pathlib.Path], recordings: list[np.ndarray], threads: int = 0
+    models: dict[str, pathlib.Path], recordings: list[np.ndarray], threads: Mapping[str, int]
 ) -> Iterator[dict[str, Triton]]:
     """Yields a Triton for each of the models, under its name.
 
     models: the folder of each, with its model.safetensors. recordings: [frames, D] float32 each, which the loads send.
-    threads: torch's in each. Raises PeerMissing and PeerFailed.
+    threads: torch's in each; 0 leaves them to it. Raises PeerMissing and PeerFailed.
     """
     environment = Environment()
     with contextlib.ExitStack() as stack:
@@ -168,7 +172,7 @@ def tritons(
         for name, path in models.items():
             weights = folder / f"{name}.npz"
             np.savez(weights, **load_file(path / "model.safetensors"))
-            running[name] = Triton(environment, weights, spoken, threads)
+            running[name] = Triton(environment, weights, spoken, threads[name])
             stack.callback(running[name].close)
         yield running
 

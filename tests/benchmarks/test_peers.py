@@ -46,7 +46,7 @@ def network() -> Network:
 def triton(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
     folder = tmp_path_factory.mktemp("model")
     save_file(network.state_dict(), folder / "model.safetensors")
-    with tritons({"tiny": folder}, synthetic(64)) as running:
+    with tritons({"tiny": folder}, synthetic(64), {"tiny": 1}) as running:
         yield running["tiny"]
 
 
