@@ -58,10 +58,12 @@ class Linear:
         return other.addmm_(rows, self._weight.t())
 
     def _missing(self, count: int) -> int:
-        """How many rows there are to be more. A single one that is not packed goes without oneDNN."""
-        if not self._in_few_sizes or (count == 1 and not self.packed):
+        """How many rows there are to be more; of small networks an eighth at most, but for the first few."""
+        if not self._in_few_sizes or (count == 1 and not self.packed):  # a single one goes without oneDNN
             return 0
-        return -count % (8 if count <= _MANY else 32)
+        if self.packed:
+            return -count % (8 if count <= _MANY else 32)
+        return -count % max(8, 1 << max(0, count.bit_length() - 4))
 
 
 def worth_packing(weight: torch.Tensor) -> bool:
