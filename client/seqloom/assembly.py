@@ -4,6 +4,7 @@ Here it is also counted which steps the caller has received, which is what the w
 """
 
 import collections
+import time
 from dataclasses import dataclass, field
 
 from seqloom import convert, tensors
@@ -13,7 +14,7 @@ from seqloom.v1 import inference_service_pb2
 
 @dataclass(slots=True)
 class Due:
-    """A chunk of `steps` whose outputs are not all there: `got` of them have come.
+    """A chunk of `steps` whose outputs are not all there: `got` of them have come. since: when it was sent.
 
     early: what has come counts as received at once. For a chunk larger than the window, the rest of which could not be
     sent otherwise; and where the caller waits for everything.
@@ -21,6 +22,7 @@ class Due:
 
     steps: int
     early: bool
+    since: float
     got: int = 0
     first_step: int = 0
     parts: list[tuple[Array | None, Array | None]] = field(default_factory=list)
@@ -44,9 +46,14 @@ class Assembly:
         """How many chunks are not complete."""
         return len(self._due)
 
+    @property
+    def missing_since(self) -> float | None:
+        """When the first of those was sent, on time.monotonic's clock."""
+        return self._due[0].since if self._due else None
+
     def expect(self, steps: int, *, early: bool) -> Due:
         """Says that the outputs of one more chunk will come."""
-        due = Due(steps, early)
+        due = Due(steps, early, time.monotonic())
         self._due.append(due)
         return due
 

@@ -33,8 +33,9 @@ class Connection:
             self._link = Link(self.config)
         elif self._link.loop is not asyncio.get_running_loop():
             raise InvalidArgument("the client belongs to another event loop: make one for each, or use seqloom.Client")
-        for delivery in self._deliveries:
-            delivery.look()  # before a call makes a new connection unnoticed
+        if self._deliveries:
+            for delivery in self._deliveries:
+                delivery.look()  # before a call makes a new connection unnoticed
         return self._link
 
     def options(self, deadline: float) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def joined_states(states: list[State]) -> State:
 
 def joined_outputs(parts: list[tuple[Array | None, Array | None]]) -> Any:
     """The outputs of consecutive steps, from (values, labels) of each part; no copy where there is one part."""
-    values, labels = (_joined([part[i] for part in parts]) for i in (0, 1))
+    values, labels = parts[0] if len(parts) == 1 else (_joined([part[i] for part in parts]) for i in (0, 1))
     if values is not None and labels is not None:
         return TopKOutput(labels, values)
     return values if labels is None else labels
@@ -196,7 +196,7 @@ def numbers(value: Any, spec: ModelSpec, name: str) -> Array:
 
 def _joined(arrays: list[Array | None]) -> Array | None:
     present = [array for array in arrays if array is not None]
-    return (present[0] if len(present) == 1 else np.concatenate(present)) if present else None
+    return np.concatenate(present) if present else None
 
 
 def _named(numbers: dict[Any, Any], number: int) -> Any:

@@ -79,7 +79,8 @@ async def _run(call: SharedCall, request: Request, deadline: float) -> list[Sess
         return sessions
     finally:
         for session in sessions:
-            session.cancel(Cancelled("the call is over", reason="CANCELLED"))
+            if not session.ended:
+                session.cancel(Cancelled("the call is over", reason="CANCELLED"))
 
 
 def _result(sessions: list[Session]) -> InferenceResult:

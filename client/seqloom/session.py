@@ -12,16 +12,19 @@ from seqloom import convert
 from seqloom.assembly import Assembly
 from seqloom.entry import Outgoing
 from seqloom.errors import DeadlineExceeded, InvalidArgument, SeqloomError, from_status, in_callers_words
-from seqloom.retries import remaining, until
+from seqloom.retries import until
 from seqloom.types import Array, Chunk, Snapshot, State, Timing
 from seqloom.v1 import inference_service_pb2
+from seqloom.waiting import Clock, Deadline, Waiter
 
 INITIAL_WINDOW = 64  # steps that every server takes before it has told its window
 _ENTRY_BYTES = 256 << 10  # of frames in one entry, so that sessions of one call take turns
 
 
 class Wire(Protocol):
-    """Where a session's entries go."""
+    """Where a session's entries go. clock: for all that wait for its sessions."""
+
+    clock: Clock
 
     def put(self, entry: Outgoing) -> None: ...
 
@@ -46,7 +49,7 @@ class Session:
         self._frames_name = frames_name
         self._reset = False
         self._chunks = Assembly()
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: set[Waiter] = set()
         self._sending = asyncio.Lock()  # a chunk goes out whole before the next one begins
         self._senders = 0  # that hold it or wait for it
 
@@ -64,6 +67,11 @@ class Session:
     def due(self) -> bool:
         """Whether outputs are still to come, or to be received."""
         return self._chunks.ready or self._chunks.missing > 0
+
+    @property
+    def due_since(self) -> float | None:
+        """When the chunk was sent whose outputs come next, on time.monotonic's clock; None where none is missing."""
+        return self._chunks.missing_since
 
     @property
     def exhausted(self) -> bool:
@@ -105,6 +113,11 @@ class Session:
 
         A chunk that fits the window is sent whole or not at all. Of a larger one, the outputs of what was sent come.
         """
+        if not self._senders and self._fits(frames):
+            self._check_open()
+            self._chunks.expect(len(frames), early=False)
+            self._put(frames)
+            return
         await self._take_turn(deadline)
         try:
             self._check_open()
@@ -177,34 +190,30 @@ class Session:
             self.final_state = convert.state_of(entry.ended.final_state)
         self.notify()
 
-    async def wait(self, condition: Callable[[], bool], deadline: float) -> None:
+    async def wait(self, condition: Callable[[], bool], deadline: Deadline) -> None:
         """Waits until something holds. Raises what the session failed with; TimeoutError at `deadline`."""
         while not condition():
             if self.failure is not None:
                 raise self.failure
-            loop = asyncio.get_running_loop()
-            waiting = loop.create_future()
-            self._waiting.add(waiting)
-            # one timer, where asyncio.timeout would be a context and a cancelled task more for every chunk
-            seconds = remaining(deadline)
-            timer = None if seconds is None else loop.call_later(seconds, _time_out, waiting)
+            waiter = Waiter(condition, deadline)
+            self._waiting.add(waiter)
+            self._wire.clock.watch(waiter)
             try:
-                await waiting
+                await waiter.woken
             except TimeoutError:
                 if self.failure is not None:
                     raise self.failure from None
                 if not condition():
                     raise
             finally:
-                self._waiting.discard(waiting)
-                if timer is not None:
-                    timer.cancel()
+                self._waiting.discard(waiter)
+                self._wire.clock.forget(waiter)
 
     def notify(self) -> None:
         """Lets everything that waits look again."""
-        for future in self._waiting:
-            if not future.done():
-                future.set_result(None)
+        for waiter in self._waiting:
+            if self.failure is not None or waiter.condition():
+                waiter.wake()
 
     async def _take_turn(self, deadline: float) -> None:
         self._senders += 1
@@ -238,6 +247,10 @@ class Session:
             reason="WINDOW_FULL",
         )
 
+    def _fits(self, frames: Array) -> bool:
+        """Whether these can go at once, in one entry."""
+        return len(frames) <= self._room and frames.nbytes <= _ENTRY_BYTES and self._chunks.missing < self.window
+
     def _put(self, frames: Array) -> int:
         """Sends as many of these as the window and an entry take; returns how many."""
         part = frames[: min(self._room, _rows(frames))]
@@ -256,11 +269,6 @@ class Session:
             raise self.failure
         if self.ending:
             raise InvalidArgument("the stream is finished: it takes no more frames", reason="SESSION_ENDED")
-
-
-def _time_out(waiting: "asyncio.Future[None]") -> None:
-    if not waiting.done():
-        waiting.set_exception(TimeoutError())
 
 
 def _rows(frames: Array) -> int:

@@ -19,6 +19,7 @@ from seqloom.entry import Outgoing
 from seqloom.errors import Cancelled, DeadlineExceeded, Internal, SeqloomError, Unavailable, from_rpc, lost_call
 from seqloom.session import INITIAL_WINDOW, Session
 from seqloom.v1 import inference_service_pb2
+from seqloom.waiting import Clock
 
 StreamCall = grpc.aio.StreamStreamCall[bytes, inference_service_pb2.StreamInferResponse]
 
@@ -75,6 +76,7 @@ class _Call:
 
     def __init__(self, call: StreamCall) -> None:
         self.broken = False
+        self.clock = Clock()
         self._call = call
         self._sessions: dict[int, Session] = {}
         self._numbers = 0
@@ -107,6 +109,7 @@ class _Call:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._call.cancel()
+        self.clock.stop()
 
     async def _write(self) -> None:
         try:

@@ -21,6 +21,7 @@ from seqloom.errors import (
 from seqloom.retries import checked_seconds
 from seqloom.session import Session
 from seqloom.types import Chunk, ModelSpec, Snapshot, State
+from seqloom.waiting import Deadline
 
 
 class AsyncStream:
@@ -108,10 +109,14 @@ class AsyncStream:
         try:
             while True:
                 with _told:
-                    await session.wait(lambda: session.due or feeding.done(), math.inf)
-                    if not session.due:
+                    if not session.ready:
+                        await _until(
+                            session,
+                            lambda: session.ready or (feeding.done() and not session.due),
+                            _patience(session, self._timeout),
+                        )
+                    if not session.ready:
                         break
-                    await _until(session, lambda: session.ready, self._deadline(None))
                     chunk = session.receive()
                 yield chunk
             await feeding
@@ -170,7 +175,18 @@ class AsyncStream:
         return time.monotonic() + (self._timeout if timeout is None else checked_seconds(timeout, "timeout"))
 
 
-async def _until(session: Session, condition: Callable[[], bool], deadline: float) -> None:
+def _patience(session: Session, seconds: float) -> Deadline:
+    """A deadline that is so far from now, or from when something was sent that is due, if that is later."""
+    begun = time.monotonic()
+
+    def deadline() -> float:
+        sent = session.due_since
+        return seconds + (time.monotonic() if sent is None else max(begun, sent))
+
+    return deadline
+
+
+async def _until(session: Session, condition: Callable[[], bool], deadline: Deadline) -> None:
     try:
         await session.wait(condition, deadline)
     except TimeoutError:

@@ -14,6 +14,7 @@ import numpy as np
 from seqloom_server.engine import steps
 from seqloom_server.engine.deadlines import Deadlines
 from seqloom_server.engine.fitting import Room, SchedulerLimits
+from seqloom_server.engine.lockstep import Lockstep
 from seqloom_server.engine.request import Chunk, Op, Sequence, Slice, Weights
 from seqloom_server.engine.shares import Shares
 from seqloom_server.engine.training import TrainingBatch
@@ -38,6 +39,7 @@ class Scheduler:
         self._queues: dict[Op, OrderedDict[Weights, Queue]] = {op: OrderedDict() for op in Op}
         self._deadlines: Deadlines[Sequence] = Deadlines()
         self._shares = Shares(limits.shares, limits.slice_seconds)
+        self._lockstep = Lockstep()
         self.items = dict.fromkeys(Op, 0)
         self.training = TrainingQueue(limits, self.items)
         self.waiting_steps = 0
@@ -104,6 +106,7 @@ class Scheduler:
             if piece.weights in self._queues[served]:
                 self._queues[served].move_to_end(piece.weights)
                 self._join(piece, self._queues[served][piece.weights], now)
+        self._lockstep.begun(piece)
         return piece
 
     def advanced(self, seconds: float, *, finished: bool) -> None:
@@ -135,6 +138,7 @@ class Scheduler:
             elif sequence.chunks:
                 self._enqueue(sequence)
         self._shares.account(used, self._waiting())
+        self._lockstep.ended(now)
 
     def _check_bounds(self, sequence: Sequence, count: int, size: int) -> None:
         limits = self._limits
@@ -174,6 +178,8 @@ class Scheduler:
         lengths = np.fromiter(
             (steps.runnable(sequence, limits.max_batch_steps) for sequence in candidates), np.int64, len(candidates)
         )
+        if self._lockstep.found(piece, candidates, lengths, now):
+            lengths = lengths[: len(candidates) // 2]
         count, cut = Room(limits, seconds, piece).fit(lengths)
         for sequence in candidates[:count]:
             self._dequeue(sequence)

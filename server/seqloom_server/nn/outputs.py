@@ -5,6 +5,7 @@ With o_t = V s_t + c: logits o, probs softmax(o), log_probs o - logsumexp(o), la
 
 import torch
 
+from seqloom_server.nn.labels import labels_of
 from seqloom_server.nn.linear import Linear
 from seqloom_server.nn.spec import OutputKind
 
@@ -48,8 +49,7 @@ def chunk_rows(classes: int, itemsize: int) -> int:
 
 def _of_logits(logits: torch.Tensor, kind: OutputKind, top_k: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     if kind == "labels":
-        # the first of the largest, as argmax gives it, which is slow in bfloat16
-        return None, logits.max(1).indices.to(torch.int32)
+        return None, labels_of(logits)
     logits = _widened(logits)
     if kind == "probs":
         return torch.softmax(logits, 1), None

@@ -1,0 +1,38 @@
+"""Sees streams that move in step: all had their answers out of one slice, and all are back for the next.
+
+They and the device then take turns, and each is idle while the other works. Where half of them run first, the callers
+of these work while the others run, and the halves stay apart: what is back is no longer what the last slice had.
+"""
+
+from seqloom_server.engine.fitting import Lengths
+from seqloom_server.engine.request import Op, Sequence, Slice
+
+_LEAST = 32  # streams; of fewer, what another message costs is more than what is won
+
+
+class Lockstep:
+    """Told of every slice that begins and ends."""
+
+    def __init__(self) -> None:
+        self._slice = 0
+        self._ended = 0.0
+
+    def begun(self, piece: Slice) -> None:
+        self._slice += 1
+        for member in piece.members:
+            member.sequence.last_slice = self._slice
+
+    def ended(self, now: float) -> None:
+        self._ended = now
+
+    def found(self, piece: Slice, candidates: list[Sequence], lengths: Lengths, now: float) -> bool:
+        """Whether those who could join the slice, each by so many steps, should be two slices.
+
+        The device must have been idle for longer than what another slice costs.
+        """
+        if piece.members or len(candidates) < _LEAST or candidates[0].op is not Op.STREAM:
+            return False
+        idle = now - self._ended
+        return idle > piece.weights.cost.seconds(int(lengths.max()), 0) and all(
+            sequence.last_slice == self._slice for sequence in candidates
+        )
