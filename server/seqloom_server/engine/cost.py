@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 _FADE = 0.98
-_EACH = 8  # observations, after the first ones, to a solution: it takes as long as a small slice's bookkeeping
+_EACH = 32  # observations, after the first ones, to a solution: it takes as long as a small slice's bookkeeping
 _TELLING = 0.01  # how far from alike slices must be to tell one cost from another at all
 _SURE = 9.0  # times its variance: by how much what they tell must differ from what was known; below, noise decides
 _NOISE = 0.003  # the least relative variance of a slice's time
