@@ -25,7 +25,7 @@ _KINDS: dict[int, OutputKind] = {
     tensor_pb2.OUTPUT_KIND_TOP_K: "top_k",
 }
 _MODEL_DTYPES = {name: np.dtype(name) for name in ("float32", "float64")}
-_FEW_BYTES = 32 << 10
+_FEW_BYTES = 128 << 10
 _STATE_PARTS = ("hidden", "cell", "inputs")
 _WITHOUT = {"cell": "{cell}", "inputs": "a model without a convolution over earlier inputs"}
 _NO_SPEC = {kind: OutputSpec(kind) for kind in _KINDS.values()}
