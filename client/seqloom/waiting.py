@@ -27,7 +27,7 @@ class Waiter:
 
     @property
     def deadline(self) -> float:
-        return self._deadline if isinstance(self._deadline, float) else self._deadline()
+        return self._deadline() if callable(self._deadline) else self._deadline
 
     def wake(self) -> None:
         if not self.woken.done():
@@ -64,6 +64,7 @@ class Clock:
         self._waiters.clear()
         if self._timer is not None:
             self._timer.cancel()
+        self._timer, self._rings = None, math.inf
 
     def _set(self, when: float) -> None:
         if self._timer is not None:

@@ -16,7 +16,9 @@ from seqloom_server.config import ConfigError, ServerConfig
 
 log = logging.getLogger("seqloom_server")
 
-_COLLECTED_EVERY = 10_000  # objects more than before; the interpreter's own 700 are a few messages
+# Objects more than before, of which the interpreter's own 700 are a few messages; and how many looks at the young ones
+# go to one at the older ones, which are few where those that stay are left out.
+_COLLECTED_EVERY = (10_000, 10, 2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,9 +71,9 @@ def _serve(settings: ServerConfig, _: dict[str, Any]) -> int:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, begin_to_stop)
+        _spare_the_collector()
         log.info("metrics on http://%s/metrics", server.http_address)
         print(f"seqloom-server: serving on {server.address}", flush=True)
-        _spare_the_collector()
         await stop.wait()
         log.info("stopping: up to %g s for what is under way", settings.grace_seconds)
         await server.stop()
@@ -85,7 +87,7 @@ def _spare_the_collector() -> None:
     """All that is there by now stays: to look through it for garbage would hold calls up for a tenth of a second."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_COLLECTED_EVERY)
+    gc.set_threshold(*_COLLECTED_EVERY)
 
 
 def _create_model(settings: ServerConfig, options: dict[str, Any]) -> int:

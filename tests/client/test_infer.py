@@ -172,7 +172,7 @@ async def test_requests_of_many_megabytes_are_taken_whole(serve):
         serve({"wide": ModelSpec("elman", 16_384, 3, 2)}) as served,
         seqloom.AsyncClient(served.address) as client,
     ):
-        xs = [noise(steps, 16_384) / 128 for steps in (300, 9)]  # whose sums stay of order one
+        xs = [noise(steps, 16_384, seed=steps) / 128 for steps in (300, 9)]  # whose sums stay of order one
         result = await client.infer("wide", [x.astype("f4") for x in xs])
         for x, got in zip(xs, result.outputs, strict=True):
             np.testing.assert_allclose(got, served.expected("wide", x)[0], **CLOSE)

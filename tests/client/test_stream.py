@@ -368,6 +368,24 @@ async def test_receive_waits_no_longer_than_its_timeout(client):
         assert len(await stream.receive()) == 2
 
 
+async def test_run_waits_for_an_answer_no_longer_than_the_streams_timeout(served, client):
+    async with client.stream("small", timeout=1.0) as stream:
+        with served.engine._lock, pytest.raises(seqloom.DeadlineExceeded) as caught:  # so that the device has nothing
+            async for _ in stream.run([noise(2)]):
+                pass
+        assert caught.value.reason == "TIMEOUT"
+
+
+async def test_run_waits_for_frames_as_long_as_they_take(client):
+    async def slow():
+        yield noise(2)
+        await asyncio.sleep(1.5)
+        yield noise(3)
+
+    async with client.stream("small", timeout=1.0) as stream:
+        assert [len(chunk) async for chunk in stream.run(slow())] == [2, 3]
+
+
 @pytest.mark.parametrize("reading", ["receive", "iteration", "run", "finish"])
 async def test_a_stream_that_was_idle_too_long_is_told_so_however_it_reads(serve, reading):
     async def never():

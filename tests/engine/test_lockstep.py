@@ -15,8 +15,9 @@ class Talk:
 
     def __init__(self, count, digest, weights, slices=60, op=Op.STREAM):
         device = Device(slice_seconds=1.0, bulk_slice_seconds=1.0)
+        device.now = start = 1e5  # a machine is up for a while before its server is
         self.widths = []
-        back = collections.deque([(0.0, device.open(weights, op, count))])  # when, and who
+        back = collections.deque([(start, device.open(weights, op, count))])  # when, and who
         free, answers, settled = 0.0, 0, 0.0
         while len(self.widths) < slices:
             while back and back[0][0] <= device.now:
@@ -80,6 +81,17 @@ def test_one_who_was_not_in_the_last_slice_keeps_all_together():
     for stream in streams:
         device.push(stream, 10)
     assert len(device.run().members) == 64
+
+
+def test_training_in_between_is_no_idle_time():
+    device, served = Device(slice_seconds=1.0), weights()
+    streams = device.open(served, Op.STREAM, 64)
+    for _ in range(2):
+        for stream in streams:
+            device.push(stream, 10)
+        assert len(device.run().members) == 64
+        device.now += 0.02
+        device.scheduler.advanced(0.02, device.now, finished=False)
 
 
 def test_what_is_left_runs_at_once():

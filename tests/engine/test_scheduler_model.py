@@ -16,6 +16,7 @@ LIMITS = SchedulerLimits(
     slice_seconds=0.03,
     bulk_slice_seconds=0.1,
     grain_seconds=0.002,
+    halved=2,
     max_queue_items=12,
     max_queue_steps=250,
     max_queue_bytes=250 * 16,

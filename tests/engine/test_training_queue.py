@@ -131,7 +131,7 @@ class Mixed(Device):
             return self.finish(work)
         self.now += 0.02
         self.used[Op.TRAIN] += 0.02
-        self.scheduler.advanced(0.02, finished=False)
+        self.scheduler.advanced(0.02, self.now, finished=False)
         return work
 
 

@@ -1,6 +1,8 @@
 """Weights and products in bfloat16: near float32, in company, in chunks, and over long sequences."""
 
 import dataclasses
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -140,3 +142,17 @@ def test_the_weights_stay_in_full_and_the_copies_are_counted():
 def test_float64_has_no_other_precision():
     with pytest.raises(InvalidSpec, match="precision: is 'bf16': float64 has only 'full'"):
         make_spec("gru", precision="bf16")
+
+
+@pytest.mark.parametrize("cell", ["elman", "gru", "lstm"])
+def test_weights_that_nobody_holds_are_gone_at_once(cell):
+    """Also without the garbage collector, which a server tells to leave alone what is there when it starts."""
+    network = make_network(make_spec(cell, dtype="float32", precision="bf16"))
+    run(network, make_sequences(network.spec, [3, 2]), make_state(network.spec, 2))
+    held = weakref.ref(network._layers)
+    gc.disable()
+    try:
+        del network
+        assert held() is None
+    finally:
+        gc.enable()

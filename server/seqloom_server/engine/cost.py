@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 _FADE = 0.98
-_EACH = 32  # observations, after the first ones, to a solution: it takes as long as a small slice's bookkeeping
+_FIRST = 8  # observations, each of which is solved for
+_EACH = 32  # later ones to a solution: it takes as long as a small slice's bookkeeping
 _TELLING = 0.01  # how far from alike slices must be to tell one cost from another at all
 _SURE = 9.0  # times its variance: by how much what they tell must differ from what was known; below, noise decides
 _NOISE = 0.003  # the least relative variance of a slice's time
@@ -42,7 +43,7 @@ class SliceCost:
         self._sums = _FADE * self._sums + sizes
         self._count = _FADE * self._count + 1
         self._unsolved += 1
-        if self._count < _EACH or self._unsolved >= _EACH or seconds > 2 * self.seconds(steps, cells):
+        if self._count < _FIRST or self._unsolved >= _EACH or seconds > 2 * self.seconds(steps, cells):
             self._unsolved = 0
             self._solve()
 

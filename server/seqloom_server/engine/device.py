@@ -243,7 +243,7 @@ class DeviceThread:
         batch.seconds += seconds
         self._report.busy(seconds)
         with self._ready:
-            self._scheduler.advanced(seconds, finished=outcomes is not None)
+            self._scheduler.advanced(seconds, time.monotonic(), finished=outcomes is not None)
         if outcomes is None:
             return
         for job in batch.jobs:

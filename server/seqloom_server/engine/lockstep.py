@@ -2,18 +2,19 @@
 
 They and the device then take turns, and each is idle while the other works. Where half of them run first, the callers
 of these work while the others run, and the halves stay apart: what is back is no longer what the last slice had.
+Streams that wait for a clock, and not for their answers, come together again; they cost a slice more every other time,
+on a device that was idle for longer than that.
 """
 
 from seqloom_server.engine.fitting import Lengths
 from seqloom_server.engine.request import Op, Sequence, Slice
 
-_LEAST = 32  # streams; of fewer, what another message costs is more than what is won
-
 
 class Lockstep:
-    """Told of every slice that begins and ends."""
+    """Told of every slice that begins, and of all device work that ends. least: streams that are worth two slices."""
 
-    def __init__(self) -> None:
+    def __init__(self, least: int) -> None:
+        self._least = least
         self._slice = 0
         self._ended = 0.0
 
@@ -30,7 +31,7 @@ class Lockstep:
 
         The device must have been idle for longer than what another slice costs.
         """
-        if piece.members or len(candidates) < _LEAST or candidates[0].op is not Op.STREAM:
+        if piece.members or len(candidates) < self._least or candidates[0].op is not Op.STREAM:
             return False
         idle = now - self._ended
         return idle > piece.weights.cost.seconds(int(lengths.max()), 0) and all(

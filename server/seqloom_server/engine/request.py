@@ -121,7 +121,7 @@ class Sequence:
     last_active: float = 0.0
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
-    last_slice: int = 0  # its number
+    last_slice: int = -1  # its number
     id: int = field(default_factory=_ids.__next__)
 
     @property

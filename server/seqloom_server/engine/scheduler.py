@@ -1,9 +1,9 @@
 """Decides what the device runs next: pure bookkeeping, in which time is an argument.
 
-Work-conserving: `next_work` takes what is there and never waits for more. Live frames come first, then whole
-sequences, then training, each class with a share of the device that it cannot be starved of. Within a class models
-take turns, and what a slice has cut goes behind what waits, so that each sequence is at most a queue's length of slices
-away.
+Work-conserving: `next_work` takes what is there, or half of it (engine/lockstep.py), and never waits for more. Live
+frames come first, then whole sequences, then training, each class with a share of the device that it cannot be starved
+of. Within a class models take turns, and what a slice has cut goes behind what waits, so that each sequence is at most a
+queue's length of slices away.
 """
 
 import itertools
@@ -39,7 +39,7 @@ class Scheduler:
         self._queues: dict[Op, OrderedDict[Weights, Queue]] = {op: OrderedDict() for op in Op}
         self._deadlines: Deadlines[Sequence] = Deadlines()
         self._shares = Shares(limits.shares, limits.slice_seconds)
-        self._lockstep = Lockstep()
+        self._lockstep = Lockstep(limits.halved)
         self.items = dict.fromkeys(Op, 0)
         self.training = TrainingQueue(limits, self.items)
         self.waiting_steps = 0
@@ -109,8 +109,9 @@ class Scheduler:
         self._lockstep.begun(piece)
         return piece
 
-    def advanced(self, seconds: float, *, finished: bool) -> None:
+    def advanced(self, seconds: float, now: float, *, finished: bool) -> None:
         """A piece of the training batch has run; finished: it was the last."""
+        self._lockstep.ended(now)
         if finished:
             self.training.complete()
         self._shares.account({Op.TRAIN: seconds}, self._waiting())

@@ -64,7 +64,7 @@ class Layers:
                     weights = _Weights(self._linear(u, b_u + b_w), self._linear(w, None))
                 directions.append(weights)
             self._layers.append(directions)
-        self._walk = {"elman": self._elman, "gru": self._gru, "lstm": self._lstm}[spec.cell]
+        self._cell = spec.cell
         self._relu = spec.activation == "relu"
 
     def _linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
@@ -75,6 +75,8 @@ class Layers:
 
     def advance(self, rows: torch.Tensor, batch_sizes: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         """Does as Network.advance, with states in float32; hidden: [cells, outputs_width] of the products' type."""
+        # not kept: a network that holds itself is only freed by the garbage collector, which the server spares
+        walk = {"elman": self._elman, "gru": self._gru, "lstm": self._lstm}[self._cell]
         sizes = batch_sizes.tolist()
         after = tuple(part.clone() for part in state)
         rows = rows.to(self._dtype)
@@ -83,7 +85,7 @@ class Layers:
             for side, weights in enumerate(directions):
                 row = layer * len(directions) + side
                 steps = _Steps(weights.u(rows), sizes, back=side > 0)
-                sides.append(self._walk(weights.w, steps, [part[row] for part in after]))
+                sides.append(walk(weights.w, steps, [part[row] for part in after]))
             rows = sides[0] if len(sides) == 1 else torch.cat(sides, 1)
         return rows, after
 

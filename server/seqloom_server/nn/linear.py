@@ -47,7 +47,11 @@ class Linear:
         return product[:count] if missing else product
 
     def plus(self, rows: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """Returns other + x W', without the bias; `other`, [rows, O], may be overwritten by it."""
+        """Returns other + x W', without the bias; `other`, [rows, O], may be overwritten by it.
+
+        Of packed weights each new number of rows costs a millisecond and 0.9 MB, which is kept; they are as many as
+        sequences share a slice, `max_batch_sequences` at most.
+        """
         if self.packed:
             # oneDNN overwrites what it adds to
             total: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(rows, other, self._weight, None, "add")
