@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,7 +44,7 @@ class Bench:
         return result | extra
 
     def triton(self, size: str, work: str, count: int, seconds: float) -> Result:
-        """One round of Triton's; nothing where none runs, or where it crashes again and again at this work."""
+        """One round of Triton's; nothing where none runs, or where it fails at this work or was given up."""
         if size in self.tritons:
             try:
                 return self.tritons[size].ask(work, count, seconds)
@@ -52,10 +52,12 @@ class Bench:
                 print(error, file=sys.stderr)
         return {}
 
-    def crashes(self, size: str, work: str) -> str:
-        """What is to be said of a Triton's crashes at this work; nothing where there were none."""
-        told = self.tritons[size].crashed(work) if size in self.tritons else ""
-        return f"Triton crashed: {told}" if told else ""
+    def crashes(self, size: str, work: str, rounds: Sequence[Result] = ()) -> str:
+        """What is to be said of a Triton's crashes at this work, and of those of its rounds that brought no numbers."""
+        crashed = self.tritons[size].crashed(work) if size in self.tritons else ""
+        missed = sum(not result for result in rounds)
+        told = [f"{missed} of {len(rounds)} rounds could not be counted"] if missed else []
+        return "; ".join([*told, f"Triton failed: {crashed}"] if crashed else told)
 
     @functools.cached_property
     def chunks(self) -> list[np.ndarray]:
@@ -63,21 +65,30 @@ class Bench:
 
 
 def beside(
-    part: str, work: str, model: str, number: str, served: list[Result], others: Mapping[str, list[Result]]
+    part: str,
+    work: str,
+    model: str,
+    number: str,
+    served: list[Result],
+    others: Mapping[str, list[Result]],
+    missing: str = "",
 ) -> Iterator[Row]:
     """Yields Seqloom's row, and another for each further one of the `others`: the rounds of what stands beside it.
 
-    number: the name of the number that is compared.
+    number: the name of the number that is compared. missing: the note of a row that has no ratio, since not every round
+    of the other brought numbers.
     """
     title = work
     for other, rounds in others.items():
-        share = ratio(served, rounds, number)
-        yield Row.of(title, TITLES[model], served, share, other, GOALS.get((part, model, other)))
+        whole = all(rounds)
+        share = ratio(served, rounds, number) if whole else None
+        note = "" if whole else missing
+        yield Row.of(title, TITLES[model], served, share, other, GOALS.get((part, model, other)), note=note)
         title = f"{work}, beside Triton"
     if not others:
         yield Row.of(work, TITLES[model], served)
 
 
-def measured_wholly(rounds: Mapping[str, list[Result]], names: tuple[str, ...]) -> dict[str, list[Result]]:
-    """Those of these names that have numbers of every round."""
-    return {name: rounds[name] for name in names if rounds.get(name) and all(rounds[name])}
+def peer_row(work: str, model: str, rounds: list[Result], note: str) -> Row:
+    """Triton's own row; without numbers where not every round brought some. model: the network's title."""
+    return Row.of(work, model, rounds, note=note) if all(rounds) else Row(work, model, {}, rounds, note=note)

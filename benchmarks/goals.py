@@ -4,7 +4,7 @@ from workload import BF16, LARGE, SMALL
 
 ALONE, TRITON, ECHO = "the network alone", "Triton", "the echo"
 AUTOGRAD, SUM, DENSE = "the autograd pass", "the sum's device time", "a dense one"
-CELLS, FEWER, IDLE = "all cells computed", "the least cost of a frame with fewer streams", "its state and 20 kB"
+STEPS, FEWER, IDLE = "all steps computed", "the least cost of a frame with fewer streams", "its state and 20 kB"
 """What stands beside Seqloom."""
 
 GOALS: dict[tuple[str, str, str], float] = {
@@ -30,4 +30,4 @@ GOALS: dict[tuple[str, str, str], float] = {
 """By part, model and what stands beside."""
 
 PADDING = {"cpu": 0.0, "cuda": 0.25}
-"""The most of the computed cells that may be padding, by device."""
+"""The most of the computed steps that may be padding, by device."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import stream_load
-from bench import CHUNK, Bench, beside, measured_wholly
+from bench import CHUNK, Bench, beside, peer_row
 from goals import GOALS, TRITON
 from measuring import Result, interleaved
 from rows import Row
@@ -35,13 +35,15 @@ def streams(bench: Bench) -> Iterator[Row]:
             serve(model, bench.seconds / 4)  # warm up
         triton(bench.seconds / 4)
         measurings = {model: lambda model=model: serve(model, bench.seconds) for model in models}
-        rounds = interleaved(measurings | {TRITON: lambda: triton(bench.seconds)}, bench.rounds)
-        others = measured_wholly(rounds, (TRITON,))
+        if size in bench.tritons:
+            measurings[TRITON] = lambda: triton(bench.seconds)
+        rounds = interleaved(measurings, bench.rounds)
+        others = {TRITON: rounds[TRITON]} if TRITON in rounds else {}
+        note = bench.crashes(size, "streams", rounds.get(TRITON, ()))
         for model in models:
-            yield from beside("streams", title, model, "frames_per_second", rounds[model], others)
+            yield from beside("streams", title, model, "frames_per_second", rounds[model], others, note)
         for other, taken in others.items():
-            note = bench.crashes(size, "streams")
-            yield Row.of(f"{other}: {title}", TITLES[size], taken, note=note)
+            yield peer_row(f"{other}: {title}", TITLES[size], taken, note)
 
 
 def real_time(bench: Bench) -> Iterator[Row]:
@@ -66,23 +68,28 @@ def real_time(bench: Bench) -> Iterator[Row]:
             for search in going:
                 search.round()
         peer = searches.pop(TRITON)
-        for model, search in searches.items():
-            share = None
-            if search.on_time and peer.on_time and peer.late:  # else its count is not known
-                share = search.on_time[0]["streams"] / peer.on_time[0]["streams"]
-            goal = GOALS.get(("realtime", model, TRITON)) if size in bench.tritons else None
-            yield from _found(title, TITLES[model], search, share, goal)
         note = bench.crashes(size, "real_time")
         if peer.out_of_reach and size in bench.tritons:
             note = f"{peer.out_of_reach} could not be counted; {note}".removesuffix("; ")
-        yield from _found(f"{TRITON}: {title}", TITLES[size], peer, None, None, note)
+        for model, search in searches.items():
+            share = None
+            if peer.on_time and peer.late:  # else its count is not known
+                most = search.on_time[0]["streams"] if search.on_time else 0
+                share = most / peer.on_time[0]["streams"]
+            goal = GOALS.get(("realtime", model, TRITON)) if size in bench.tritons else None
+            yield from found(title, TITLES[model], search, share, goal, note if share is None else "")
+        yield from found(f"{TRITON}: {title}", TITLES[size], peer, None, None, note)
 
 
-def _found(
+def found(
     title: str, model: str, search: Search, share: float | None, goal: float | None, note: str = ""
 ) -> Iterator[Row]:
+    """Yields the row of the largest count on time, also where there is none but a goal or a note, and of the next."""
+    beside = TRITON if share is not None or goal else ""
     if search.on_time:
-        beside = TRITON if share or goal else "on time"
-        yield Row.of(title, model, search.on_time, share, beside, goal, note=note)
+        yield Row.of(title, model, search.on_time, share, beside or "on time", goal, note=note)
+    elif beside or note:  # a goal, or a Triton, that would go untold
+        late = "no count was on time; " if search.late else ""
+        yield Row(title, model, {}, [], share, beside, goal, note=(late + note).removesuffix("; "))
     if search.late:
         yield Row.of(f"{title}: the next count", model, search.late, None, "late")

@@ -66,6 +66,7 @@ def idle(bench: SweepBench) -> Iterator[Point]:
         one = point("idle", "served", {"streams": count}, f"{streams_told(count)}, idle", TITLES[SMALL], [values])
         one.ratio, one.beside = values["kb_a_stream"] / (state_kb + _MORE_KB), IDLE
         one.lower_is_better, one.goal = True, GOALS["idle", SMALL, IDLE]
+        one.note = "a single measurement"
         yield one
 
 

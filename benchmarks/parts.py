@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Iterator
 
 import sequence_load
-from bench import CHUNK, Bench, beside, measured_wholly
+from bench import CHUNK, Bench, beside, peer_row
 from cost_parts import growth, idle, padding
 from goals import ALONE, ECHO, TRITON
 from live_parts import real_time, streams
@@ -31,14 +31,16 @@ def callers(bench: Bench) -> Iterator[Row]:
         with contextlib.ExitStack() as stack:
             served = {model: stack.enter_context(_sdk_calls(bench, model, connections=1)) for model in models}
             measurings = {model: lambda serve=serve: bench.watched(serve) for model, serve in served.items()}
-            measurings[TRITON] = lambda: triton(bench.seconds)
+            if size in bench.tritons:
+                measurings[TRITON] = lambda: triton(bench.seconds)
             measurings[ALONE] = lambda size=size: bench.alone.ask([size, bench.callers, bench.seconds])
             rounds = interleaved(measurings, bench.rounds)
-        others = measured_wholly(rounds, (ALONE, TRITON))
+        others = {name: rounds[name] for name in (ALONE, TRITON) if name in rounds}
+        note = bench.crashes(size, "callers", rounds.get(TRITON, ()))
         for model in models:
-            yield from beside("callers", title, model, "frames_per_second", rounds[model], others)
+            yield from beside("callers", title, model, "frames_per_second", rounds[model], others, note)
         if TRITON in others:
-            yield Row.of(f"{TRITON}: {title}", TITLES[size], rounds[TRITON])
+            yield peer_row(f"{TRITON}: {title}", TITLES[size], rounds[TRITON], note)
         yield Row.of(f"{ALONE}, batches of {bench.callers}", TITLES[size], rounds[ALONE])
 
 

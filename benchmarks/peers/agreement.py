@@ -42,7 +42,7 @@ def started(held: Sitting, recordings: list[np.ndarray], threads: int = 0) -> It
                 raise ValueError(f"Triton says something else than the server: {shares}")
         yield dict(running)
         if running:
-            crashes = [f"{size}: {triton.crashed()}" for size, triton in running.items() if triton.crashes]
+            crashes = [f"{size}: {triton.crashed()}" for size, triton in running.items() if triton.crashed()]
             held.conditions["Triton's crashes"] = "; ".join(crashes) or "none"
 
 

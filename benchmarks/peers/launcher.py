@@ -28,13 +28,15 @@ _LAST_WORDS = 5  # seconds
 _TRIES = 3  # of one question
 _WARM = 0.5  # seconds
 _CRASHES = 20  # that a sitting bears with
+_ENDED = (RuntimeError, ValueError, OSError)
+"""What talking to a program raises that has ended, or did not start: no answer, half an answer, a broken pipe."""
 _POOL = 4096
 """Requests whose memory Triton keeps for the next ones. Left to its own 8 it ends with a segmentation fault where there
 are hundreds of streams (README.md)."""
 
 
 class PeerFailed(Exception):
-    """Triton did not start, or crashed too often; the text is what it said."""
+    """Triton or its load did not start, failed or crashed too often; the text is what they said."""
 
 
 class Triton:
@@ -46,6 +48,7 @@ class Triton:
 
     def __init__(self, environment: Environment, weights: pathlib.Path, recordings: pathlib.Path, threads: int) -> None:
         self.crashes: Counter[tuple[str, int]] = Counter()
+        self._given_up = False
         self._environment, self._recordings = environment, recordings
         self._variables = environment.variables(WEIGHTS=str(weights), THREADS=str(threads))
         self._running = contextlib.ExitStack()
@@ -59,14 +62,19 @@ class Triton:
     def ask(self, work: str, count: int, seconds: float) -> Any:
         """Asks its load, see load.py, from the beginning where Triton has crashed.
 
-        Raises PeerFailed where it crashes at every try; it has been started again then.
+        Raises PeerFailed where it crashes at every try, and is started again then; where it lives and cannot answer;
+        and for good where its load has ended, it does not start again, or has crashed too often.
         """
+        if self._given_up:
+            raise PeerFailed("Triton was given up before")
         for _ in range(_TRIES):
             if "failed" not in (answer := self._answer(work, count, seconds)):
                 return answer
             told = f"Triton failed at {work} of {count}: {answer['failed']}\n{self._said()}"
-            if not self._crashed() or self.crashes.total() == _CRASHES:
+            if not self._crashed():
                 raise PeerFailed(told)
+            if self.crashes.total() == _CRASHES:
+                raise self._give_up(told)
             self.crashes[work, count] += 1
             print(f"Triton ended with status {self._process.returncode}; it is started again", file=sys.stderr)
             self._start()
@@ -75,15 +83,16 @@ class Triton:
         raise PeerFailed(told)
 
     def crashed(self, work: str = "") -> str:
-        """At what it crashed and how often, or at this work only, in words; nothing where it never did."""
+        """At what it crashed and how often, or at this work only, in words, and whether it is given up; else ""."""
         found = sorted(what for what in self.crashes if what[0].startswith(work))
-        return ", ".join(f"{self.crashes[kind, count]} at {kind} of {count}" for kind, count in found)
+        told = [f"{self.crashes[kind, count]} at {kind} of {count}" for kind, count in found]
+        return ", ".join([*told, "given up"] if self._given_up else told)
 
     def _answer(self, *question: Any) -> Any:
         try:
             return self._load.ask([self.address, *question])
-        except (RuntimeError, ValueError) as error:  # the load itself has ended
-            raise PeerFailed(f"the load of Triton failed: {error}\n{self._said()}") from error
+        except _ENDED as error:
+            raise self._give_up(f"the load of Triton failed: {error}\n{self._said()}") from error
 
     def _crashed(self) -> bool:
         """A process that ends closes its connections before it is gone."""
@@ -94,10 +103,17 @@ class Triton:
         return True
 
     def close(self) -> None:
-        self._running.close()
+        with contextlib.suppress(BrokenPipeError):  # a question that the load did not live to read
+            self._running.close()
+
+    def _give_up(self, told: str) -> PeerFailed:
+        """Ends what still runs; the error is to be raised."""
+        self._given_up = True
+        self.close()
+        return PeerFailed(told)
 
     def _start(self) -> None:
-        self._running.close()
+        self.close()
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the rest of what runs
         self._running.callback(self._log.close)
         self.address = f"127.0.0.1:{_free_port()}"
@@ -108,12 +124,12 @@ class Triton:
         command += [f"--grpc-infer-allocation-pool-size={_POOL}"]
         self._shared = f"seqloom-peer-{uuid.uuid4().hex}"
         command += [f"--backend-config=python,shm-region-prefix-name={self._shared}"]
-        self._process = subprocess.Popen(
-            command, env=self._variables, stdout=self._log, stderr=self._log, start_new_session=True
-        )
-        self._running.callback(self._process.wait)
-        self._running.callback(self._kill)
         try:
+            self._process = subprocess.Popen(
+                command, env=self._variables, stdout=self._log, stderr=self._log, start_new_session=True
+            )
+            self._running.callback(self._process.wait)
+            self._running.callback(self._kill)
             self._wait_until_ready()
             paths = os.pathsep.join(str(_ROOT / name) for name in ("client", "benchmarks", "examples"))
             variables = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
@@ -125,8 +141,10 @@ class Triton:
                 stderr=self._log,
             )
             self._load: Program = self._running.enter_context(load)
+        except _ENDED as error:
+            raise self._give_up(f"Triton or its load did not start: {error}\n{self._said()}") from error
         except BaseException:
-            self._running.close()
+            self.close()
             raise
 
     def _kill(self) -> None:
@@ -147,7 +165,7 @@ class Triton:
                 except grpc.RpcError:
                     if self._process.poll() is not None:
                         break
-        raise PeerFailed(f"Triton did not start:\n{self._said()}")
+        raise self._give_up(f"Triton did not start:\n{self._said()}")
 
     def _said(self) -> str:
         self._log.seek(0)

@@ -166,7 +166,7 @@ def test_training_and_bounds_on_costs_stand_in_the_same_table_with_their_goals(t
         ("the answer to a call for gradients", trained, [0.125, None]),
         ("100 streams", [_NETWORKS[2], _NETWORKS[0]], [1.2, 1.2]),
         ("400 streams, idle", [_NETWORKS[2]], [1.0]),
-        ("computed padding", [_NETWORKS[0], _NETWORKS[2], _NETWORKS[1]], [0, 0, 0]),
+        ("padded steps", [_NETWORKS[0], _NETWORKS[2], _NETWORKS[1]], [0, 0, 0]),
     ):
         found = [row for row in rows if row["work"].startswith(beginning)]
         assert [row["model"] for row in found] == networks

@@ -9,10 +9,11 @@ import sys
 from collections.abc import Iterator
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from peers.environment import Environment, PeerMissing
-from peers.launcher import Triton, tritons
+from peers.launcher import PeerFailed, Triton, tritons
 from safetensors.torch import save_file
 from workload import synthetic
 
@@ -40,6 +41,17 @@ class Network(torch.nn.Module):
 def network() -> Network:
     torch.manual_seed(0)
     return Network()
+
+
+class OnceOnly(Environment):
+    """Its server starts once."""
+
+    starts = 0
+
+    @property
+    def server(self) -> pathlib.Path:
+        self.starts += 1
+        return super().server if self.starts == 1 else pathlib.Path(sys.executable)  # which knows no such options
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +87,29 @@ def test_when_it_dies_it_is_started_again_and_asked_again(triton: Triton, networ
     assert len(triton.ask("labels", 2, 0)["whole"]) == 2
     assert triton.pid != before
     assert triton.crashes["labels", 2] == crashes + 1
+
+
+@pytest.mark.parametrize("dies", ["its load", "it, and does not start again"])
+def test_where_it_cannot_go_on_it_is_given_up_and_says_so_whenever_it_is_asked(
+    network: Network, tmp_path: pathlib.Path, dies: str
+):
+    np.savez(tmp_path / "weights.npz", **{name: value.numpy() for name, value in network.state_dict().items()})
+    np.savez(tmp_path / "recordings.npz", *synthetic(8))
+    given_up = Triton(OnceOnly(), tmp_path / "weights.npz", tmp_path / "recordings.npz", 1)
+    try:
+        if dies == "its load":
+            (load,) = [each for each in psutil.Process().children() if str(tmp_path) in each.cmdline()[-1]]
+            load.kill()
+            load.wait()
+        else:
+            os.kill(given_up.pid, signal.SIGKILL)
+        for told in ("load|start", "given up", "given up"):
+            with pytest.raises(PeerFailed, match=told):
+                given_up.ask("labels", 2, 0)
+        assert given_up.crashed().endswith("given up")
+        assert not psutil.pid_exists(given_up.pid)
+    finally:
+        given_up.close()
 
 
 def test_it_stands_beside_seqloom_in_the_table(tmp_path: pathlib.Path):
