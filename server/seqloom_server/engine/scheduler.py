@@ -2,8 +2,8 @@
 
 Work-conserving: `next_work` takes what is there, or half of it (engine/lockstep.py), and never waits for more. Live
 frames come first, then whole sequences, then training, each class with a share of the device that it cannot be starved
-of. Within a class models take turns, and what a slice has cut goes behind what waits, so that each sequence is at most a
-queue's length of slices away.
+of. Within a class models take turns, and what a slice has cut goes behind what waits, so that each sequence is at most
+a queue's length of slices away.
 """
 
 import itertools
