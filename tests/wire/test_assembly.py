@@ -18,6 +18,7 @@ from seqloom import tensors, wire
 from seqloom.session import Session
 from seqloom.v1 import inference_service_pb2 as pb
 from seqloom.v1 import tensor_pb2
+from seqloom.waiting import Clock
 
 WINDOW = 16
 
@@ -27,6 +28,7 @@ class Echo:
 
     def __init__(self, window):
         self.window = window
+        self.clock = Clock()
         self.rows = collections.deque()  # of frames not yet answered; None for a chunk of no steps
         self.received = self.acknowledged = self.answered = 0
         self.ending = False
