@@ -33,7 +33,7 @@ class Connection:
             self._link = Link(self.config)
         elif self._link.loop is not asyncio.get_running_loop():
             raise InvalidArgument("the client belongs to another event loop: make one for each, or use seqloom.Client")
-        if self._deliveries:
+        if self._deliveries:  # to walk through a set of weak references costs something even if it is empty
             for delivery in self._deliveries:
                 delivery.look()  # before a call makes a new connection unnoticed
         return self._link

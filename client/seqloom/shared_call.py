@@ -109,7 +109,6 @@ class _Call:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._call.cancel()
-        self.clock.stop()
 
     async def _write(self) -> None:
         try:
@@ -157,6 +156,7 @@ class _Call:
         for session in sessions.values():
             session.fail(copy.copy(error))  # each is raised with a traceback of its own
         self._outbox.clear()
+        self.clock.stop()
 
     def _next_message(self) -> bytes:
         """The bytes of a StreamInferRequest."""

@@ -7,6 +7,12 @@ from engine_kit import Device, KnownWeights, sequences_of
 from seqloom_server.engine.request import Op
 
 
+def speak(device, streams):
+    """Each sends a chunk of 10 frames."""
+    for stream in streams:
+        device.push(stream, 10)
+
+
 class Talk:
     """Streams in a closed loop, whose one client takes so many seconds for each answer and sends as it goes on.
 
@@ -21,8 +27,7 @@ class Talk:
         free, answers, settled = 0.0, 0, 0.0
         while len(self.widths) < slices:
             while back and back[0][0] <= device.now:
-                for stream in back.popleft()[1]:
-                    device.push(stream, 10)
+                speak(device, back.popleft()[1])
             piece = device.start()
             if piece is None:
                 device.now = back[0][0]
@@ -65,8 +70,7 @@ def test_streams_that_come_at_moments_of_their_own_run_as_they_come():
     streams = device.open(served, Op.STREAM, 80)
     for moment in range(100):
         some = streams[:40] if moment % 2 else streams[40:]
-        for stream in some:
-            device.push(stream, 10)
+        speak(device, some)
         assert len(device.run().members) == 40
         device.now += 0.1
 
@@ -74,12 +78,10 @@ def test_streams_that_come_at_moments_of_their_own_run_as_they_come():
 def test_one_who_was_not_in_the_last_slice_keeps_all_together():
     device, served = Device(slice_seconds=1.0), weights()
     streams = device.open(served, Op.STREAM, 64)
-    for stream in streams[1:]:
-        device.push(stream, 10)
+    speak(device, streams[1:])
     device.run()
     device.now += 0.1
-    for stream in streams:
-        device.push(stream, 10)
+    speak(device, streams)
     assert len(device.run().members) == 64
 
 
@@ -87,8 +89,7 @@ def test_training_in_between_is_no_idle_time():
     device, served = Device(slice_seconds=1.0), weights()
     streams = device.open(served, Op.STREAM, 64)
     for _ in range(2):
-        for stream in streams:
-            device.push(stream, 10)
+        speak(device, streams)
         assert len(device.run().members) == 64
         device.now += 0.02
         device.scheduler.advanced(0.02, device.now, finished=False)
@@ -98,8 +99,7 @@ def test_what_is_left_runs_at_once():
     device, served = Device(slice_seconds=1.0), weights()
     streams = device.open(served, Op.STREAM, 64)
     for _ in range(2):
-        for stream in streams:
-            device.push(stream, 10)
+        speak(device, streams)
         first = device.run()
         device.now += 0.1 if len(first.members) == 64 else 0.0
     rest = device.run()

@@ -1,6 +1,6 @@
 """The label of each row of logits: the first of its largest.
 
-On the CPU numpy looks for it, which compares many numbers at once where torch compares one: of [640, 6000] in a tenth
+On the CPU numpy looks for it, which compares many numbers at once where torch compares one: of [640, 6000] in a twelfth
 to a seventh of the time.
 """
 
