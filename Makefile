@@ -1,4 +1,4 @@
-# The project's commands. Each sets up .venv by itself; a machine needs only make and Python 3.11 to 3.13.
+# The project's commands. Each sets up .venv by itself; a machine needs only make and Python 3.11 to 3.14.
 #
 #   make demo [DATA=DIR]   many callers' speech through one batched network (DATA: a folder of WAV files)
 #   make test              lint and every test; `make test PRECISION=bf16` with every float32 model served so (or tf32)
@@ -16,7 +16,7 @@
 #
 # PYTHON       the interpreter that .venv is made with
 # TORCH_INDEX  the package index that torch comes from: by default PyTorch's CPU builds on a Linux machine without an
-#              NVIDIA driver, else pip's own index
+#              NVIDIA driver, else pip's own index, which is also taken where that one cannot be reached
 # PRECISION    in which `make test` serves models whose test names none; by default full
 # ARGS         more arguments for the program that a command runs
 
@@ -24,6 +24,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CPU_TORCH := https://download.pytorch.org/whl/cpu
+REACHED := import sys, urllib.request; urllib.request.urlopen(sys.argv[1] + "/torch/", timeout=15)
 TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo $(CPU_TORCH))
 DATA ?=
 PRECISION ?=
@@ -94,14 +95,18 @@ clean:
 # Torch goes first and alone: resolved with the rest, it would drag CUDA's packages to machines that have no use for them.
 $(INSTALLED): pyproject.toml constraints.txt
 	@[ -x $(BIN)/pip ] || { python="$(PYTHON)"; \
-	  for candidate in python3 python3.13 python3.12 python3.11; do \
+	  for candidate in python3 python3.14 python3.13 python3.12 python3.11; do \
 	    [ -n "$$python" ] && break; \
-	    $$candidate -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && python=$$candidate; \
+	    $$candidate -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && python=$$candidate; \
 	  done; \
-	  [ -n "$$python" ] || { echo 'no Python 3.11 to 3.13 with venv (Debian: python3-venv) found; name one: make PYTHON=...' >&2; exit 1; }; \
+	  [ -n "$$python" ] || { echo 'no Python 3.11 to 3.14 with venv (Debian: python3-venv) found; name one: make PYTHON=...' >&2; exit 1; }; \
 	  echo "setting up $(VENV) with $$($$python --version), which takes a minute or two"; \
 	  $$python -m venv --clear $(VENV); }
 	$(BIN)/pip install -q -c constraints.txt hatchling
-	$(BIN)/pip install -q --no-deps -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@index="$(TORCH_INDEX)"; \
+	if [ -n "$$index" ] && ! $(BIN)/python -c '$(REACHED)' "$$index" 2>/dev/null; then \
+	  echo "$$index cannot be reached: torch comes from pip's own index"; index=; \
+	fi; \
+	$(BIN)/pip install -q --no-deps -c constraints.txt $${index:+--index-url "$$index"} torch
 	$(BIN)/pip install -q --no-build-isolation -c constraints.txt -e ".[server,audio,dev]"
 	@touch $@

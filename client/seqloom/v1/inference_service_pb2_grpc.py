@@ -5,7 +5,7 @@ import warnings
 
 from seqloom.v1 import inference_service_pb2 as seqloom_dot_v1_dot_inference__service__pb2
 
-GRPC_GENERATED_VERSION = '1.74.0'
+GRPC_GENERATED_VERSION = '1.75.1'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 

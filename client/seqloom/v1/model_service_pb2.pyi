@@ -66,16 +66,18 @@ class ModelSpec(_message.Message):
     def __init__(self, cell: _Optional[_Union[CellType, str]] = ..., activation: _Optional[_Union[Activation, str]] = ..., input_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., output_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., data_type: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., conv_channels: _Optional[int] = ..., conv_width: _Optional[int] = ..., bidirectional: bool = ..., precision: _Optional[_Union[Precision, str]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "spec", "weights_version", "parameter_count")
+    __slots__ = ("name", "spec", "weights_version", "parameter_count", "broken")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
     PARAMETER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    BROKEN_FIELD_NUMBER: _ClassVar[int]
     name: str
     spec: ModelSpec
     weights_version: int
     parameter_count: int
-    def __init__(self, name: _Optional[str] = ..., spec: _Optional[_Union[ModelSpec, _Mapping]] = ..., weights_version: _Optional[int] = ..., parameter_count: _Optional[int] = ...) -> None: ...
+    broken: str
+    def __init__(self, name: _Optional[str] = ..., spec: _Optional[_Union[ModelSpec, _Mapping]] = ..., weights_version: _Optional[int] = ..., parameter_count: _Optional[int] = ..., broken: _Optional[str] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()
@@ -138,14 +140,16 @@ class UnloadModelResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ImportModelRequest(_message.Message):
-    __slots__ = ("name", "config", "weights")
+    __slots__ = ("name", "config", "weights", "parts")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     config: bytes
     weights: bytes
-    def __init__(self, name: _Optional[str] = ..., config: _Optional[bytes] = ..., weights: _Optional[bytes] = ...) -> None: ...
+    parts: int
+    def __init__(self, name: _Optional[str] = ..., config: _Optional[bytes] = ..., weights: _Optional[bytes] = ..., parts: _Optional[int] = ...) -> None: ...
 
 class ImportModelResponse(_message.Message):
     __slots__ = ("model",)

@@ -97,20 +97,22 @@ class Examples(_message.Message):
     def __init__(self, sequences: _Optional[_Union[_tensor_pb2.SequenceBatch, _Mapping]] = ..., targets: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., target_lengths: _Optional[_Iterable[int]] = ..., output_gradients: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., initial_state: _Optional[_Union[_tensor_pb2.State, _Mapping]] = ..., final_state_gradient: _Optional[_Union[_tensor_pb2.State, _Mapping]] = ..., loss: _Optional[_Union[LossKind, str]] = ..., divisor: _Optional[float] = ...) -> None: ...
 
 class ComputeGradientsRequest(_message.Message):
-    __slots__ = ("model", "weights_version", "examples", "with_respect_to", "parameter_form", "parameter_data_type")
+    __slots__ = ("model", "weights_version", "examples", "with_respect_to", "parameter_form", "parameter_data_type", "parts")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     WITH_RESPECT_TO_FIELD_NUMBER: _ClassVar[int]
     PARAMETER_FORM_FIELD_NUMBER: _ClassVar[int]
     PARAMETER_DATA_TYPE_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     weights_version: int
     examples: Examples
     with_respect_to: _containers.RepeatedScalarFieldContainer[WithRespectTo]
     parameter_form: ParameterForm
     parameter_data_type: _tensor_pb2.DataType
-    def __init__(self, model: _Optional[str] = ..., weights_version: _Optional[int] = ..., examples: _Optional[_Union[Examples, _Mapping]] = ..., with_respect_to: _Optional[_Iterable[_Union[WithRespectTo, str]]] = ..., parameter_form: _Optional[_Union[ParameterForm, str]] = ..., parameter_data_type: _Optional[_Union[_tensor_pb2.DataType, str]] = ...) -> None: ...
+    parts: int
+    def __init__(self, model: _Optional[str] = ..., weights_version: _Optional[int] = ..., examples: _Optional[_Union[Examples, _Mapping]] = ..., with_respect_to: _Optional[_Iterable[_Union[WithRespectTo, str]]] = ..., parameter_form: _Optional[_Union[ParameterForm, str]] = ..., parameter_data_type: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., parts: _Optional[int] = ...) -> None: ...
 
 class ComputeGradientsResponse(_message.Message):
     __slots__ = ("summary", "data")
@@ -190,7 +192,7 @@ class Optimizer(_message.Message):
     def __init__(self, kind: _Optional[_Union[OptimizerKind, str]] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., epsilon: _Optional[float] = ..., weight_decay: _Optional[float] = ...) -> None: ...
 
 class Run(_message.Message):
-    __slots__ = ("id", "model", "spec", "weights_version", "optimizer", "clip_norm", "checkpoint_interval", "step", "durable_step", "loss", "accumulated_calls", "checkpoints", "calls_done", "calls_durable", "waiting_for")
+    __slots__ = ("id", "model", "spec", "weights_version", "optimizer", "clip_norm", "checkpoint_interval", "step", "durable_step", "loss", "accumulated_calls", "checkpoints", "calls_done", "calls_durable", "waiting_for", "broken")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -206,6 +208,7 @@ class Run(_message.Message):
     CALLS_DONE_FIELD_NUMBER: _ClassVar[int]
     CALLS_DURABLE_FIELD_NUMBER: _ClassVar[int]
     WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
+    BROKEN_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     spec: _model_service_pb2.ModelSpec
@@ -221,7 +224,8 @@ class Run(_message.Message):
     calls_done: int
     calls_durable: int
     waiting_for: str
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., spec: _Optional[_Union[_model_service_pb2.ModelSpec, _Mapping]] = ..., weights_version: _Optional[int] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., clip_norm: _Optional[float] = ..., checkpoint_interval: _Optional[int] = ..., step: _Optional[int] = ..., durable_step: _Optional[int] = ..., loss: _Optional[float] = ..., accumulated_calls: _Optional[int] = ..., checkpoints: _Optional[_Iterable[str]] = ..., calls_done: _Optional[int] = ..., calls_durable: _Optional[int] = ..., waiting_for: _Optional[str] = ...) -> None: ...
+    broken: str
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., spec: _Optional[_Union[_model_service_pb2.ModelSpec, _Mapping]] = ..., weights_version: _Optional[int] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., clip_norm: _Optional[float] = ..., checkpoint_interval: _Optional[int] = ..., step: _Optional[int] = ..., durable_step: _Optional[int] = ..., loss: _Optional[float] = ..., accumulated_calls: _Optional[int] = ..., checkpoints: _Optional[_Iterable[str]] = ..., calls_done: _Optional[int] = ..., calls_durable: _Optional[int] = ..., waiting_for: _Optional[str] = ..., broken: _Optional[str] = ...) -> None: ...
 
 class CreateRunRequest(_message.Message):
     __slots__ = ("model", "weights_version", "optimizer", "clip_norm", "checkpoint_interval", "request_id")
@@ -304,12 +308,14 @@ class RunProgress(_message.Message):
     def __init__(self, step: _Optional[int] = ..., durable_step: _Optional[int] = ..., calls_durable: _Optional[int] = ...) -> None: ...
 
 class ForwardBackwardRequest(_message.Message):
-    __slots__ = ("call", "examples")
+    __slots__ = ("call", "examples", "parts")
     CALL_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     call: CallId
     examples: Examples
-    def __init__(self, call: _Optional[_Union[CallId, _Mapping]] = ..., examples: _Optional[_Union[Examples, _Mapping]] = ...) -> None: ...
+    parts: int
+    def __init__(self, call: _Optional[_Union[CallId, _Mapping]] = ..., examples: _Optional[_Union[Examples, _Mapping]] = ..., parts: _Optional[int] = ...) -> None: ...
 
 class ForwardBackwardResponse(_message.Message):
     __slots__ = ("loss", "losses", "step", "progress", "timing")
