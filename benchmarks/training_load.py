@@ -55,7 +55,7 @@ async def waves(calls: list[Call], examples: list[Labelled], seconds: float) -> 
 async def reply_bytes(address: str, model: str, example: Labelled, form: pb.ParameterForm) -> int:
     """How many bytes the messages of one answer have, parameter gradients in this form."""
     request = pb.ComputeGradientsRequest(
-        model=model, with_respect_to=[pb.WITH_RESPECT_TO_PARAMETERS], parameter_form=form
+        model=model, with_respect_to=[pb.WITH_RESPECT_TO_PARAMETERS], parameter_form=form, parts=1
     )
     request.examples.sequences.lengths.append(len(example))
     tensors.encode_into(example.frames, request.examples.sequences.rows)

@@ -5,10 +5,8 @@ import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-import grpc
-
 from seqloom.config import Config
-from seqloom.errors import Cancelled, InvalidArgument, SeqloomError, from_rpc
+from seqloom.errors import Cancelled, InvalidArgument, SeqloomError, from_transport
 from seqloom.link import Link
 from seqloom.retries import Backoff, may_repeat, remaining
 from seqloom.run_calls import Delivery
@@ -28,7 +26,7 @@ class Connection:
     def linked(self) -> Link:
         """Raises Cancelled where it is closed, InvalidArgument on another event loop."""
         if self._closed:
-            raise Cancelled("the client is closed", reason="CLIENT_CLOSED")
+            raise _closed()
         if self._link is None:
             self._link = Link(self.config)
         elif self._link.loop is not asyncio.get_running_loop():
@@ -62,10 +60,13 @@ class Connection:
         while True:
             try:
                 return await attempt()
-            except grpc.aio.AioRpcError as failed:
-                error = from_rpc(failed)
             except SeqloomError as failed:
                 error = failed
+            except (Exception, asyncio.CancelledError) as failed:
+                found = from_transport(failed, deadline)
+                if found is None:
+                    raise
+                error = _closed() if self._closed else found
             if not may_repeat(error, pure=pure):
                 raise error from None
             await asyncio.sleep(backoff.delay(error))
@@ -74,7 +75,7 @@ class Connection:
         """Ends it; whatever is open fails with Cancelled."""
         self._closed = True
         for delivery in list(self._deliveries):
-            delivery.abort(Cancelled("the client is closed", reason="CLIENT_CLOSED"))
+            delivery.abort(_closed())
         if self._link is not None:
             await self._link.close()
 
@@ -85,3 +86,7 @@ class Connection:
             return await method()(request, **self.options(deadline))
 
         return await self.repeated(attempt, deadline, pure=pure)
+
+
+def _closed() -> Cancelled:
+    return Cancelled("the client is closed", reason="CLIENT_CLOSED")

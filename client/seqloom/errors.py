@@ -15,6 +15,10 @@ SeqloomError
 └── Internal             a bug; `request_id` finds its traceback in the server's log
 """
 
+import asyncio
+import math
+import time
+
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -37,6 +41,9 @@ class SeqloomError(Exception):
 
 class InvalidArgument(SeqloomError):
     """An argument is wrong in itself, or more than this server ever takes."""
+
+    def __init__(self, message: str, *, reason: str = "INVALID_FIELD", request_id: str = "") -> None:
+        super().__init__(message, reason=reason, request_id=request_id)
 
 
 class NotFound(SeqloomError):
@@ -90,6 +97,8 @@ class Internal(SeqloomError):
     """A bug, or an answer that is none of this protocol."""
 
 
+_CLOCKS_APART = 0.01  # seconds by which gRPC may think a deadline over before we do
+
 _BY_CODE: dict[int, type[SeqloomError]] = {
     code_pb2.INVALID_ARGUMENT: InvalidArgument,
     code_pb2.FAILED_PRECONDITION: InvalidArgument,
@@ -139,11 +148,31 @@ def from_rpc(error: grpc.aio.AioRpcError) -> SeqloomError:
     return found
 
 
-def lost_call(error: SeqloomError) -> SeqloomError:
-    """Returns Unavailable for the transport's many words for a call that broke; any other error as it is."""
-    if isinstance(error, Cancelled | Internal) and not error.request_id:
-        return Unavailable(f"the connection to the server broke: {error}", reason="CALL_LOST")
-    return error
+def from_transport(error: BaseException, deadline: float = math.inf) -> SeqloomError | None:
+    """Returns the error that stands for whatever gRPC ended a call with; None for what did not come from gRPC, such as
+    the cancellation of the task that waits.
+
+    deadline: the call's, on time.monotonic's clock. Where a call ends while its request is still being written, a
+    grpc.aio client (grpcio 1.85.3, issue 36066) forgets the status that it ended with, and raises INTERNAL, an
+    InvalidStateError, or an asyncio.CancelledError that nobody asked for.
+    """
+    if isinstance(error, grpc.aio.AioRpcError):
+        found = from_rpc(error)
+        if not (isinstance(found, Cancelled | Internal) and not found.request_id):
+            return found
+        words = found.message
+    elif isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            return None
+        words = "it was cancelled"
+    elif isinstance(error, asyncio.InvalidStateError | grpc.aio.BaseError):
+        words = str(error)
+    else:
+        return None
+    if time.monotonic() >= deadline - _CLOCKS_APART:
+        return DeadlineExceeded("the timeout passed while the call was under way", reason="DEADLINE_EXCEEDED")
+    return Unavailable(f"the connection to the server broke: {words}", reason="CALL_LOST")
 
 
 def in_callers_words(error: SeqloomError, frames: str) -> SeqloomError:

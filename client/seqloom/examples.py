@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,10 @@ from seqloom.v1 import training_service_pb2
 
 Loss = Literal["cross_entropy", "mse", "ctc"]
 Reduction = Literal["sum", "mean"]
+
+Request = TypeVar(
+    "Request", training_service_pb2.ComputeGradientsRequest, training_service_pb2.ForwardBackwardRequest
+)
 
 IGNORED = -100  # a label that does not count
 
@@ -94,8 +98,20 @@ class Examples:
         """About how many bytes it takes, here and on the wire."""
         return self.head.ByteSize() + sum(column.nbytes for column in self._columns().values())
 
-    def parts(self) -> Iterator[training_service_pb2.Examples]:
-        """Yields the messages, each about a MiB at most; the first has everything but further rows."""
+    def requests(self, first: Request) -> Iterator[Request]:
+        """Yields the messages of a call, each about a MiB at most: `first` with the first part of these examples, then
+        what has only further rows; the last says how many they are, without which the server does nothing."""
+        message, count = first, 1
+        parts = self._parts()
+        message.examples.CopyFrom(next(parts))
+        for part in parts:
+            yield message
+            message, count = type(first)(examples=part), count + 1
+        message.parts = count
+        yield message
+
+    def _parts(self) -> Iterator[training_service_pb2.Examples]:
+        """The first has everything but further rows."""
         columns = self._columns()
         crowded = self.head.ByteSize() > MESSAGE_BYTES - _ROOM  # then it goes ahead alone
         if crowded:

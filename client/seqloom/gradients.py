@@ -70,13 +70,10 @@ class Request:
         return cls(first, examples)
 
     def parts(self) -> Iterator[training_service_pb2.ComputeGradientsRequest]:
-        """Yields the messages."""
-        message = training_service_pb2.ComputeGradientsRequest()
-        message.CopyFrom(self.first)
-        for part in self.examples.parts():
-            message.examples.CopyFrom(part)
-            yield message
-            message = training_service_pb2.ComputeGradientsRequest()
+        """The messages."""
+        first = training_service_pb2.ComputeGradientsRequest()
+        first.CopyFrom(self.first)
+        return self.examples.requests(first)
 
     async def answer(self, parts: AsyncIterable[training_service_pb2.ComputeGradientsResponse]) -> Gradients:
         """Reads the answer. Raises what the call fails with; Internal for what is no answer."""

@@ -47,11 +47,14 @@ class Reader:
         self._weights.close()
 
     async def parts(self) -> AsyncIterator[model_service_pb2.ImportModelRequest]:
-        """Yields the messages."""
+        """Yields the messages; the last says how many they are, without which the server does nothing."""
         yield self._first
+        count = 2
         try:
             while part := await asyncio.to_thread(self._weights.read, _PART_BYTES):
                 yield model_service_pb2.ImportModelRequest(weights=part)
+                count += 1
+            yield model_service_pb2.ImportModelRequest(parts=count)
         except OSError as error:
             self._error = error  # here it would only cancel the call
             raise

@@ -18,8 +18,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
-
 from seqloom.call_log import CallLog, Kept
 from seqloom.errors import (
     Cancelled,
@@ -30,8 +28,7 @@ from seqloom.errors import (
     SeqloomError,
     Unauthenticated,
     Unavailable,
-    from_rpc,
-    lost_call,
+    from_transport,
 )
 from seqloom.link import Link
 from seqloom.retries import Backoff, remaining, until
@@ -211,8 +208,10 @@ class Delivery:
         )
         try:
             reply = await request.send(self._link.training, number, kept.calls, self._options)
-        except grpc.aio.AioRpcError as failed:
-            error = lost_call(from_rpc(failed))
+        except (Exception, asyncio.CancelledError) as failed:
+            error = from_transport(failed)
+            if error is None:
+                raise
             if _passes(error) or _ends(error):
                 raise error from None
             self._log.refuse(kept)
@@ -267,8 +266,11 @@ class Delivery:
     async def _send_again(self) -> None:
         try:
             reply = await self._link.training.GetRun(GetRunRequest(run=self._run, client=self.client), **self._options)
-        except grpc.aio.AioRpcError as failed:
-            raise lost_call(from_rpc(failed)) from None
+        except (Exception, asyncio.CancelledError) as failed:
+            error = from_transport(failed)
+            if error is None:
+                raise
+            raise error from None
         run: Run = reply.run
         self._log.settle(run.calls_durable)
         try:

@@ -1,6 +1,6 @@
 """The calls on a run as they are sent, under a number, and what their replies mean."""
 
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,14 +42,8 @@ class ForwardBackward:
         return self.examples.nbytes
 
     def send(self, stub: Any, call: CallId, calls: Mapping[str, int], options: dict[str, Any]) -> Awaitable[Any]:
-        return stub.ForwardBackward(self._parts(call), **options)  # type: ignore[no-any-return]
-
-    def _parts(self, call: CallId) -> Iterator[training_service_pb2.ForwardBackwardRequest]:
-        message = training_service_pb2.ForwardBackwardRequest(call=call)
-        for part in self.examples.parts():
-            message.examples.CopyFrom(part)
-            yield message
-            message = training_service_pb2.ForwardBackwardRequest()
+        first = training_service_pb2.ForwardBackwardRequest(call=call)
+        return stub.ForwardBackward(self.examples.requests(first), **options)  # type: ignore[no-any-return]
 
     def step(self, reply: training_service_pb2.ForwardBackwardResponse) -> int:
         return reply.step

@@ -16,7 +16,7 @@ import grpc
 from seqloom import wire
 from seqloom.config import MESSAGE_BYTES
 from seqloom.entry import Outgoing
-from seqloom.errors import Cancelled, DeadlineExceeded, Internal, SeqloomError, Unavailable, from_rpc, lost_call
+from seqloom.errors import Cancelled, DeadlineExceeded, Internal, SeqloomError, Unavailable, from_transport
 from seqloom.session import INITIAL_WINDOW, Session
 from seqloom.v1 import inference_service_pb2
 from seqloom.waiting import Clock
@@ -138,14 +138,15 @@ class _Call:
                             del self._sessions[entry.session]
             code = await self._call.code()
             error = Unavailable(f"the server ended the call ({code.name})", reason="CALL_ENDED")
-        except grpc.aio.AioRpcError as failed:
-            error = lost_call(from_rpc(failed))
         except asyncio.CancelledError:
             error = Cancelled("the call was cancelled", reason="CANCELLED")
             raise
-        except Exception as bug:  # a message that is none of this protocol
-            error = Internal(f"the server sent what cannot be read: {bug!r}", reason="MALFORMED_REPLY")
-            self._call.cancel()
+        except Exception as failed:
+            found = from_transport(failed)
+            if found is None:  # a message that is none of this protocol
+                found = Internal(f"the server sent what cannot be read: {failed!r}", reason="MALFORMED_REPLY")
+                self._call.cancel()
+            error = found
         finally:
             self._fail(error)
             self._tasks[0].cancel()

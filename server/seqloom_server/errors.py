@@ -12,6 +12,7 @@ class Reason(enum.StrEnum):
     INVALID_FIELD = "INVALID_FIELD"  # a field of the request is wrong in itself
     OVER_LIMIT = "OVER_LIMIT"  # longer or wider than this server ever takes
     MALFORMED_MESSAGE = "MALFORMED_MESSAGE"  # bytes that are no message of ours
+    CUT_OFF = "CUT_OFF"  # a request in parts ended before its last one; nothing was done
     MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
     MODEL_EXISTS = "MODEL_EXISTS"
     MODEL_BROKEN = "MODEL_BROKEN"  # a model folder that cannot be loaded

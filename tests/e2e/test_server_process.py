@@ -184,6 +184,7 @@ def test_a_full_disk_is_told_as_such_and_the_old_model_stays_whole(server_proces
         parts = list(stub.ExportModel(model_service_pb2.ExportModelRequest(name="small")))
         first = model_service_pb2.ImportModelRequest(name="small", config=parts[0].config)
         rest = [model_service_pb2.ImportModelRequest(weights=part.weights) for part in parts[1:]]
+        rest[-1].parts = len(parts)
         load = model_service_pb2.LoadModelRequest(name="small")
         for most in (50, 400):  # config.json does not go in; model.safetensors does not
             resource.prlimit(started.process.pid, resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))

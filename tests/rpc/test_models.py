@@ -14,6 +14,7 @@ from seqloom_server.nn import storage
 from seqloom_server.nn.network import Network
 from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc import models
+from seqloom_server.rpc import parts as request_parts
 from serving import SMALL, open_channel, until
 
 TINY = pb.ModelSpec(cell=pb.CELL_TYPE_GRU, input_size=2, hidden_size=3, output_size=4, num_layers=1)
@@ -25,7 +26,11 @@ def stub(channel):
 
 
 async def import_parts(stub, *parts, **more):
-    return await stub.ImportModel(iter(parts), timeout=30, **more)
+    *others, last = parts or (pb.ImportModelRequest(),)
+    told = pb.ImportModelRequest()
+    told.CopyFrom(last)  # what is shared by tests stays as it is
+    told.parts = len(parts)
+    return await stub.ImportModel(iter([*others, told] if parts else []), timeout=30, **more)
 
 
 def parts_of(name, spec, *, seed=0, size=1 << 20):
@@ -308,7 +313,7 @@ async def test_an_import_that_is_refused_half_way_is_told_why(served, channel, s
 
 
 async def test_an_import_without_end_is_cut_off(served, channel, stub, monkeypatch):
-    monkeypatch.setattr(models, "_MAX_PASSED_OVER_BYTES", 4 << 20)
+    monkeypatch.setattr(request_parts, "_MAX_PASSED_OVER_BYTES", 4 << 20)
     sent = []
 
     async def parts_without_end():
@@ -339,7 +344,7 @@ async def test_an_import_that_is_dropped_half_way_holds_up_no_other(served, chan
 
 
 async def test_an_import_of_which_no_more_comes_holds_up_no_other_and_is_ended(served, stub, monkeypatch):
-    monkeypatch.setattr(models, "_SECONDS_WITHOUT_PROGRESS", 0.2)
+    monkeypatch.setattr(request_parts, "SECONDS_WITHOUT_PROGRESS", 0.2)
     parts = list(parts_of("made", SMALL, size=100))
     for silent in (parts[:1], parts[:3], [parts[0], *[pb.ImportModelRequest()] * 3], []):
         stalled = stub.ImportModel(timeout=30)
@@ -348,7 +353,7 @@ async def test_an_import_of_which_no_more_comes_holds_up_no_other_and_is_ended(s
         failure = await refused(stalled)
         assert (failure.code, failure.reason) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
         assert "0.2 s" in failure.message
-    monkeypatch.setattr(models, "_SECONDS_WITHOUT_PROGRESS", 30.0)
+    monkeypatch.setattr(request_parts, "SECONDS_WITHOUT_PROGRESS", 30.0)
     stalled = stub.ImportModel(timeout=30)
     for part in parts[:3]:
         await stalled.write(part)
@@ -368,6 +373,7 @@ async def test_imports_that_are_together_too_large_are_told_to_come_later(serve)
         failure = await refused(import_parts(stub, *parts_of("other", wide)))
         assert (failure.code, failure.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
         assert failure.retry_after > 0
+        parts[-1].parts = len(parts)
         await held.write(parts[-1])
         await held.done_writing()
         assert (await held).model.name == "made"
@@ -378,7 +384,7 @@ async def test_exports_that_nobody_reads_are_bounded_and_ended(serve, monkeypatc
     wide = ModelSpec("elman", 5, 100, 100_000)
     async with serve({"wide": wide}) as served, open_channel(served.address) as channel:
         stub = model_service_pb2_grpc.ModelServiceStub(channel)
-        monkeypatch.setattr(models, "_SECONDS_WITHOUT_PROGRESS", 0.5)
+        monkeypatch.setattr(models, "SECONDS_WITHOUT_PROGRESS", 0.5)
         unread = [stub.ExportModel(pb.ExportModelRequest(name="wide")) for _ in range(2)]
         for call in unread:
             assert (await call.read()).config

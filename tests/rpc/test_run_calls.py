@@ -12,7 +12,7 @@ from seqloom import tensors
 from seqloom.v1 import tensor_pb2
 from seqloom.v1 import training_service_pb2 as pb
 from serving import SMALL, open_channel, write_models
-from training_calls import ADAM, Client, create_run, examples, gradients, labels, stub
+from training_calls import ADAM, Client, create_run, examples, gradients, in_parts, labels, stub
 
 
 def batch(n):
@@ -88,7 +88,7 @@ async def test_a_reply_that_was_acknowledged_is_forgotten(served, channel):
     client = Client(channel, run)
     await client.forward_backward(number=1)
     request = pb.ForwardBackwardRequest(call=client.id(2, acknowledged=1), examples=batch(0))
-    await stub(channel).ForwardBackward(iter([request]), timeout=30)
+    await stub(channel).ForwardBackward(in_parts(request), timeout=30)
     failure = await refused(client.forward_backward(number=1))
     assert (failure.code, failure.reason) == ("FAILED_PRECONDITION", "CALL_FORGOTTEN")
 
@@ -309,7 +309,7 @@ async def test_the_same_call_cut_in_other_parts_is_the_same_call(served, channel
         pb.ForwardBackwardRequest(call=client.id(1), examples=head),
         pb.ForwardBackwardRequest(examples=rest),
     ]
-    again = await stub(channel).ForwardBackward(iter(parts), timeout=30)
+    again = await stub(channel).ForwardBackward(in_parts(*parts), timeout=30)
     assert again.losses == first.losses
     assert (await client.get()).accumulated_calls == 1
 

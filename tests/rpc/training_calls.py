@@ -57,6 +57,12 @@ class Gradients:
         return found
 
 
+def in_parts(*messages):
+    """The messages of one request, the last of which says how many they are."""
+    messages[-1].parts = len(messages)
+    return iter(messages)
+
+
 async def gradients(channel, *parts, wrt=(pb.WITH_RESPECT_TO_PARAMETERS,), model="small", **more):
     """parts: Examples, the first of which goes with everything else."""
     first, *others = parts or (examples(),)
@@ -64,7 +70,7 @@ async def gradients(channel, *parts, wrt=(pb.WITH_RESPECT_TO_PARAMETERS,), model
         pb.ComputeGradientsRequest(model=model, examples=first, with_respect_to=wrt, **more),
         *(pb.ComputeGradientsRequest(examples=part) for part in others),
     ]
-    call = stub(channel).ComputeGradients(iter(messages), timeout=30)
+    call = stub(channel).ComputeGradients(in_parts(*messages), timeout=30)
     return Gradients([part async for part in call])
 
 
@@ -81,7 +87,7 @@ class Client:
     async def forward_backward(self, batch=None, *, number=None, step=0):
         batch = examples() if batch is None else batch
         request = pb.ForwardBackwardRequest(call=self.id(number, step=step), examples=batch)
-        return await self.stub.ForwardBackward(iter([request]), timeout=30)
+        return await self.stub.ForwardBackward(in_parts(request), timeout=30)
 
     async def step(self, *, number=None, step=0, **more):
         return await self.stub.OptimStep(pb.OptimStepRequest(call=self.id(number, step=step), **more), timeout=30)

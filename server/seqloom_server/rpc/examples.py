@@ -1,6 +1,5 @@
 """What a training call brings, in one part or many, to the examples that the network is differentiated on."""
 
-import asyncio
 import hashlib
 import math
 from collections.abc import AsyncIterator
@@ -14,13 +13,13 @@ from seqloom.v1 import training_service_pb2 as pb
 
 from seqloom_server.config import ServerConfig
 from seqloom_server.engine.request import Array, StateArrays
-from seqloom_server.errors import Reason, ServerError, invalid
+from seqloom_server.errors import ServerError, invalid
 from seqloom_server.nn.gradients import Example, LossKind
 from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc import convert
 from seqloom_server.rpc.budget import ByteBudget
+from seqloom_server.rpc.parts import parts_of, pass_over
 
-_SECONDS_WITHOUT_PROGRESS = 30.0
 _LOSSES: dict[int, LossKind] = {
     pb.LOSS_KIND_CROSS_ENTROPY: "cross_entropy",
     pb.LOSS_KIND_MSE: "mse",
@@ -46,12 +45,21 @@ class Received:
 async def receive(requests: AsyncIterator[Any], max_bytes: int, budget: ByteBudget) -> Received:
     """Reads a call's parts; what they take of the budget is the caller's to give back (`nbytes`), unless this raises.
 
-    Raises ServerError INVALID_FIELD, OVER_LIMIT, OVERLOADED, or DEADLINE_EXCEEDED where the caller falls silent.
+    Raises ServerError INVALID_FIELD, OVER_LIMIT, OVERLOADED, CUT_OFF, or DEADLINE_EXCEEDED where the caller falls
+    silent.
     """
+    try:
+        return await _receive(requests, max_bytes, budget)
+    except ServerError:
+        await pass_over(requests)
+        raise
+
+
+async def _receive(requests: AsyncIterator[Any], max_bytes: int, budget: ByteBudget) -> Received:
     received: Received | None = None
     contents = _Digest()
     try:
-        while (part := await _next(requests)) is not None:
+        async for part in parts_of(requests):
             examples: pb.Examples = part.examples
             size = part.ByteSize()
             if received is None:
@@ -102,19 +110,9 @@ class _Digest:
         return whole.hexdigest()
 
 
-async def _next(requests: AsyncIterator[Any]) -> Any:
-    try:
-        async with asyncio.timeout(_SECONDS_WITHOUT_PROGRESS):
-            return await anext(requests, None)
-    except TimeoutError:
-        raise ServerError(
-            Reason.DEADLINE_EXCEEDED, f"nothing came of the call for {_SECONDS_WITHOUT_PROGRESS:g} s"
-        ) from None
-
-
 def _carries_more_than_rows(part: Any) -> bool:
     examples = part.examples
-    others = [each.name for each, _ in part.ListFields() if each.name != "examples"]
+    others = [each.name for each, _ in part.ListFields() if each.name not in ("examples", "parts")]
     allowed = {"sequences", *_TENSORS}
     return bool(others or examples.sequences.lengths) or any(f.name not in allowed for f, _ in examples.ListFields())
 

@@ -1,7 +1,6 @@
 """ModelService: what is served, creating, loading, moving models in and out, and the server's limits."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar
 
@@ -17,12 +16,11 @@ from seqloom_server.errors import Reason, ServerError, invalid
 from seqloom_server.nn.spec import Activation, Cell, DType, InvalidSpec, ModelSpec, Precision
 from seqloom_server.nn.storage import BrokenModel, max_weights_bytes, most_weights_bytes
 from seqloom_server.rpc.interceptors import set_model
+from seqloom_server.rpc.parts import SECONDS_WITHOUT_PROGRESS, parts_of, pass_over
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _PART_BYTES = 1 << 20
-_MAX_PASSED_OVER_BYTES = 256 << 20
-_SECONDS_WITHOUT_PROGRESS = 30.0  # of the caller, in an import or an export
 _MAX_EXPORTS = 2  # at once: each is a whole model in memory
 
 _CELLS: "dict[pb.CellType, Cell]" = {pb.CELL_TYPE_ELMAN: "elman", pb.CELL_TYPE_GRU: "gru", pb.CELL_TYPE_LSTM: "lstm"}
@@ -79,13 +77,14 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         try:
             info = await self._import(requests)
         except ServerError:
-            await _pass_over(requests)
+            await pass_over(requests)
             raise
         set_model(info.name)
         return pb.ImportModelResponse(model=_model(info))
 
     async def _import(self, requests: AsyncIterator[pb.ImportModelRequest]) -> ModelInfo:
-        first = await _next_part(requests)
+        parts = parts_of(requests)
+        first = await anext(parts, None)
         if first is None:
             raise invalid("name", "is missing: expected a first part with the name and the configuration")
         check_name(first.name)
@@ -101,7 +100,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
             )
         taken: list[bytes] = []
         try:
-            await self._collect(taken, first.weights, requests, most)
+            await self._collect(taken, first.weights, parts, most)
             return await self._registry.import_(first.name, first.config, b"".join(taken))
         except MemoryError:
             raise ServerError(Reason.OVERLOADED, "the server has no memory for the model", retry_after=10.0) from None
@@ -113,12 +112,12 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
             self._import_bytes -= sum(map(len, taken))
 
     async def _collect(
-        self, taken: list[bytes], weights: bytes, requests: AsyncIterator[pb.ImportModelRequest], most: int
+        self, taken: list[bytes], weights: bytes, parts: AsyncIterator[pb.ImportModelRequest], most: int
     ) -> None:
         """Appends the parts of model.safetensors to `taken`, and counts them.
 
         Raises INVALID_FIELD as soon as there are more bytes than `most`; OVERLOADED where all imports together are
-        more than the server takes.
+        more than the server takes; what parts_of() raises.
         """
         size = 0
         while True:
@@ -129,7 +128,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
                 raise ServerError(Reason.OVERLOADED, "other models are being imported", retry_after=10.0)
             self._import_bytes += len(weights)
             taken.append(weights)
-            part = await _next_part(requests)
+            part = await anext(parts, None)
             if part is None:
                 return
             if part.name or part.config:
@@ -150,7 +149,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
             yield pb.ExportModelResponse(config=config)
             for start in range(0, len(weights), _PART_BYTES):
                 # what is yielded is written by the same task, which waits for a caller that does not read
-                watch = loop.call_later(_SECONDS_WITHOUT_PROGRESS, task.cancel)
+                watch = loop.call_later(SECONDS_WITHOUT_PROGRESS, task.cancel)
                 try:
                     yield pb.ExportModelResponse(weights=weights[start : start + _PART_BYTES])
                 finally:
@@ -162,28 +161,6 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         config = self._config
         limits = {field.name: getattr(config, field.name) for field in pb.Limits.DESCRIPTOR.fields}
         return pb.GetServerInfoResponse(version=__version__, device=self._engine.device, limits=pb.Limits(**limits))
-
-
-async def _pass_over(requests: AsyncIterator[pb.ImportModelRequest]) -> None:
-    """Reads on, up to a bound: a caller that is cut off while it sends may never see why."""
-    size = 0
-    with contextlib.suppress(ServerError):
-        while size <= _MAX_PASSED_OVER_BYTES and (part := await _next_part(requests)) is not None:
-            size += len(part.weights)
-
-
-async def _next_part(requests: AsyncIterator[pb.ImportModelRequest]) -> pb.ImportModelRequest | None:
-    """Returns the next part that holds anything, or None where there is no more. Raises DEADLINE_EXCEEDED."""
-    try:
-        async with asyncio.timeout(_SECONDS_WITHOUT_PROGRESS):
-            async for part in requests:
-                if part.ByteSize():
-                    return part
-    except TimeoutError:
-        raise ServerError(
-            Reason.DEADLINE_EXCEEDED, f"nothing came of the import for {_SECONDS_WITHOUT_PROGRESS:g} s"
-        ) from None
-    return None
 
 
 def _spec(message: pb.ModelSpec) -> ModelSpec:

@@ -18,6 +18,7 @@ CODES: dict[Reason, int] = {
     Reason.INVALID_FIELD: code_pb2.INVALID_ARGUMENT,
     Reason.OVER_LIMIT: code_pb2.INVALID_ARGUMENT,
     Reason.MALFORMED_MESSAGE: code_pb2.INVALID_ARGUMENT,
+    Reason.CUT_OFF: code_pb2.CANCELLED,
     Reason.MODEL_NOT_FOUND: code_pb2.NOT_FOUND,
     Reason.MODEL_EXISTS: code_pb2.ALREADY_EXISTS,
     Reason.MODEL_BROKEN: code_pb2.FAILED_PRECONDITION,
