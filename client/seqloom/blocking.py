@@ -168,8 +168,9 @@ class Run:
     ) -> StepResult:
         """Applies what was accumulated, and clears it.
 
-        learning_rate: for this step; the optimizer's where None. expected_step: the step is refused unless it becomes
-        this one. Raises InvalidArgument where nothing was accumulated.
+        learning_rate: for this step, at least 0; the optimizer's where None. expected_step: the step is refused unless
+        it becomes this one. Raises InvalidArgument where nothing was accumulated; and where a weight or a moment would
+        overflow: then weights and step number are as before, and what was accumulated is dropped.
         """
         return self._portal.run(self._asynchronous.step(learning_rate, expected_step=expected_step, timeout=timeout))
 
@@ -201,7 +202,10 @@ class Run:
         self._portal.run(self._asynchronous.delete(timeout=timeout))
 
     def close(self, *, timeout: float | None = None) -> None:
-        """Waits for what was called, and has the server save what it could lose; the run stays on the server."""
+        """Waits for what was called, and has the server save what it could lose; the run stays on the server.
+
+        Raises what stands in the way of that, such as DeadlineExceeded; then what was still to be sent is dropped.
+        """
         self._portal.end(self._asynchronous.close(timeout=timeout))
 
     def __enter__(self) -> Self:

@@ -10,14 +10,16 @@ from seqloom.v1 import training_service_pb2
 
 @dataclass(frozen=True, slots=True)
 class SGD:
-    """Stochastic gradient descent, as torch.optim.SGD. lr is above 0, momentum at least 0. Raises InvalidArgument."""
+    """Stochastic gradient descent, as torch.optim.SGD. lr is above 0, momentum from 0 to below 1. Raises
+    InvalidArgument.
+    """
 
     lr: float
     momentum: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lr", rate(self.lr, "lr"))
-        object.__setattr__(self, "momentum", _number(self.momentum, "momentum", 0.0))
+        object.__setattr__(self, "momentum", _below_1(self.momentum, "momentum"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +82,27 @@ def optimizer_of(message: training_service_pb2.Optimizer) -> Optimizer:
 
 def rate(value: object, name: str) -> float:
     """Returns a finite number above 0. Raises InvalidArgument naming it."""
-    number = _number(value, name, 0.0)
+    number = at_least_0(value, name)
     if number == 0:
         raise InvalidArgument(f"{name}: is {value!r}: expected a finite number above 0")
+    return number
+
+
+def at_least_0(value: object, name: str) -> float:
+    """Returns a finite number of at least 0. Raises InvalidArgument naming it."""
+    try:
+        number = float(value) if not isinstance(value, bool | str) else math.nan  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise InvalidArgument(f"{name}: is {value!r}: expected a finite number of at least 0")
+    return number
+
+
+def _below_1(value: object, name: str) -> float:
+    number = at_least_0(value, name)
+    if number >= 1:
+        raise InvalidArgument(f"{name}: is {value!r}: expected a number from 0 to below 1")
     return number
 
 
@@ -92,20 +112,7 @@ def _check_adam(optimizer: Adam | AdamW) -> None:
         first, second = optimizer.betas
     except (TypeError, ValueError):
         raise InvalidArgument(f"betas: is {optimizer.betas!r}: expected two numbers") from None
-    betas = tuple(_number(beta, f"betas[{i}]", 0.0) for i, beta in enumerate((first, second)))
-    for i, beta in enumerate(betas):
-        if beta >= 1:
-            raise InvalidArgument(f"betas[{i}]: is {beta}: expected at least 0 and less than 1")
+    betas = tuple(_below_1(beta, f"betas[{i}]") for i, beta in enumerate((first, second)))
     object.__setattr__(optimizer, "betas", betas)
     object.__setattr__(optimizer, "epsilon", rate(optimizer.epsilon, "epsilon"))
-    object.__setattr__(optimizer, "weight_decay", _number(optimizer.weight_decay, "weight_decay", 0.0))
-
-
-def _number(value: object, name: str, least: float) -> float:
-    try:
-        number = float(value) if not isinstance(value, bool | str) else math.nan  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not (math.isfinite(number) and number >= least):
-        raise InvalidArgument(f"{name}: is {value!r}: expected a finite number of at least {least:g}")
-    return number
+    object.__setattr__(optimizer, "weight_decay", at_least_0(optimizer.weight_decay, "weight_decay"))

@@ -8,7 +8,7 @@ from seqloom import convert
 from seqloom.connection import Connection
 from seqloom.errors import Cancelled
 from seqloom.examples import Examples, Loss, Reduction
-from seqloom.optimizers import optimizer_of, rate
+from seqloom.optimizers import at_least_0, optimizer_of
 from seqloom.run_requests import ForwardBackward, LoadCheckpoint, OptimStep, PublishRun, RunRequest, SaveCheckpoint
 from seqloom.training_results import ForwardBackwardResult, RunInfo, StepResult
 from seqloom.types import ModelSpec, State, integer
@@ -81,11 +81,12 @@ class AsyncRun:
     ) -> StepResult:
         """Applies what was accumulated, and clears it.
 
-        learning_rate: for this step; the optimizer's where None. expected_step: the step is refused unless it becomes
-        this one. Raises InvalidArgument where nothing was accumulated.
+        learning_rate: for this step, at least 0; the optimizer's where None. expected_step: the step is refused unless
+        it becomes this one. Raises InvalidArgument where nothing was accumulated; and where a weight or a moment would
+        overflow: then weights and step number are as before, and what was accumulated is dropped.
         """
         request = OptimStep(
-            0.0 if learning_rate is None else rate(learning_rate, "learning_rate"),
+            None if learning_rate is None else at_least_0(learning_rate, "learning_rate"),
             0 if expected_step is None else min(integer(expected_step, "expected_step"), 2**63 - 1),
         )
         return cast(StepResult, await self._submit(request, timeout))
@@ -121,9 +122,13 @@ class AsyncRun:
         self._abort()
 
     async def close(self, *, timeout: float | None = None) -> None:
-        """Waits for what was called, and has the server save what it could lose; the run stays on the server."""
+        """Waits for what was called, and has the server save what it could lose; the run stays on the server.
+
+        Raises what stands in the way of that, such as DeadlineExceeded; then what was still to be sent is dropped.
+        """
+        deadline = self._connection.config.deadline(timeout)  # a wrong one drops nothing
         try:
-            await self._delivery.drain(self._connection.config.deadline(timeout))
+            await self._delivery.drain(deadline)
         finally:
             self._abort()
 

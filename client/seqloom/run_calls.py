@@ -8,7 +8,6 @@ no other: what comes later must come after it.
 
 import asyncio
 import collections
-import contextlib
 import copy
 import math
 import secrets
@@ -103,10 +102,12 @@ class Delivery:
         """Waits until every call was answered, and makes all of it durable. Raises what stands in the way."""
         if self._line or len(self._log):
             await self.submit(SaveCheckpoint(""), deadline)
-        with contextlib.suppress(TimeoutError):
+        try:
             async with until(deadline):
                 self._pump()
                 await self._quiet.wait()  # replies to calls before it may still be under way
+        except TimeoutError:
+            raise self._trouble or DeadlineExceeded("not every call was answered in time", reason="TIMEOUT") from None
 
     def look(self) -> None:
         """Sees whether the connection is lost: behind the next may be another server, which has lost what was done."""

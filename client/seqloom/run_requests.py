@@ -56,9 +56,9 @@ class ForwardBackward:
 
 @dataclass(frozen=True, slots=True)
 class OptimStep:
-    """Applies what was accumulated; 0 for the optimizer's learning rate, and for any step."""
+    """Applies what was accumulated; None for the optimizer's learning rate, 0 for any step."""
 
-    learning_rate: float
+    learning_rate: float | None
     expected_step: int
     size: int = 0
 
@@ -76,7 +76,7 @@ class OptimStep:
 
 
 # What is sent for a call that was refused, should the server lose that: it is refused again, and its number used up.
-REFUSED = OptimStep(0.0, _NEVER)
+REFUSED = OptimStep(None, _NEVER)
 
 
 @dataclass(frozen=True, slots=True)

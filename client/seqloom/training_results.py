@@ -102,29 +102,37 @@ class ForwardBackwardResult(Brief):
 class StepResult:
     """A step that was applied.
 
-    step_number: from 1. gradient_norm: of what was accumulated, before it was clipped. durable_step: the last step that
+    step: its number, from 1. gradient_norm: of what was accumulated, before it was clipped. durable_step: the last step that
     the server would not lose.
     """
 
-    step_number: int
+    step: int
     gradient_norm: float
     durable_step: int
 
+    @property
+    def step_number(self) -> int:
+        """Another name of `step`."""
+        return self.step
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
     """A run as the server has it.
 
     weights_version: the model's that it was forked from. step: steps applied. durable_step: the last that the server
     would not lose. loss: of the last forward_backward that was accumulated, None before the first. accumulated_calls:
     what the next step applies. checkpoints: their names. waiting_for: what it waits for, in words, "" for nothing.
+
+    broken: why its folder cannot be loaded, in words, "" for a run that is alive. Of a broken one nothing else is known
+    but its id: numbers are 0, and to ask for its spec or optimizer raises InvalidArgument.
     """
 
     id: str
     model: str
-    spec: ModelSpec
+    _spec: ModelSpec | None
     weights_version: int
-    optimizer: Optimizer
+    _optimizer: Optimizer | None
     clip_norm: float | None
     checkpoint_interval: int
     step: int
@@ -133,3 +141,19 @@ class RunInfo:
     accumulated_calls: int
     checkpoints: tuple[str, ...]
     waiting_for: str
+    broken: str = ""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's specification. Raises InvalidArgument, with the reason RUN_BROKEN, where nobody knows."""
+        return self._known(self._spec)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """What it was made with. Raises InvalidArgument, with the reason RUN_BROKEN, where nobody knows."""
+        return self._known(self._optimizer)
+
+    def _known(self, value: T | None) -> T:
+        if value is None:
+            raise InvalidArgument(f"run {self.id} cannot be loaded: {self.broken}", reason="RUN_BROKEN")
+        return value

@@ -128,11 +128,15 @@ async def test_what_is_refused_changes_nothing_and_later_calls_go_on(training):
 
 
 @pytest.mark.parametrize("rate", [0, -1.0, np.nan, np.inf, "fast", True])
-async def test_a_learning_rate_is_a_finite_number_above_0(training, rate):
-    _, client = training
+def test_an_optimizers_learning_rate_is_a_finite_number_above_0(rate):
     for make in (seqloom.SGD, seqloom.Adam, seqloom.AdamW):
         with pytest.raises(seqloom.InvalidArgument, match="lr: is"):
             make(rate)
+
+
+@pytest.mark.parametrize("rate", [-1.0, np.nan, np.inf, "fast", True])
+async def test_a_steps_learning_rate_is_a_finite_number_of_at_least_0(training, rate):
+    _, client = training
     run = await client.create_run("m", optimizer=seqloom.SGD(0.1))
     with pytest.raises(seqloom.InvalidArgument, match="learning_rate: is"):
         await run.step(rate)
@@ -144,6 +148,7 @@ async def test_a_learning_rate_is_a_finite_number_above_0(training, rate):
     ("options", "words"),
     [
         ({"momentum": -0.1}, "momentum: is -0.1"),
+        ({"momentum": 1.0}, "momentum: is 1.0: expected a number from 0 to below 1"),
         ({"betas": (0.9, 1.0)}, r"betas\[1\]: is 1.0"),
         ({"betas": 0.9}, "betas: is 0.9"),
         ({"epsilon": 0}, "epsilon: is 0"),

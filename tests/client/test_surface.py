@@ -157,7 +157,8 @@ def test_every_error_is_of_the_one_tree_with_a_reason_and_a_request_id(name):
     assert kind.__bases__ == (seqloom.SeqloomError,)
     error = kind("wrong", reason="WHY", request_id="7")
     assert (str(error), error.message, error.reason, error.request_id) == ("wrong", "wrong", "WHY", "7")
-    assert (kind("wrong").reason, kind("wrong").request_id) == ("", "")
+    usual = "INVALID_FIELD" if name == "InvalidArgument" else ""
+    assert (kind("wrong").reason, kind("wrong").request_id) == (usual, "")
 
 
 def test_no_error_is_outside_the_tree_and_overload_says_when_to_come_back():

@@ -20,7 +20,8 @@ from seqloom_server.engine import checkpoints
 from seqloom_server.engine.checkpoints import BrokenCheckpoint, CallsDone, RunMeta, RunState, StoredReply
 from seqloom_server.engine.run_state import MAX_CLIENTS, MAX_REPLIES
 from seqloom_server.errors import ServerError
-from seqloom_server.nn.optim import Optimizer, OptimizerSpec
+from seqloom_server.nn.optim import Optimizer
+from seqloom_server.nn.optimizer_spec import OptimizerSpec
 from seqloom_server.nn.spec import ModelSpec
 
 SPEC = ModelSpec(cell="gru", input_size=3, hidden_size=5, output_size=7)
@@ -421,7 +422,8 @@ WRITER = """
 import pathlib, sys, torch
 from seqloom_server.engine import checkpoints
 from seqloom_server.engine.checkpoints import RunMeta, RunState
-from seqloom_server.nn.optim import Optimizer, OptimizerSpec
+from seqloom_server.nn.optim import Optimizer
+from seqloom_server.nn.optimizer_spec import OptimizerSpec
 from seqloom_server.nn.spec import ModelSpec
 spec = ModelSpec("gru", 3, 50, 7)
 optimizer = OptimizerSpec("adam", 1e-3)

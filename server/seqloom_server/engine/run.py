@@ -15,7 +15,7 @@ from seqloom_server.engine.run_calls import CallId, KeptReply, RunCalls
 from seqloom_server.engine.run_checkpoints import RunCheckpoints
 from seqloom_server.engine.run_weights import Accumulated, RunWeights, Snapshot, Stepped
 from seqloom_server.engine.training import Job, Task, TrainingCall
-from seqloom_server.errors import ServerError
+from seqloom_server.errors import Reason, ServerError
 from seqloom_server.nn.gradients import Example, Wants
 from seqloom_server.nn.network import Network
 
@@ -109,8 +109,11 @@ class Run:
         self.accumulated_calls += 1
         return accumulated
 
-    async def apply(self, call: CallId, learning_rate: float, expected_step: int, calls: dict[str, int]) -> Stepped:
-        """Applies what was accumulated. calls: what the reply had told, of a step that is sent again.
+    async def apply(
+        self, call: CallId, learning_rate: float | None, expected_step: int, calls: dict[str, int]
+    ) -> Stepped:
+        """Applies what was accumulated. learning_rate: of this step, None for the optimizer's own. calls: what the
+        reply had told, of a step that is sent again.
 
         Raises ServerError.
         """
@@ -118,13 +121,18 @@ class Run:
             self.calls.order.learn(StepRecord(call.step, call.client, call.number, {**calls, call.client: call.number}))
 
         def program() -> Generator[None, None, tuple[Stepped, Snapshot | None]]:
-            stepped = yield from self.weights.apply((call.client, call.number), learning_rate or None, expected_step)
+            stepped = yield from self.weights.apply((call.client, call.number), learning_rate, expected_step)
             interval = self.meta.checkpoint_interval
             due = interval and stepped.step % interval == 0
             return stepped, (yield from self.weights.snapshot()) if due else None
 
         async def finish(outcome: Awaitable[tuple[Stepped, Snapshot | None]]) -> Stepped:
-            stepped, snapshot = await outcome
+            try:
+                stepped, snapshot = await outcome
+            except ServerError as error:
+                if error.reason is Reason.OVERFLOW:  # which clears it
+                    self.accumulated_calls = 0
+                raise
             self.step, self.accumulated_calls = stepped.step, 0
             self._host.stepped(self.meta.model)
             if snapshot is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from seqloom_server.nn.optim import OptimizerSpec, is_finite_number
+from seqloom_server.nn.optimizer_spec import OptimizerSpec, is_finite_number
 from seqloom_server.nn.spec import InvalidSpec, ModelSpec
 
 Tensors = dict[str, torch.Tensor]

@@ -18,7 +18,8 @@ from seqloom_server.engine.served import threads_for
 from seqloom_server.errors import Reason, ServerError
 from seqloom_server.nn.gradients import CallGradients
 from seqloom_server.nn.network import Network
-from seqloom_server.nn.optim import Optimizer, OptimizerSpec
+from seqloom_server.nn.optim import Optimizer, Overflow
+from seqloom_server.nn.optimizer_spec import OptimizerSpec
 
 log = logging.getLogger(__name__)
 
@@ -94,16 +95,23 @@ class RunWeights:
         self.done.pop(client, None)
 
     def accumulate(self, total: Tensors | None, calls: int) -> Pieces:
-        """Adds the gradient of so many calls to what the next step applies."""
+        """Adds the gradient of so many calls, which is overwritten, to what the next step applies.
+
+        Raises OVERFLOW where the sum would not be finite, and then nothing was added.
+        """
         if total is None:
             return
-        if self._accumulated is None:
-            self._accumulated = total
-        else:
-            for name, gradient in total.items():
-                self._accumulated[name].add_(gradient)
-                if gradient.numel() >= _PIECE_NUMBERS:
-                    yield
+        for name, before in (self._accumulated or {}).items():
+            # into the new tensors, so that the old ones stay whole
+            largest = torch.linalg.vector_norm(total[name].add_(before), float("inf"))
+            if not bool(torch.isfinite(largest)):
+                raise ServerError(
+                    Reason.OVERFLOW,
+                    f"the gradient of {name}, summed over the calls of step {self.step + 1}, overflowed",
+                )
+            if before.numel() >= _PIECE_NUMBERS:
+                yield
+        self._accumulated = total
         self.accumulated_calls += calls
 
     def told(self, call: CallGradients | ServerError) -> Accumulated | ServerError:
@@ -117,7 +125,7 @@ class RunWeights:
         """Applies what was accumulated and clears it; returns Stepped.
 
         Raises STEP_MISMATCH or NOTHING_ACCUMULATED, and then nothing has changed; OVERFLOW where the sum of all
-        calls' gradients is not finite, which is then cleared.
+        calls' gradients, a weight or a moment would not be finite: then only what was accumulated is cleared.
         """
         number = self.step + 1
         if expected_step and expected_step != number:
@@ -128,10 +136,16 @@ class RunWeights:
             )
         if self._accumulated is None:
             raise ServerError(Reason.NOTHING_ACCUMULATED, f"step {number} has no gradient: call forward_backward first")
-        norm = yield from self._optimizer.step(self._accumulated, learning_rate, self._clip_norm, _PIECE_NUMBERS)
+        try:
+            norm = yield from self._optimizer.step(self._accumulated, learning_rate, self._clip_norm, _PIECE_NUMBERS)
+        except Overflow as error:
+            self._accumulated, self.accumulated_calls = None, 0
+            raise ServerError(
+                Reason.OVERFLOW,
+                f"step {number} was not applied: {error} would overflow; weights and moments are as before, what was "
+                "accumulated is dropped",
+            ) from None
         self._accumulated, self.accumulated_calls = None, 0
-        if not np.isfinite(norm):
-            raise ServerError(Reason.OVERFLOW, f"the gradient of step {number}, summed over its calls, overflowed")
         self.step = number
         self.mark(call)
         calls = dict(self.done)
@@ -169,10 +183,12 @@ class RunWeights:
         self.accumulated_calls, self.step, self.loss = snapshot.accumulated_calls, snapshot.step, snapshot.loss
 
     def fork(self) -> Generator[None, None, Network]:
-        """Returns a network with a copy of the weights."""
+        """Returns a network with a copy of the weights. Raises OVERFLOW where one is not finite: it must not be served."""
         copies: Tensors = {}
         for name, tensor in self._parameters.items():
             copies[name] = tensor.detach().clone()
+            if not bool(torch.isfinite(copies[name]).all()):
+                raise ServerError(Reason.OVERFLOW, f"the run's {name} holds a number that is not finite")
             if tensor.numel() >= _PIECE_NUMBERS:
                 yield
         return Network(self.network.spec, copies, self.network.device)

@@ -175,6 +175,8 @@ def _pass(
         infinite = np.flatnonzero(~np.isfinite(call.losses))
         if len(infinite):
             call.overflow = f"the loss of sequence {infinite[0]}"
+        elif not math.isfinite(call.losses.sum()):
+            call.overflow = "the sum of the losses"
     fine = largest < torch.finfo(getattr(torch, network.spec.dtype)).max
     return results, None if summed is None else summed.result(), fine
 

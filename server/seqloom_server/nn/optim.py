@@ -1,79 +1,24 @@
 """Optimizers whose step is cut into pieces of bounded work: torch.optim over views of blocks of the parameters."""
 
 import math
-import sys
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from seqloom_server.nn.spec import InvalidSpec
+from seqloom_server.nn.optimizer_spec import STEP, OptimizerSpec, check_positive
+from seqloom_server.nn.step_bounds import StepBounds
 
-OptimizerKind = Literal["sgd", "adam", "adamw"]
-Shapes = dict[str, tuple[int, ...]]
 Tensors = dict[str, torch.Tensor]
 
-STEP = "step"  # the name of the count of steps among the tensors of a state
-
-_KINDS = ("sgd", "adam", "adamw")
 _NORM_NUMBERS = 1 << 18  # summed at once; fixed, so that the norm does not depend on how a step is cut
 _ALIGNMENT = 64  # of blocks: the vector instructions that compute a number are then the same, however a step is cut
 _PIECE_NUMBERS = 1 << 20  # what a step is prepared for before one is asked for
 
 
-@dataclass(frozen=True, slots=True)
-class OptimizerSpec:
-    """What torch.optim's SGD, Adam or AdamW is made with. Only SGD has momentum, only the others betas and epsilon.
-
-    Raises InvalidSpec, which names the field.
-    """
-
-    kind: OptimizerKind
-    lr: float
-    momentum: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not (isinstance(self.kind, str) and self.kind in _KINDS):
-            raise InvalidSpec("kind", f"is {self.kind!r:.80}: expected one of {', '.join(_KINDS)}")
-        for field in ("lr", "epsilon"):
-            check_positive(field, getattr(self, field))
-        for field in ("momentum", "beta1", "beta2"):
-            value = getattr(self, field)
-            if not (is_finite_number(value) and 0 <= value < 1):
-                raise InvalidSpec(field, f"is {value!r:.80}: expected a number from 0 to below 1")
-        if not (is_finite_number(self.weight_decay) and self.weight_decay >= 0):
-            raise InvalidSpec("weight_decay", f"is {self.weight_decay!r:.80}: expected a finite number of at least 0")
-        if self.momentum and self.kind != "sgd":
-            raise InvalidSpec("momentum", f"is {self.momentum!r}: only sgd has momentum, {self.kind} has beta1")
-
-    @property
-    def buffers(self) -> tuple[str, ...]:
-        """What is kept for each parameter, by torch.optim's names."""
-        if self.kind != "sgd":
-            return ("exp_avg", "exp_avg_sq")
-        return ("momentum_buffer",) if self.momentum else ()
-
-    def state_shapes(self, parameters: Mapping[str, tuple[int, ...]]) -> Shapes:
-        """The tensors of Optimizer.state(): "exp_avg.output.bias" [O] and so on, and "step" [], an int64."""
-        shapes = {f"{buffer}.{name}": shape for buffer in self.buffers for name, shape in parameters.items()}
-        return {**shapes, STEP: ()}
-
-
-def check_positive(field: str, value: object) -> None:
-    """Raises InvalidSpec unless `value` is a finite number above 0."""
-    if not (is_finite_number(value) and value > 0):  # type: ignore[operator]
-        raise InvalidSpec(field, f"is {value!r:.80}: expected a finite number above 0")
-
-
-def is_finite_number(value: object) -> bool:
-    """Whether it is an int or a float that a float can hold, and no bool."""
-    # an int beyond all floats has no math.isfinite()
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+class Overflow(ArithmeticError):
+    """A step that would give a number that is not finite; the text says where. It has changed nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +49,7 @@ class Optimizer:
             buffer: {name: torch.zeros_like(tensor) for name, tensor in parameters.items()} for buffer in spec.buffers
         }
         self._steps = 0
+        self._bounds: StepBounds | None = None  # None where they are not known
         self._piece_numbers = _PIECE_NUMBERS
         self._pieces = self._cut(_PIECE_NUMBERS)
 
@@ -112,22 +58,34 @@ class Optimizer:
     ) -> Generator[None, None, float]:
         """Applies gradients, which are overwritten, and returns their norm before clipping, summed in float64.
 
-        gradients: as the parameters, by name. lr: of this step alone, None for the optimizer's own. clip_norm: of all
-        gradients together, None for none. piece_numbers: how many numbers are worked on between two yields, at least
-        64; no bit of the result depends on it. Where the norm is not finite, nothing changes. Raises InvalidSpec
-        before anything else.
+        gradients: as the parameters, by name. lr: of this step alone, at least 0, None for the optimizer's own.
+        clip_norm: of all gradients together, None for none. piece_numbers: how many numbers are worked on between two
+        yields, at least 64; no bit of the result depends on it. Raises InvalidSpec before anything else; Overflow where
+        the norm, a weight or a moment would not be finite, and then nothing has changed but the gradients.
         """
         rate = self.spec.lr if lr is None else lr
-        check_positive("lr", rate)
+        if rate:
+            check_positive("lr", rate)
         if clip_norm is not None:
             check_positive("clip_norm", clip_norm)
         flat = {name: gradients[name].reshape(-1) for name in self._parameters}
         norm = yield from _norm(flat, piece_numbers)
         if not math.isfinite(norm):
-            return norm
+            raise Overflow("the gradient, summed over its calls,")
         factor = min(1.0, clip_norm / (norm + 1e-6)) if clip_norm is not None else 1.0
         if piece_numbers != self._piece_numbers:
             self._piece_numbers, self._pieces = piece_numbers, self._cut(piece_numbers)
+        bounds = yield from self._bounds_after(norm * factor, rate)
+        before = None if bounds is not None else (yield from self._copies())
+        yield from self._update(flat, factor, rate)
+        if before is not None and (name := (yield from self._not_finite())):
+            yield from self._put_back(before)
+            raise Overflow(name)
+        self._bounds = bounds
+        self._steps += 1
+        return norm
+
+    def _update(self, flat: Tensors, factor: float, rate: float) -> Generator[None, None, None]:
         for piece in self._pieces:
             # not around the loop: the mode would hold for whoever runs between two pieces
             with torch.inference_mode():
@@ -139,8 +97,45 @@ class Optimizer:
                 piece.optimizer.step()
                 piece.optimizer.zero_grad(set_to_none=True)
             yield
-        self._steps += 1
-        return norm
+
+    def _bounds_after(self, gradient: float, rate: float) -> Generator[None, None, StepBounds | None]:
+        """Bounds after a step, from those before it, else from the numbers; None where it might overflow."""
+        dtype = next(iter(self._parameters.values())).dtype
+        for known in (self._bounds, None):
+            if known is None:
+                known = StepBounds((yield from _largest(self._parameters, self._piece_numbers)))
+                for name, buffer in zip(("first", "second"), self._buffers.values(), strict=False):
+                    known = replace(known, **{name: (yield from _largest(buffer, self._piece_numbers))})
+            after = known.after(self.spec, gradient, rate, self._steps + 1, dtype)
+            if after is not None:
+                return after
+        return None
+
+    def _changed(self) -> Tensors:
+        """Everything that a step changes."""
+        return {**self._parameters, **{name: tensor for name, tensor in self.state().items() if name != STEP}}
+
+    def _copies(self) -> Generator[None, None, Tensors]:
+        copies: Tensors = {}
+        for name, tensor in self._changed().items():
+            copies[name] = tensor.detach().clone()
+            yield
+        return copies
+
+    def _not_finite(self) -> Generator[None, None, str]:
+        """The name of a tensor that holds a number that is not finite, "" where none does."""
+        for name, tensor in self._changed().items():
+            if not math.isfinite((yield from _largest({name: tensor}, self._piece_numbers))):
+                return name
+        return ""
+
+    def _put_back(self, before: Tensors) -> Generator[None, None, None]:
+        for name, tensor in self._changed().items():
+            with torch.inference_mode():
+                tensor.copy_(before[name])
+            yield
+        self._pieces = self._cut(self._piece_numbers)  # each piece counts steps for itself
+        self._bounds = None
 
     def state(self) -> Tensors:
         """Everything that later steps depend on beside the parameters: see OptimizerSpec.state_shapes.
@@ -167,6 +162,7 @@ class Optimizer:
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])
         self._steps = int(own[STEP])
+        self._bounds = None
         self._pieces = self._cut(self._piece_numbers)
 
     def _cut(self, piece_numbers: int) -> list[_Piece]:
@@ -214,15 +210,34 @@ def _blocks(tensors: Tensors, numbers: int) -> Iterator[tuple[str, int, int]]:
 
 def _norm(flat: Tensors, piece_numbers: int) -> Generator[None, None, float]:
     """The Euclidean norm of all tensors together, in float64."""
-    squares: list[torch.Tensor] = []
+
+    def square(block: torch.Tensor) -> torch.Tensor:
+        wide = block.double()
+        return wide.dot(wide)
+
+    squares = yield from _of_blocks(square, flat, piece_numbers)
+    return math.sqrt(float(squares.sum()))
+
+
+def _largest(tensors: Tensors, piece_numbers: int) -> Generator[None, None, float]:
+    """The magnitude of the largest number; NaN where there is one."""
+    flat = {name: tensor.view(-1) for name, tensor in tensors.items()}
+    found = yield from _of_blocks(lambda block: torch.linalg.vector_norm(block, math.inf), flat, piece_numbers)
+    return float(found.max())
+
+
+def _of_blocks(
+    number_of: Callable[[torch.Tensor], torch.Tensor], flat: Tensors, piece_numbers: int
+) -> Generator[None, None, torch.Tensor]:
+    """What number_of gives for each block of all tensors; a yield after so many numbers."""
+    found: list[torch.Tensor] = []
     done = 0
     for name, begin, end in _blocks(flat, _NORM_NUMBERS):
         with torch.inference_mode():
-            block = flat[name][begin:end].double()
-            squares.append(block.dot(block))
+            found.append(number_of(flat[name][begin:end]))
         done += end - begin
         if done >= piece_numbers:
             done = 0
             yield
     with torch.inference_mode():
-        return math.sqrt(float(torch.stack(squares).sum()))
+        return torch.stack(found)

@@ -3,8 +3,9 @@
 from seqloom.v1 import training_service_pb2 as pb
 
 from seqloom_server.engine.run import Progress, Run
+from seqloom_server.engine.runs import Runs
 from seqloom_server.errors import invalid
-from seqloom_server.nn.optim import OptimizerKind, OptimizerSpec
+from seqloom_server.nn.optimizer_spec import OptimizerKind, OptimizerSpec
 from seqloom_server.nn.spec import InvalidSpec
 from seqloom_server.rpc.models import spec_message
 
@@ -63,6 +64,12 @@ def run(run: Run, client: str = "") -> pb.Run:
     for name, own in _FIELDS.items():
         setattr(message.optimizer, name, getattr(meta.optimizer, own))
     return message
+
+
+def runs(runs: Runs) -> list[pb.Run]:
+    """All of them, by id; of those that are broken only why."""
+    broken = [pb.Run(id=run_id, broken=why) for run_id, why in runs.broken.items()]
+    return sorted([*map(run, runs.all()), *broken], key=lambda message: message.id)
 
 
 def fill_progress(message: pb.RunProgress, progress: Progress) -> None:

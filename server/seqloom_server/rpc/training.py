@@ -104,10 +104,12 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
         return pb.GetRunResponse(run=run_messages.run(self._run(request.run), request.client))
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
-        return pb.ListRunsResponse(runs=[run_messages.run(run) for run in self._runs.all()])
+        return pb.ListRunsResponse(runs=run_messages.runs(self._runs))
 
     async def DeleteRun(self, request: pb.DeleteRunRequest, context: Context) -> pb.DeleteRunResponse:
-        await self._runs.delete(self._run(request.run).meta.id)
+        if request.run not in self._runs.broken:
+            self._run(request.run)
+        await self._runs.delete(request.run)
         return pb.DeleteRunResponse()
 
     async def ForwardBackward(
@@ -134,9 +136,9 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
 
     async def OptimStep(self, request: pb.OptimStepRequest, context: Context) -> pb.OptimStepResponse:
         run, call = self._called(request.call)
-        rate = request.learning_rate
-        if not (math.isfinite(rate) and rate >= 0):
-            raise invalid("learning_rate", f"is {rate}: expected a finite number above 0, or 0 for the optimizer's own")
+        rate = request.learning_rate if request.HasField("learning_rate") else None
+        if rate is not None and not (math.isfinite(rate) and rate >= 0):
+            raise invalid("learning_rate", f"is {rate}: expected a finite number of at least 0")
         if len(request.calls) > _MAX_CALLS:
             raise invalid("calls", f"names {len(request.calls)} clients: expected at most {_MAX_CALLS}")
         for client, number in request.calls.items():
