@@ -6,11 +6,15 @@ from collections.abc import AsyncIterator
 
 
 class Proxy:
-    """Relays to `target`, HOST:PORT. While `open` is not set, nothing comes back from it. connections: made so far."""
+    """Relays to `target`, HOST:PORT. While `open` is not set, nothing comes back from it. connections: made so far.
+
+    cut_after: bytes that clients may still send before their connection breaks, once; None for no such bound.
+    """
 
     def __init__(self, target: str) -> None:
         self.address = ""
         self.connections = 0
+        self.cut_after: int | None = None
         self.open = asyncio.Event()
         self.open.set()
         self._target = target
@@ -35,8 +39,13 @@ class Proxy:
         while data := await reader.read(1 << 16):
             if hold:
                 await self.open.wait()
+            elif self.cut_after is not None:
+                data, self.cut_after = data[: self.cut_after], self.cut_after - len(data)
             writer.write(data)
             await writer.drain()
+            if not hold and self.cut_after is not None and self.cut_after < 0:
+                self.cut_after = None
+                break
         writer.transport.abort()
 
 
