@@ -73,6 +73,11 @@ class Examples:
                 raise InvalidArgument("reduction: is 'mean': output_gradients are taken as they are")
             gradients = _per_step(output_gradients, lengths, spec, "output_gradients")
         else:
+            if spec.output_size == 1 and loss != "mse":
+                raise InvalidArgument(
+                    f"loss: is {loss!r}: the model has one output, and softmax makes 1 of it whatever it is: expected "
+                    "'mse', or output_gradients"
+                )
             head.loss = _LOSSES[loss]
             if loss == "mse":
                 towards, valid = _per_step(targets, lengths, spec, "targets"), sum(lengths)

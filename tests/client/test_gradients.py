@@ -289,3 +289,17 @@ async def test_the_blocking_client_gives_the_same_to_many_threads(served, client
         )
     for g in found:
         np.testing.assert_allclose(g.inputs[0], expected.inputs[0], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "ctc"])
+async def test_a_loss_that_one_output_cannot_have_is_refused_before_it_is_sent(serve, loss):
+    async with serve({"one": ModelSpec("gru", 5, 4, 1)}) as served, seqloom.AsyncClient(served.address) as client:
+        for labels in ([np.zeros(4, int)], [np.ones(2, int)], [np.zeros(0, int)]):
+            with pytest.raises(seqloom.InvalidArgument, match=f"loss: is '{loss}': the model has one output") as caught:
+                await client.gradients("one", [np.zeros((4, 5))], labels, loss=loss)
+            assert caught.value.reason == "INVALID_FIELD"
+        for outputs in ("probs", "log_probs", "labels", seqloom.TopK(1)):
+            with pytest.raises(seqloom.InvalidArgument, match=r"outputs.*the model has one output"):
+                await client.infer("one", [np.zeros((4, 5))], outputs)
+            with pytest.raises(seqloom.InvalidArgument, match=r"outputs.*the model has one output"):
+                await client.stream("one", outputs).__aenter__()

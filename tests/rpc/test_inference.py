@@ -73,6 +73,18 @@ async def test_every_kind_of_output_is_what_the_logits_say(served, channel):
     assert tensors.decode(hidden.values).shape == (12, 7)
 
 
+@pytest.mark.parametrize("name", ["PROBS", "LOG_PROBS", "LABELS", "TOP_K"])
+async def test_what_tells_nothing_of_one_output_is_refused(serve, name):
+    async with serve({"small": ModelSpec("gru", 5, 4, 1)}) as served, open_channel(served.address) as channel:
+        wanted = tensor_pb2.OutputSpec(kind=tensor_pb2.OutputKind.Value(f"OUTPUT_KIND_{name}"), top_k=1)
+        request = infer_request("small", frames(4))
+        request.output.CopyFrom(wanted)
+        failure = await refused(infer(channel, request))
+        assert (failure.code, failure.fields) == ("INVALID_ARGUMENT", ["output.kind"])
+        assert f"is {name.lower()}: the model has one output, of which softmax makes 1" in failure.message
+        await assert_serves(served, channel)
+
+
 def changed(change):
     request = infer_request("small", frames(4), frames(3))
     change(request)

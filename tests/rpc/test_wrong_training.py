@@ -8,6 +8,7 @@ from calls import assert_serves, frames, refused
 from seqloom import tensors
 from seqloom.v1 import model_service_pb2, model_service_pb2_grpc, tensor_pb2
 from seqloom.v1 import training_service_pb2 as pb
+from seqloom_server.nn.spec import ModelSpec
 from serving import open_channel
 from training_calls import SGD, Client, create_run, encoded, examples, gradients, labels, stub
 
@@ -95,6 +96,19 @@ async def test_a_wrong_call_names_its_field_and_changes_nothing(served, channel,
     assert (await client.get()).accumulated_calls == (1 if field else 2)
     assert (await client.step()).step == 1
     await assert_serves(served, channel)
+
+
+@pytest.mark.parametrize("loss", ["CROSS_ENTROPY", "CTC"])
+async def test_a_loss_that_one_output_cannot_have_is_refused(serve, loss):
+    async with serve({"small": ModelSpec("gru", 5, 4, 1)}) as served, open_channel(served.address) as channel:
+        batch = examples(
+            [frames(4)], np.zeros(4, "i4"), getattr(pb, f"LOSS_KIND_{loss}"), target_lengths=[4] * (loss == "CTC")
+        )
+        failure = await refused(gradients(channel, batch))
+        assert (failure.code, failure.fields) == ("INVALID_ARGUMENT", ["examples.loss"])
+        assert f"is {loss.lower()}: the model has one output" in failure.message
+        mse = examples([frames(4)], np.zeros((4, 1), "f4"), pb.LOSS_KIND_MSE)
+        assert (await gradients(channel, mse)).summary.loss > 0
 
 
 async def test_a_later_part_carries_rows_and_nothing_else(served, channel):

@@ -24,6 +24,7 @@ _KINDS: dict[int, OutputKind] = {
     tensor_pb2.OUTPUT_KIND_HIDDEN: "hidden",
     tensor_pb2.OUTPUT_KIND_TOP_K: "top_k",
 }
+_OF_CLASSES = ("probs", "log_probs", "labels", "top_k")
 _MODEL_DTYPES = {name: np.dtype(name) for name in ("float32", "float64")}
 _FEW_BYTES = 128 << 10
 _STATE_PARTS = ("hidden", "cell", "inputs")
@@ -32,10 +33,16 @@ _NO_SPEC = {kind: OutputSpec(kind) for kind in _KINDS.values()}
 
 
 def output_spec(message: tensor_pb2.OutputSpec, spec: ModelSpec, field: str) -> OutputSpec:
-    """Raises ServerError for an unknown kind, or a top_k that the model has not."""
+    """Raises ServerError for an unknown kind, one that tells nothing of such a model, or a top_k that it has not."""
     kind = _KINDS.get(message.kind)
     if kind is None:
         raise invalid(f"{field}.kind", f"is {message.kind}: expected an OutputKind")
+    if spec.output_size == 1 and kind in _OF_CLASSES:
+        raise invalid(
+            f"{field}.kind",
+            f"is {kind}: the model has one output, of which softmax makes 1, and the label 0, whatever it is: expected "
+            "logits or hidden",
+        )
     if kind != "top_k":
         return _NO_SPEC[kind]
     if not 1 <= message.top_k <= spec.output_size:

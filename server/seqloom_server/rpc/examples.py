@@ -127,7 +127,7 @@ def decode(received: Received, spec: ModelSpec, config: ServerConfig, max_steps:
     lengths = convert.checked_lengths(
         head.sequences.lengths, len(rows), config.max_sequences_per_request, max_steps, "examples.sequences"
     )
-    loss = _loss(head)
+    loss = _loss(head, spec)
     targets: list[Array | None] = [None] * len(lengths)
     given: list[Array | None] = [None] * len(lengths)
     if loss is None:
@@ -149,7 +149,7 @@ def decode(received: Received, spec: ModelSpec, config: ServerConfig, max_steps:
     ]
 
 
-def _loss(head: pb.Examples) -> LossKind | None:
+def _loss(head: pb.Examples, spec: ModelSpec) -> LossKind | None:
     if not head.loss:
         if head.HasField("targets"):
             raise invalid("examples.loss", "is not given: expected one for the targets")
@@ -159,6 +159,12 @@ def _loss(head: pb.Examples) -> LossKind | None:
     loss = _LOSSES.get(head.loss)
     if loss is None:
         raise invalid("examples.loss", f"is {head.loss}: expected a LossKind")
+    if spec.output_size == 1 and loss != "mse":
+        raise invalid(
+            "examples.loss",
+            f"is {loss}: the model has one output, and softmax makes 1 of it whatever it is: expected mse, or "
+            "output_gradients",
+        )
     if head.HasField("output_gradients"):
         raise invalid("examples.output_gradients", f"is given beside a loss: {loss} makes its own")
     if not head.HasField("targets"):
