@@ -102,16 +102,15 @@ def _create_model(settings: ServerConfig, options: dict[str, Any]) -> int:
 
 
 def _import_model(settings: ServerConfig, options: dict[str, Any]) -> int:
-    import safetensors
-    import safetensors.torch
-
-    from seqloom_server.nn import storage, torch_modules
+    from seqloom_server.nn import state_dicts, state_files, storage
     from seqloom_server.nn.spec import InvalidSpec
 
     path = options["state_dict"]
     try:
-        network = torch_modules.from_state_dict(safetensors.torch.load_file(path), options["activation"])
-    except (OSError, safetensors.SafetensorError, InvalidSpec) as error:
+        network = state_dicts.from_state_dict(
+            state_files.read(path), options["activation"], causal_convolution=options["causal_convolution"]
+        )
+    except (state_files.NoStateDict, InvalidSpec) as error:
         raise CommandFailed(f"{path}: {error}") from None
     if (pathlib.Path(settings.models) / options["name"]).exists():
         raise CommandFailed(f"a model {options['name']!r} exists already")
@@ -206,6 +205,12 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         metavar="FILE",
         help='a safetensors file, names with "conv.", "rnn." and "output." before',
+    )
+    take.add_argument(
+        "--causal-convolution",
+        action="store_true",
+        help="the file's convolution is causal, with relu after it: output t sees inputs t-width+1 to t, zeros before "
+        'the first; the file itself does not tell it from one that is padded on both sides, as padding="same" does',
     )
     take.add_argument("--activation", choices=("tanh", "relu"), default="tanh", help="an Elman network's phi")
     config.add_options(take, "models")

@@ -10,7 +10,8 @@ from ragged import CELLS, make_network, make_sequences, make_spec, make_state, r
 from seqloom_server.nn import cells, conv
 from seqloom_server.nn import outputs as nn_outputs
 from seqloom_server.nn.spec import InvalidSpec
-from seqloom_server.nn.torch_modules import from_state_dict, from_torch
+from seqloom_server.nn.state_dicts import from_state_dict
+from seqloom_server.nn.torch_modules import from_torch
 
 LENGTHS = [7, 1, 60, 13, 13, 2]
 SHAPES = {
@@ -149,7 +150,7 @@ def test_modules_give_the_network_they_are(cell, activation, shape):
     convolution = dict(module.items()).get("conv")
     networks = (
         from_torch(module["rnn"], module["output"], convolution),
-        from_state_dict(module.state_dict(), activation),
+        from_state_dict(module.state_dict(), activation, causal_convolution=convolution is not None),
     )
     for network in networks:
         assert network.spec == spec
@@ -172,10 +173,23 @@ def test_created_weights_are_those_of_torch_nn_with_that_seed(shape):
 
 @pytest.mark.parametrize(
     "options",
-    [{"stride": 2}, {"dilation": 2}, {"groups": 3}, {"padding": 1}, {"padding": 2, "padding_mode": "reflect"}],
+    [
+        {"stride": 2},
+        {"dilation": 2},
+        {"groups": 3},
+        {"padding": 1},
+        {"padding": "same"},
+        {"padding": 2, "padding_mode": "reflect"},
+    ],
 )
 def test_a_convolution_that_is_not_causal_and_plain_is_refused(options):
     convolution = torch.nn.Conv1d(3, 6, 3, **options)
     with pytest.raises(InvalidSpec, match="convolution") as caught:
         from_torch(torch.nn.GRU(6, 5), torch.nn.Linear(5, 7), convolution)
     assert caught.value.field == "conv.weight"
+
+
+@pytest.mark.parametrize(("width", "padding"), [(3, "valid"), (1, "valid"), (1, "same")])
+def test_a_convolution_whose_padding_is_a_word_for_none_is_taken(width, padding):
+    network = from_torch(torch.nn.GRU(6, 5), torch.nn.Linear(5, 7), torch.nn.Conv1d(3, 6, width, padding=padding))
+    assert (network.spec.conv_channels, network.spec.conv_width) == (6, width)

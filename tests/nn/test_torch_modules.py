@@ -1,4 +1,4 @@
-"""Networks from torch.nn modules and state dicts, and what of those cannot be served."""
+"""Networks from torch.nn modules, and what of those cannot be served."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,9 @@ import torch
 from precisions import near
 from ragged import CELLS, logits_of, make_network, make_sequences, make_spec, make_state, run, run_twin, torch_twin
 from seqloom_server.nn.spec import InvalidSpec
-from seqloom_server.nn.torch_modules import from_state_dict, from_torch
+from seqloom_server.nn.state_dicts import from_state_dict
+from seqloom_server.nn.torch_modules import from_torch
+from torch.nn.utils.parametrizations import weight_norm
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -52,9 +54,14 @@ def test_modules_without_biases_get_zeros():
     ("rnn", "output", "field"),
     [
         (torch.nn.GRU(3, 5, bidirectional=True), torch.nn.Linear(5, 7), "output.weight"),
-        (torch.nn.LSTM(3, 5, proj_size=2), torch.nn.Linear(2, 7), "cell"),
+        (torch.nn.LSTM(3, 5, proj_size=2), torch.nn.Linear(2, 7), "rnn.weight_hr_l0"),
         (torch.nn.GRU(3, 5).half(), torch.nn.Linear(5, 7).half(), "dtype"),
+        (torch.nn.GRU(3, 5).bfloat16(), torch.nn.Linear(5, 7), "dtype"),
         (torch.nn.GRU(3, 5), torch.nn.Linear(6, 7), "output.weight"),
+        (torch.nn.GRU(3, 5), torch.nn.Linear(5, 7, device="meta"), "output.weight"),
+        (torch.nn.GRU(3, 5), torch.nn.LazyLinear(7), "output.weight"),
+        (torch.nn.GRU(3, 5), torch.nn.LazyLinear(7, bias=False), "output.weight"),
+        (torch.nn.GRU(3, 5), weight_norm(torch.nn.Linear(5, 7)), "output.parametrizations.weight.original0"),
         (torch.nn.GRU(3, 5), torch.nn.Linear(5, 7).double(), "output.weight"),
     ],
 )
@@ -64,25 +71,59 @@ def test_modules_that_cannot_be_served_are_refused_by_name(rnn, output, field):
     assert caught.value.field == field
 
 
+def test_modules_of_which_some_have_no_biases_get_zeros_for_those():
+    rnn, output, convolution = (
+        torch.nn.GRU(4, 5),
+        torch.nn.Linear(5, 7, bias=False),
+        torch.nn.Conv1d(3, 4, 2, bias=False),
+    )
+    parameters = from_torch(rnn, output, convolution).parameters()
+    assert torch.equal(parameters["rnn.bias_hh_l0"], rnn.bias_hh_l0)
+    assert not parameters["output.bias"].any()
+    assert not parameters["conv.bias"].any()
+
+
+def test_a_number_that_is_not_finite_is_refused():
+    output = torch.nn.Linear(5, 7)
+    with torch.no_grad():
+        output.bias[3] = float("nan")
+    with pytest.raises(InvalidSpec, match=r"^output\.bias: holds nan at \[3\]: expected finite numbers$"):
+        from_torch(torch.nn.GRU(3, 5), output)
+
+
+def test_a_base_class_of_relu_is_one_of_relu():
+    assert from_torch(torch.nn.RNNBase("RNN_RELU", 3, 5), torch.nn.Linear(5, 7)).spec.activation == "relu"
+
+
+GRU, LINEAR = torch.nn.GRU(3, 5), torch.nn.Linear(5, 7)
+
+
 @pytest.mark.parametrize(
-    ("name", "tensor"),
+    ("modules", "words"),
     [
-        ("rnn.weight_ih_l0", None),
-        ("output.weight", None),
-        ("rnn.weight_ih_l1", None),
-        ("rnn.weight_hh_l0", torch.zeros(10, 5)),
-        ("rnn.weight_hh_l0", torch.zeros(0)),
-        ("rnn.bias_hh_l1", torch.zeros(4)),
-        ("conv.weight", torch.zeros(4)),
-        ("rnn.weight_ih_l0_reverse", torch.zeros(15, 3)),
+        ((None, LINEAR), "rnn: is None: expected a torch.nn.RNN, GRU or LSTM"),
+        ((torch.nn.GRU, LINEAR), "rnn: is the class GRU: expected a torch.nn.RNN, GRU or LSTM"),
+        ((GRU.state_dict(), LINEAR), "rnn: is a OrderedDict: expected .*; a state dict is for from_state_dict"),
+        ((torch.nn.LSTMCell(3, 5), LINEAR), 'rnn: is a LSTMCell: .*; a torch.nn.LSTM of one layer has .* "_l0"'),
+        ((torch.nn.GRUCell(3, 5), LINEAR), "rnn: is a GRUCell: .*; a torch.nn.GRU of one layer has"),
+        ((torch.nn.RNNCell(3, 5), LINEAR), "rnn: is a RNNCell: .*; a torch.nn.RNN of one layer has"),
+        ((torch.nn.Sequential(GRU), LINEAR), "rnn: is a Sequential: .*; it has one as '0': hand that over"),
+        ((torch.nn.DataParallel(GRU), LINEAR), "rnn: is a DataParallel: .*; it has one as 'module'"),
+        ((torch.nn.Sequential(GRU, torch.nn.GRU(5, 5)), LINEAR), "rnn: is a Sequential: .* GRU or LSTM$"),
+        ((torch.nn.TransformerEncoderLayer(4, 2), LINEAR), "rnn: is a TransformerEncoderLayer: .* GRU or LSTM$"),
+        ((LINEAR, GRU), "rnn: is a Linear: expected"),
+        ((GRU, GRU), "output: is a GRU: expected a torch.nn.Linear"),
+        ((GRU, None), "output: is None: expected .*; for hidden states alone hand over a torch.nn.Linear"),
+        ((GRU, torch.nn.Identity()), "output: is a Identity: expected .*; for hidden states alone"),
+        ((GRU, torch.nn.Sequential(LINEAR)), "output: is a Sequential: expected .*; it has one as '0'"),
+        ((GRU, torch.nn.Bilinear(5, 5, 7)), "output: is a Bilinear: expected"),
+        ((GRU, LINEAR.weight), "output: is a Parameter: expected"),
+        ((GRU, LINEAR, torch.nn.Conv2d(1, 3, 3)), "convolution: is a Conv2d: expected a torch.nn.Conv1d or None"),
+        ((GRU, LINEAR, torch.nn.ConvTranspose1d(3, 3, 3)), "convolution: is a ConvTranspose1d: expected"),
+        ((GRU, LINEAR, torch.nn.Sequential(torch.nn.Conv1d(3, 3, 3), torch.nn.ReLU())), "convolution: .* one as '0'"),
+        ((GRU, LINEAR, False), "convolution: is a bool: expected"),
     ],
 )
-def test_state_dicts_that_do_not_fit_are_refused_by_name(name, tensor):
-    parameters = {key: value.float() for key, value in make_network(make_spec("gru", layers=2)).parameters().items()}
-    if tensor is None:
-        del parameters[name]
-    else:
-        parameters[name] = tensor
-    with pytest.raises(InvalidSpec) as caught:
-        from_state_dict(parameters)
-    assert caught.value.field == name
+def test_other_types_are_told_with_what_is_expected_and_what_to_do(modules, words):
+    with pytest.raises(InvalidSpec, match=f"^{words}"):
+        from_torch(*modules)

@@ -1,22 +1,23 @@
 """Models as folders of config.json and model.safetensors: written whole or not at all, read with every doubt refused.
 
 config.json holds the fields of ModelSpec and "weights_version"; model.safetensors one tensor for each name of
-ModelSpec.parameter_shapes(). Nothing is ever unpickled.
+ModelSpec.parameter_shapes(), or another name of one that is tied to it. Nothing is ever unpickled.
 """
 
+import io
 import json
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 
-from seqloom_server.nn import folders
+from seqloom_server.nn import folders, state_files, tied
 from seqloom_server.nn.network import Network
 from seqloom_server.nn.spec import InvalidSpec, ModelSpec
 
@@ -61,16 +62,17 @@ def load(
             spec, version = _read_config(config)
             check(spec)
             with safetensors.safe_open(path / WEIGHTS, "pt") as archive:
-                headers = {name: archive.get_slice(name) for name in archive.keys()}  # noqa: SIM118 - no mapping
+                kept = _kept_names(archive.metadata(), archive.keys(), archive.get_tensor)
+                headers = {name: archive.get_slice(each) for name, each in kept.items()}
                 _check_names_and_shapes(spec, {name: tuple(header.get_shape()) for name, header in headers.items()})
                 # copies, since a tensor of an archive is a view on the file, which someone may write over
-                tensors = {name: archive.get_tensor(name).clone() for name in spec.parameter_shapes()}
+                tensors = {name: archive.get_tensor(kept[name]).clone() for name in spec.parameter_shapes()}
         except FileNotFoundError as error:
             raise BrokenModel(f"{CONFIG if not (path / CONFIG).exists() else WEIGHTS} is missing") from error
         except OSError as error:
             raise BrokenModel(f"cannot be read: {error.strerror or error}") from error
         except safetensors.SafetensorError as error:
-            raise BrokenModel(f"{WEIGHTS}: {error}") from error
+            raise _no_weights(error, path / WEIGHTS) from error
         _check_numbers(spec, tensors)
     except BrokenModel as error:
         raise BrokenModel(f"{path.name}: {error}") from error.__cause__
@@ -91,7 +93,10 @@ def load_bytes(
     except KeyError as error:  # of a table of types
         raise BrokenModel(f"{WEIGHTS}: a tensor has the type {error}: {CONFIG} says {spec.dtype}") from error
     except (safetensors.SafetensorError, ValueError) as error:
-        raise BrokenModel(f"{WEIGHTS}: {error}") from error
+        raise _no_weights(error, weights) from error
+    for name, each in _kept_names(tied.metadata_of(weights), tensors.keys(), tensors.__getitem__).items():
+        if name != each:
+            tensors[name] = tensors[each].clone()  # what is tied in a file is trained apart
     _check_names_and_shapes(spec, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     _check_numbers(spec, tensors)
     return Network(spec, {name: tensors[name] for name in spec.parameter_shapes()}, device), version
@@ -170,6 +175,24 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) < len(pairs):
         raise BrokenModel(f"{CONFIG}: a key is given twice")
     return fields
+
+
+def _no_weights(error: Exception, weights: bytes | pathlib.Path) -> BrokenModel:
+    try:
+        with io.BytesIO(weights) if isinstance(weights, bytes) else weights.open("rb") as file:
+            what, _ = state_files.what_it_is(file)
+    except OSError:  # taken away since
+        what = ""
+    return BrokenModel(f"{WEIGHTS}: {error}{what and f'; it is {what}'}")
+
+
+def _kept_names(
+    metadata: Mapping[str, str] | None, kept: Collection[str], read: Callable[[str], torch.Tensor]
+) -> dict[str, str]:
+    try:
+        return tied.kept_names(metadata, kept, read)
+    except InvalidSpec as error:
+        raise BrokenModel(f"{WEIGHTS}: tensor {error}") from error
 
 
 def _check_names_and_shapes(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
