@@ -3,11 +3,13 @@
 import json
 import pathlib
 import re
-import wave
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from features import HOP, RATE
+from wav_files import read_wav
 
 SPEECH = pathlib.Path(__file__).resolve().parent / "speech"
 SILENCE = "silence"
@@ -16,6 +18,7 @@ GREETING = ("zao", "shang", "hao")
 
 _NAME = re.compile(r"(?P<digit>\d)_(?P<speaker>[^_]+)_(?P<index>\d+)\.wav", re.IGNORECASE)
 _HELD_OUT = range(5)  # the Free Spoken Digit Dataset's own test split, by index
+_SHOWN = 3  # names of files that are left out
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,44 +71,40 @@ def shipped() -> Corpus:
 def folder(path: pathlib.Path) -> Corpus:
     """Returns the recordings of a folder of WAV files named {digit}_{speaker}_{index}.wav, one spoken digit each.
 
-    Files of other names are left out. Index 0 to 4 of each digit and speaker is held out. Raises ValueError where that
-    leaves nothing to train on or nothing to test, and for a file that is no WAV file.
+    WAV files of other names and recordings without samples are left out, which a line on stderr says. Index 0 to 4 of
+    each digit and speaker is held out. Raises ValueError where that leaves nothing to train on or nothing to test, and
+    for a recording that cannot be read.
     """
     if not path.is_dir():
         raise ValueError(f"{path}: there is no such folder")
-    names = {file: match for file in sorted(path.glob("*")) if (match := _NAME.fullmatch(file.name))}
-    classes = tuple(sorted({match["digit"] for match in names.values()}))
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".wav")
+    names = {file: match for file in files if (match := _NAME.fullmatch(file.name))}
+    heard = {file: read_wav(file) for file in names}
+    spoken = {file: match for file, match in names.items() if len(heard[file][0])}
+    classes = tuple(sorted({match["digit"] for match in spoken.values()}))
     recordings = []
-    for file, match in names.items():
-        samples, rate = read_wav(file)
+    for file, match in spoken.items():
+        samples, rate = heard[file]
         frames = -(-len(samples) * RATE // (rate * HOP))
         labels = np.full(frames, classes.index(match["digit"]))
         held_out = int(match["index"]) in _HELD_OUT
         recordings.append(Recording(file.stem, match["speaker"], held_out, rate, samples, (match["digit"],), labels))
-    corpus = Corpus(classes, [recording for recording in recordings if len(recording.samples)])
+    corpus = Corpus(classes, recordings)
+    others = _counted("of another name", [file for file in files if file not in names])
+    empty = _counted("without samples", [file for file in names if file not in spoken])
+    left_out = f"left out {' and '.join(filter(None, (others, empty)))}" if others or empty else ""
     if not corpus.training or not corpus.held_out:
         raise ValueError(
             f"{path} holds {len(corpus.training)} recordings to train on and {len(corpus.held_out)} to test: expected "
             "WAV files named {digit}_{speaker}_{index}.wav, those to train on with an index above 4"
+            + (f"; {left_out}" if left_out else "")
         )
+    if left_out:
+        print(f"{path}: {left_out}", file=sys.stderr)
     return corpus
 
 
-def read_wav(path: pathlib.Path) -> tuple[np.ndarray, int]:
-    """Returns a WAV file's samples, [n] float32 within -1 to 1 with its channels averaged, and its rate in Hz.
-
-    Raises ValueError for a file that is no WAV file of whole numbers.
-    """
-    try:
-        with wave.open(str(path)) as file:
-            channels, width, rate, *_ = file.getparams()
-            data = np.frombuffer(file.readframes(file.getnframes()), np.uint8)
-    except (wave.Error, EOFError) as error:
-        raise ValueError(f"{path.name} is no WAV file of 8 to 32-bit samples: {error}") from error
-    if width == 1:
-        samples = (data.astype(np.float32) - 128) / 128
-    else:
-        wide = np.zeros((len(data) // width, 4), np.uint8)
-        wide[:, 4 - width :] = data[: len(wide) * width].reshape(-1, width)
-        samples = wide.view("<i4")[:, 0].astype(np.float32) / 2**31
-    return samples.reshape(-1, channels).mean(axis=1), rate
+def _counted(what: str, files: Sequence[pathlib.Path]) -> str:
+    """Returns how many WAV files there are, with the first names; "" where there are none."""
+    names = [file.name for file in files[:_SHOWN]] + ["..."] * (len(files) > _SHOWN)
+    return f"{len(files)} WAV file{'s' * (len(files) > 1)} {what} ({', '.join(names)})" if files else ""

@@ -37,7 +37,7 @@ def repeated(recordings: Sequence[Recording], size: int, random: np.random.Gener
 
 def speaker(voice: Sequence[Recording], random: np.random.Generator) -> Example:
     """Returns all that a voice says, as a larger or smaller speaker would in a louder or noisier room."""
-    # pitch and formants move together; rates that share a large divisor with RATE have few filters
+    # pitch and formants move together, in steps of 250 Hz of the rate
     rate = 250 * int(random.integers(round(0.85 * RATE / 250), round(1.18 * RATE / 250) + 1))
     samples = resample(np.concatenate([recording.samples for recording in voice]), rate, RATE)
     noise = random.normal(0, 10 ** random.uniform(-4.5, -2.3), len(samples))

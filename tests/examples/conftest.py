@@ -29,3 +29,15 @@ def folder_of_digits(tmp_path):
                     file.setparams((1, 2, rate, 0, "NONE", ""))
                     file.writeframes((samples * 32767).astype("<i2").tobytes())
     return folder
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Reads bytes as a file called sound.wav: its samples and their rate."""
+    from wav_files import read_wav
+
+    def write_and_read(data):
+        (tmp_path / "sound.wav").write_bytes(data)
+        return read_wav(tmp_path / "sound.wav")
+
+    return write_and_read

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from demo import ROOT
+from wav_bytes import chunk, fmt, riff
 
 
 def run_example(*arguments):
@@ -33,3 +34,10 @@ def test_without_a_folder_it_is_skipped_with_a_word(tmp_path):
         result = run_example(*arguments)
         assert result.returncode == 0
         assert re.fullmatch(r"cnn_rnn: skipped, .*\n", result.stdout)
+
+
+def test_a_recording_that_cannot_be_read_is_one_clear_line(tmp_path):
+    (tmp_path / "7_ann_5.wav").write_bytes(riff(fmt(rate=0), chunk(b"data", bytes(100))))
+    result = run_example("--data", tmp_path)
+    assert result.returncode == 1
+    assert re.fullmatch(r"cnn_rnn: 7_ann_5\.wav is no WAV file that can be read, .* 0 Hz, .*\n", result.stderr)

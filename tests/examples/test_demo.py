@@ -14,6 +14,7 @@ from in_process import class_probabilities
 from recognition import edits, recognise
 from recordings import shipped
 from seqloom_server.nn import storage
+from wav_bytes import chunk, fmt, riff
 
 STEPS = 40
 BARS = "▁▂▃▄▅▆▇█"
@@ -112,3 +113,15 @@ def test_a_folder_without_recordings_is_one_clear_line(tmp_path):
     result = run_demo("--data", tmp_path)
     assert result.returncode == 1
     assert re.fullmatch(r"demo: .* holds 0 recordings to train on .*\n", result.stderr)
+
+
+def test_recordings_that_cannot_be_read_or_are_left_out_are_one_clear_line(tmp_path):
+    for name in ("7_ann_0.wav", "7_ann_5.wav", "seven.wav"):
+        (tmp_path / name).write_bytes(riff(fmt(), chunk(b"data", b"")))
+    result = run_demo("--data", tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.fullmatch(r"demo: .*; left out 1 WAV file of another name .* 2 WAV files without .*\n", result.stderr)
+    (tmp_path / "7_ann_1.wav").write_bytes(riff(fmt(rate=0), chunk(b"data", bytes(100))))
+    result = run_demo("--data", tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.fullmatch(r"demo: 7_ann_1\.wav is no WAV file that can be read, PCM, 16 bits, 0 Hz, .*\n", result.stderr)

@@ -10,7 +10,7 @@ def noise(samples):
     return np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32)
 
 
-@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050])
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
 def test_live_features_are_those_of_the_whole_recording_however_it_is_cut(rate):
     samples, random = noise(rate), np.random.default_rng(1)
     whole = log_mel(samples, rate)

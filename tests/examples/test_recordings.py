@@ -1,4 +1,4 @@
-"""The shipped speech is small, whole and rightly labelled; a folder of WAV files is read whatever their format."""
+"""The shipped speech is small, whole and rightly labelled; what a folder of WAV files leaves out is said."""
 
 import itertools
 import wave
@@ -6,7 +6,7 @@ import wave
 import numpy as np
 import pytest
 from features import HOP, RATE
-from recordings import DIGITS, GREETING, SPEECH, folder, read_wav, shipped
+from recordings import DIGITS, GREETING, SPEECH, folder, shipped
 
 
 @pytest.fixture(scope="module")
@@ -60,21 +60,6 @@ def test_the_greeting_is_about_a_second_long(corpus):
     assert all(90 <= len(one.labels) <= 130 for one in greetings)
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 4])
-def test_wav_files_of_every_width_and_of_two_channels_are_read(tmp_path, width):
-    expected = np.array([0, 0.5, -0.5, -1, 0.25, 0.125], np.float32)
-    whole = (expected * 2 ** (8 * width - 1)).astype(np.int64)
-    if width == 1:
-        whole += 128  # bytes have no sign in WAV files
-    data = b"".join(int(value).to_bytes(width, "little", signed=width > 1) for value in whole)
-    write(tmp_path / "mono.wav", data, width=width)
-    samples, rate = read_wav(tmp_path / "mono.wav")
-    assert rate == 8_000
-    np.testing.assert_array_equal(samples, expected)
-    write(tmp_path / "stereo.wav", data, channels=2, width=width)
-    np.testing.assert_array_equal(read_wav(tmp_path / "stereo.wav")[0], expected.reshape(-1, 2).mean(axis=1))
-
-
 def test_a_folder_s_names_tell_digit_speaker_and_split(tmp_path):
     for name in ("7_ann_0.wav", "7_ann_5.wav", "3_bob_12.wav", "notes.txt", "seven.wav"):
         write(tmp_path / name, bytes(2 * 850))
@@ -86,6 +71,30 @@ def test_a_folder_s_names_tell_digit_speaker_and_split(tmp_path):
         ("7_ann_5", "ann", ("7",), False),
     ]
     assert [len(one.labels) for one in corpus.recordings] == [11, 11, 11]  # 106.25 ms
+
+
+def test_what_a_folder_leaves_out_is_said_in_one_line(tmp_path, capsys):
+    for name in ("7_ann_0.wav", "7_ann_5.wav", "notes.txt"):
+        write(tmp_path / name, bytes(2 * 850))
+    folder(tmp_path)
+    assert capsys.readouterr().err == ""
+    for name in ("seven.wav", "7-ann-1.WAV", "8_ann_6.wav", *(f"7_ann_{i}.wav" for i in (1, 2, 3, 6))):
+        write(tmp_path / name, b"" if "_" in name else bytes(2 * 850))
+    corpus = folder(tmp_path)
+    assert [one.name for one in corpus.recordings] == ["7_ann_0", "7_ann_5"]
+    assert corpus.classes == ("7",)
+    assert capsys.readouterr().err == (
+        f"{tmp_path}: left out 2 WAV files of another name (7-ann-1.WAV, seven.wav) and "
+        "5 WAV files without samples (7_ann_1.wav, 7_ann_2.wav, 7_ann_3.wav, ...)\n"
+    )
+
+
+def test_why_a_folder_holds_nothing_is_said(tmp_path):
+    write(tmp_path / "7_ann_0.wav", b"")
+    write(tmp_path / "seven.wav", bytes(2 * 850))
+    message = r"0 recordings .*; left out 1 WAV file of another name \(seven\.wav\) and 1 WAV file without samples \("
+    with pytest.raises(ValueError, match=message):
+        folder(tmp_path)
 
 
 def test_a_folder_with_nothing_to_test_is_refused(tmp_path):
