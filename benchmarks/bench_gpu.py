@@ -51,6 +51,11 @@ def main() -> int:
     served = [name for name in _SERVED if name in options.only]
     rows: list[Row] = []
     try:
+        heard = recordings(options) if served else []
+    except ValueError as error:
+        print(f"bench_gpu: {error}", file=sys.stderr)
+        return 1
+    try:
         rows += measured(_ON_DEVICE, on_device, _gpu_bench(options, rounds))
     except gpu_parts.Wrong as error:
         print(f"bench_gpu: {error}", file=sys.stderr)
@@ -61,7 +66,7 @@ def main() -> int:
         taken = held.conditions | {"device": _device_name(options.device)}
         bench = gpu_served.ServedBench(
             held,
-            recordings(options),
+            heard,
             callers=4 if options.quick else 256,
             trainers=2 if options.quick else 32,
             streams=[2, 4] if options.quick else options.streams,

@@ -55,7 +55,10 @@ def from_folder(path: pathlib.Path, count: int = 512) -> list[np.ndarray]:
     for index in np.random.default_rng(1).permutation(len(files))[:count]:
         samples = resample(*read_wav(files[index]), RATE)
         found.append(samples[: len(samples) // FRAME * FRAME].reshape(-1, FRAME))
-    return [frames for frames in found if len(frames)]
+    found = [frames for frames in found if len(frames)]
+    if not found:
+        raise ValueError(f"{path} holds no WAV file of {FRAME} samples or more at {RATE} Hz")
+    return found
 
 
 def chunks(recordings: list[np.ndarray], size: int) -> list[np.ndarray]:
