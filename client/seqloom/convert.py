@@ -170,8 +170,16 @@ def spec_of(message: model_service_pb2.ModelSpec) -> ModelSpec:
 
 
 def model_info(message: model_service_pb2.Model) -> ModelInfo:
-    """What a message tells of a served model."""
-    return ModelInfo(message.name, spec_of(message.spec), message.weights_version, message.parameter_count)
+    """What a message tells of a model."""
+    spec = None if message.broken else spec_of(message.spec)
+    return ModelInfo(message.name, spec, message.weights_version, message.parameter_count, message.broken)
+
+
+def served_info(message: model_service_pb2.Model) -> ModelInfo:
+    """What a message tells of a model that is to be used. Raises InvalidArgument where it is broken."""
+    info = model_info(message)
+    _ = info.spec
+    return info
 
 
 def server_info(message: model_service_pb2.GetServerInfoResponse) -> ServerInfo:

@@ -151,13 +151,14 @@ class AsyncRun:
 
 
 def run_info(run: training_service_pb2.Run) -> RunInfo:
-    """What a message tells of a run."""
+    """What a message tells of a run, which may be broken."""
+    alive = not run.broken
     return RunInfo(
         id=run.id,
         model=run.model,
-        spec=convert.spec_of(run.spec),
+        _spec=convert.spec_of(run.spec) if alive else None,
         weights_version=run.weights_version,
-        optimizer=optimizer_of(run.optimizer),
+        _optimizer=optimizer_of(run.optimizer) if alive else None,
         clip_norm=run.clip_norm or None,
         checkpoint_interval=run.checkpoint_interval,
         step=run.step,
@@ -166,4 +167,5 @@ def run_info(run: training_service_pb2.Run) -> RunInfo:
         accumulated_calls=run.accumulated_calls,
         checkpoints=tuple(run.checkpoints),
         waiting_for=run.waiting_for,
+        broken=run.broken,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from seqloom.optimizers import Optimizer
-from seqloom.types import Array, Brief, ModelSpec, State, Timing
+from seqloom.types import Array, Brief, ModelSpec, State, Timing, Told
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,8 @@ class ForwardBackwardResult(Brief):
 class StepResult:
     """A step that was applied.
 
-    step: its number, from 1. gradient_norm: of what was accumulated, before it was clipped. durable_step: the last step that
-    the server would not lose.
+    step: its number, from 1. gradient_norm: of what was accumulated, before it was clipped. durable_step: the last step
+    that the server would not lose.
     """
 
     step: int
@@ -116,8 +116,8 @@ class StepResult:
         return self.step
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunInfo:
+@dataclass(frozen=True, slots=True, repr=False)
+class RunInfo(Told):
     """A run as the server has it.
 
     weights_version: the model's that it was forked from. step: steps applied. durable_step: the last that the server
@@ -146,14 +146,13 @@ class RunInfo:
     @property
     def spec(self) -> ModelSpec:
         """The model's specification. Raises InvalidArgument, with the reason RUN_BROKEN, where nobody knows."""
-        return self._known(self._spec)
+        if self._spec is None:
+            raise self._unknown(f"run {self.id}", "RUN_BROKEN")
+        return self._spec
 
     @property
     def optimizer(self) -> Optimizer:
         """What it was made with. Raises InvalidArgument, with the reason RUN_BROKEN, where nobody knows."""
-        return self._known(self._optimizer)
-
-    def _known(self, value: T | None) -> T:
-        if value is None:
-            raise InvalidArgument(f"run {self.id} cannot be loaded: {self.broken}", reason="RUN_BROKEN")
-        return value
+        if self._optimizer is None:
+            raise self._unknown(f"run {self.id}", "RUN_BROKEN")
+        return self._optimizer

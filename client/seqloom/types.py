@@ -179,14 +179,43 @@ class Snapshot(Brief):
     state: State
 
 
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """A model as the server serves it."""
+class Told:
+    """What a server tells of a model or a run, which may be broken: then little is known of it."""
+
+    __slots__ = ()
+
+    broken: str
+
+    def _unknown(self, what: str, reason: str) -> InvalidArgument:
+        return InvalidArgument(f"{what} cannot be loaded: {self.broken}", reason=reason)
+
+    def __repr__(self) -> str:
+        names = [each.name for each in dataclasses.fields(self)]  # type: ignore[arg-type]
+        shown = [names[0], "broken"] if self.broken else names[:-1]
+        fields = (f"{name.removeprefix('_')}={getattr(self, name)!r}" for name in shown)
+        return f"{type(self).__name__}({', '.join(fields)})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ModelInfo(Told):
+    """A model as the server has it.
+
+    broken: why its folder cannot be loaded, in words, "" for a model that is served. Of a broken one nothing else is
+    known: version and count are 0, and to ask for its spec raises InvalidArgument.
+    """
 
     name: str
-    spec: ModelSpec
+    _spec: ModelSpec | None
     weights_version: int
     parameter_count: int
+    broken: str = ""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What network it is. Raises InvalidArgument, with the reason MODEL_BROKEN, where nobody knows."""
+        if self._spec is None:
+            raise self._unknown(f"model {self.name!r}", "MODEL_BROKEN")
+        return self._spec
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,8 @@ def _serve(settings: ServerConfig, _: dict[str, Any]) -> int:
 
     import torch
 
-    from seqloom_server.rpc.server import CannotStart, Server
+    from seqloom_server.engine.engine import CannotStart
+    from seqloom_server.rpc.server import Server
 
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise CommandFailed("device: cuda is asked for, and torch finds none here")
@@ -115,7 +116,7 @@ def _import_model(settings: ServerConfig, options: dict[str, Any]) -> int:
     if (pathlib.Path(settings.models) / options["name"]).exists():
         raise CommandFailed(f"a model {options['name']!r} exists already")
     files = storage.to_bytes(network)
-    return _write(settings, options["name"], lambda registry: registry.import_(options["name"], *files))
+    return _write(settings, options["name"], lambda registry: registry.import_(options["name"], *files, new=True))
 
 
 def _write(settings: ServerConfig, name: str, change: Any) -> int:

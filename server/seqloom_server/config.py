@@ -49,6 +49,7 @@ class ServerConfig:
     switch_interval_ms: float = _option(
         1.0, "how long the device thread and the event loop may hold the interpreter against each other", least=0.01
     )
+    strict_models: bool = _option(False, "ends at the start where a model or a run is broken, instead of telling of it")
     grace_seconds: float = _option(20.0, "how long live work may go on after SIGTERM", least=0)
     max_live_versions: int = _option(4, "versions of one model's weights that may be alive at once", least=1)
     max_sessions: int = _option(10_000, "live sessions that may be open at once", least=1)

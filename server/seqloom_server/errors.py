@@ -21,8 +21,9 @@ class Reason(enum.StrEnum):
     SESSION_ENDED = "SESSION_ENDED"  # something after end
     SESSION_IDLE = "SESSION_IDLE"  # nothing came for too long
     WINDOW_EXCEEDED = "WINDOW_EXCEEDED"  # more unacknowledged steps than the session's window
-    OVERFLOW = "OVERFLOW"  # a loss or a gradient is no finite number; the call changed nothing
+    OVERFLOW = "OVERFLOW"  # a loss, a gradient, or what a step makes, would be no finite number
     RUN_NOT_FOUND = "RUN_NOT_FOUND"
+    RUN_BROKEN = "RUN_BROKEN"  # a run folder that cannot be loaded
     RUN_WAITS = "RUN_WAITS"  # for earlier calls, which were lost with a server or never came
     NOTHING_ACCUMULATED = "NOTHING_ACCUMULATED"  # a step without a gradient
     STEP_MISMATCH = "STEP_MISMATCH"  # the step expected is not the run's next

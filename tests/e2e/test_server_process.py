@@ -150,13 +150,28 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_a_broken_model_folder_is_one_line_by_name_and_exit_1(server_process, models, what):
+def test_a_broken_model_folder_is_told_by_name_and_ends_a_strict_start_in_one_line(server_process, models, what):
+    write_models(models, {"other": SMALL})
     break_it, words = BROKEN[what]
     break_it(models / "small")
-    status, stderr = server_process("--models", models, ready=False).end()
-    assert status == 1
-    assert stderr.count("\n") == 1
-    assert all(word in stderr for word in [f"models: {models}", "small", *words]), stderr
+    started = server_process("--models", models)
+    assert health(started.address) == health_pb2.HealthCheckResponse.SERVING
+    with urllib.request.urlopen(f"http://{started.http_address}/healthz") as reply:
+        assert reply.status == 200
+    with grpc.insecure_channel(started.address) as channel:
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        other, broken = stub.ListModels(model_service_pb2.ListModelsRequest()).models
+        assert (broken.name, other.name, other.broken) == ("small", "other", "")
+        assert stub.GetModel(model_service_pb2.GetModelRequest(name="small")).model == broken
+    logged = [line for line in started.end(signal.SIGTERM)[1].splitlines() if "ERROR" in line]
+    assert len(logged) == 1
+    status, stderr = server_process("--models", models, "--strict-models", ready=False).end()
+    assert (status, stderr.count("\n")) == (1, 1)
+    assert f"models: {models}" in stderr
+    for told in (broken.broken, logged[0], stderr):
+        assert all(word in told for word in words), told
+    for told in (logged[0], stderr):
+        assert "small" in told
 
 
 def test_a_folder_of_models_that_is_none_is_told_and_one_that_is_absent_is_made(server_process, tmp_path):
@@ -197,7 +212,7 @@ def test_a_full_disk_is_told_as_such_and_the_old_model_stays_whole(server_proces
                     call()
                 assert caught.value.code() is grpc.StatusCode.INTERNAL
                 assert caught.value.details().endswith(": File too large")
-        assert [path.name for path in models.iterdir()] == ["small"]
+        assert sorted(path.name for path in models.iterdir()) == [".lock", "small"]
         assert storage.load(models / "small")[1] == 1
         assert stub.GetModel(model_service_pb2.GetModelRequest(name="small")).model.weights_version == 1
         unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)

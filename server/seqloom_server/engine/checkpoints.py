@@ -7,6 +7,7 @@ A run's folder holds "latest", from which it goes on after a restart, and "check
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import stat
 from dataclasses import replace
@@ -29,7 +30,7 @@ from seqloom_server.engine.run_state import (
     to_bytes,
 )
 from seqloom_server.nn import folders, storage
-from seqloom_server.nn.optim import STEP
+from seqloom_server.nn.optimizer_spec import STEP
 
 __all__ = ["BrokenCheckpoint", "CallsDone", "RunMeta", "RunState", "StoredReply"]
 
@@ -37,6 +38,7 @@ STATE = "state.json"
 TENSORS = "tensors.safetensors"
 LATEST = "latest"
 NAMED = "checkpoints"
+RUN_ID = re.compile(r"run-[0-9a-f]{12}")  # as the server gives them
 
 _MAX_STATE_BYTES = 256 << 20
 _MAX_HEADER_BYTES = 1 << 20  # of tensors.safetensors: names and shapes of some hundred tensors
@@ -116,8 +118,13 @@ def save_run(folder: pathlib.Path, name: str, state: RunState) -> None:
 
 
 def load_latest(folder: pathlib.Path) -> RunState:
-    """Returns what a run goes on from. Raises as load() does."""
-    state = load(folder / LATEST)
+    """Returns what a run goes on from. Raises OSError, and BrokenCheckpoint for what is in doubt."""
+    if not stat.S_ISDIR(folder.lstat().st_mode):
+        raise BrokenCheckpoint("is no folder")
+    try:
+        state = load(folder / LATEST)
+    except FileNotFoundError:
+        raise BrokenCheckpoint(f"{LATEST} is missing") from None
     if state.meta.id != folder.name:
         raise BrokenCheckpoint(f"{LATEST}: {STATE}: meta.id: is {state.meta.id!r}: the folder is {folder.name!r}")
     return state
@@ -131,8 +138,7 @@ def load_named(folder: pathlib.Path, name: str) -> RunState:
 
 def delete_named(folder: pathlib.Path, name: str) -> None:
     """Raises FileNotFoundError or OSError."""
-    shutil.rmtree(folder / NAMED / check_checkpoint_name(name))
-    folders.sync(folder / NAMED)
+    folders.remove(folder / NAMED / check_checkpoint_name(name))
 
 
 def names(folder: pathlib.Path) -> list[str]:
@@ -141,16 +147,20 @@ def names(folder: pathlib.Path) -> list[str]:
 
 
 def run_folders(root: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the folders of all runs, in order, after clearing up what a crash left in them. Raises OSError."""
-    runs = []
+    """Returns the folders of all runs, in order, after clearing up what a crash left in them.
+
+    Also what stands in the place of a run's folder and is none. Raises OSError where the root cannot be read.
+    """
+    folders.recover_all(root)  # of runs that were being removed
+    runs = [path for path in root.iterdir() if RUN_ID.fullmatch(path.name)] if root.is_dir() else []
     for folder in _folders_in(root):
-        for place in (folder, folder / NAMED):
-            folders.recover_all(place)
+        with contextlib.suppress(OSError):  # whoever loads it is told
+            for place in (folder, folder / NAMED):
+                folders.recover_all(place)
         with contextlib.suppress(OSError):
             folder.rmdir()  # empty: of a run that was never saved, so that nobody knows it
-        if folder.exists():
-            runs.append(folder)
-    return runs
+        runs.append(folder)
+    return sorted({folder for folder in runs if os.path.lexists(folder)})
 
 
 def _folders_in(root: pathlib.Path) -> list[pathlib.Path]:

@@ -15,6 +15,7 @@ import torch
 from seqloom_server.config import ServerConfig
 from seqloom_server.engine.device import DeviceThread, Results, TrainingResults
 from seqloom_server.engine.fitting import SchedulerLimits
+from seqloom_server.engine.holder import InUse
 from seqloom_server.engine.jobs import Jobs
 from seqloom_server.engine.programs import Settings
 from seqloom_server.engine.registry import Registry
@@ -32,6 +33,10 @@ from seqloom_server.metrics import Metrics
 log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 10.0  # how long close() waits for the slice in flight
+
+
+class CannotStart(Exception):
+    """What keeps the server from starting, in one line for people."""
 
 
 class Engine:
@@ -71,18 +76,37 @@ class Engine:
         self._open: dict[Sequence, None] = {}  # every sequence that has not ended
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle_watch: asyncio.Task[None] | None = None
+        self._letting_go: asyncio.Task[None] | None = None
         self._draining = False
         self._death: BaseException | None = None
         self._on_death: list[Callable[[], None]] = []
         self._emptied = asyncio.Event()
 
-    async def start(self) -> None:
-        """Loads every model and starts the device thread. Raises ServerError where a model folder is broken."""
+    async def start(self, address: str = "") -> None:
+        """Loads every model and every run, and starts the device thread.
+
+        address: HOST:PORT, by which other servers are told who has the runs. Raises CannotStart where a root cannot be
+        read or the runs are another server's, and with strict_models where a folder is broken.
+        """
         self._loop = asyncio.get_running_loop()
         if self._config.threads:
             torch.set_num_threads(self._config.threads)
-        await self.registry.load_all()
-        await self.runs.recover()
+        strict, models, runs = self._config.strict_models, self._config.models, self._config.runs
+        try:
+            held = await self.runs.hold(address, wait=False)
+            try:
+                await self.registry.load_all(strict=strict)  # while a server that ends still has the runs
+            except (ServerError, OSError) as error:
+                raise CannotStart(f"models: {models}: {error}") from None
+            if not held:
+                await self.runs.hold(address)
+            await self.runs.recover(strict=strict)
+        except InUse as error:
+            raise CannotStart(f"runs: {runs} {error}") from None
+        except ServerError as error:
+            raise CannotStart(f"runs: {runs}: {error}") from None
+        except OSError as error:
+            raise CannotStart(f"runs: {runs} cannot be locked: {error.strerror or error}") from None
         self._device_thread.start(self._loop)
         self._idle_watch = asyncio.create_task(self._end_idle_sequences())
 
@@ -179,8 +203,12 @@ class Engine:
             self.jobs.end(job, outcome)
 
     async def drain(self, grace_seconds: float) -> None:
-        """Takes no new sequences, lets the open ones end, and fails what is left after the grace period."""
+        """Takes no new sequences, lets the open ones end, and fails what is left after the grace period.
+
+        The runs are saved then, and another server may have them, also before this process is gone.
+        """
         self._draining = True
+        await self.runs.tell_draining()
         if self._open or self.jobs:
             self._emptied.clear()
             try:
@@ -190,13 +218,18 @@ class Engine:
                 self._end_all(but={job for job in self.jobs.begun() if job.call is not None})
         if self.alive:
             await self.runs.save_all()
+        await self.runs.let_go()
 
     def close(self) -> None:
         """Stops the device thread after the slice in flight and fails what is left. Safe from any thread."""
         self._draining = True
         self._device_thread.stop(_STOP_SECONDS)
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._end_all)
+            self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        self._end_all()
+        self._letting_go = asyncio.ensure_future(self.runs.let_go())  # where nobody waited for drain()
 
     def _end_all(self, but: Set[Job] = frozenset()) -> None:
         error = ServerError(Reason.SHUTTING_DOWN, "the server is shutting down")

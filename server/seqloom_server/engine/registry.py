@@ -1,30 +1,35 @@
 """The models that are served, their folders on disk, and the versions of weights that are still alive.
 
 Everything that reads or writes files or builds networks runs in a worker thread, one change at a time, to its end even
-where its caller goes away; what is served is replaced in one assignment on the event loop.
+where its caller goes away; what is served is replaced in one assignment on the event loop. Other servers may read the
+folders as they like; while one of them is changed, its server has the lock of all.
 """
 
 import asyncio
+import logging
 import pathlib
-import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 
+from seqloom_server.engine.broken import why_broken
+from seqloom_server.engine.model_folders import ModelFolders, check_name
 from seqloom_server.engine.request import Weights
 from seqloom_server.engine.served import ServedWeights, warm_up
-from seqloom_server.errors import Reason, ServerError, invalid
+from seqloom_server.errors import Reason, ServerError
 from seqloom_server.nn import storage
 from seqloom_server.nn.network import Network
 from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.nn.storage import BrokenModel
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+__all__ = ["ModelInfo", "Registry", "Watcher", "check_name", "off_loop"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +52,6 @@ class Watcher(Protocol):
     def gone(self, name: str) -> None: ...
 
 
-def check_name(name: str, field: str = "name") -> str:
-    """Returns the name of a model. Raises ServerError INVALID_FIELD where it is none."""
-    if not _NAME.fullmatch(name):
-        raise invalid(field, f"is {name[:80]!r}: expected 1 to 64 of a-z 0-9 . _ - beginning with a letter or digit")
-    return name
-
-
 class Registry:
     """The served models of one folder `root`, on one device.
 
@@ -62,21 +60,28 @@ class Registry:
     """
 
     def __init__(self, root: pathlib.Path, device: str, max_live_versions: int, max_model_bytes: int = 2 << 30) -> None:
-        self._root = root
+        self._folders = ModelFolders(root)
         self._device = device
         self._max_live_versions = max_live_versions
         self._max_model_bytes = max_model_bytes
         self._served: dict[str, ServedWeights] = {}
         self._users: dict[ServedWeights, int] = {}  # open sequences of each version that has any
+        self._broken: dict[str, str] = {}  # of those that are not served
         self._last: dict[str, int] = {}  # the highest version that each name has had here
         self._changing = asyncio.Lock()
         self._change: asyncio.Task[Any] | None = None  # the one that has the lock
         self.watchers: list[Watcher] = []
 
     def current(self, name: str, version: int = 0) -> ServedWeights:
-        """Returns the weights that serve `name`. Raises MODEL_NOT_FOUND; VERSION_MISMATCH if `version` is another."""
+        """Returns the weights that serve `name`.
+
+        Raises MODEL_NOT_FOUND; MODEL_BROKEN; VERSION_MISMATCH if `version` is another.
+        """
         served = self._served.get(name)
         if served is None:
+            if name in self._broken:
+                why = self._broken[name]
+                raise ServerError(Reason.MODEL_BROKEN, f"model {name!r} cannot be loaded: {why}", field="model")
             raise ServerError(Reason.MODEL_NOT_FOUND, f"no model {name[:80]!r} is served", field="model")
         if version and version != served.version:
             raise ServerError(
@@ -111,15 +116,32 @@ class Registry:
         return [self.get(name) for name in sorted(self._served)]
 
     def get(self, name: str) -> ModelInfo:
-        """Returns what is told of a served model. Raises MODEL_NOT_FOUND."""
+        """Returns what is told of a served model. Raises MODEL_NOT_FOUND or MODEL_BROKEN."""
         served = self.current(name)
         spec = served.network.spec
         return ModelInfo(name, spec, served.version, spec.parameter_count)
 
-    async def load_all(self) -> None:
-        """Serves every model folder below the root. Raises MODEL_BROKEN at the first that cannot be loaded."""
-        for name in await off_loop(self._find_folders):
-            await self.load(name)
+    @property
+    def broken(self) -> dict[str, str]:
+        """Why by name for each model whose folder cannot be loaded; none of them is served."""
+        return dict(self._broken)
+
+    async def load_all(self, *, strict: bool = False) -> None:
+        """Serves every model folder below the root; what is wrong with one of them is told of that one.
+
+        strict: raises MODEL_BROKEN at the first that cannot be loaded. Raises STORAGE_FAILED where the root cannot be
+        read.
+        """
+        for name in await off_loop(self._folders.find):
+            try:
+                await self.load(name)
+            except Exception as error:
+                if isinstance(error, ServerError) and error.reason is Reason.MODEL_NOT_FOUND:
+                    continue  # removed meanwhile, or never finished
+                why = self._broken[name] = why_broken(name, error)
+                if strict:
+                    raise ServerError(Reason.MODEL_BROKEN, f"{name}: {why}") from error
+                log.error("model %s cannot be loaded, and is left alone: %s", name, why)
 
     async def load(self, name: str) -> ModelInfo:
         """Serves the folder of that name; read anew, the weights get a version above the one served.
@@ -132,18 +154,19 @@ class Registry:
     async def create(self, name: str, spec: ModelSpec, seed: int) -> ModelInfo:
         """Draws weights from the seed, writes the folder, serves it.
 
-        Raises MODEL_EXISTS, OVER_LIMIT, STORAGE_FAILED, or OVERLOADED where there is no memory.
+        Raises MODEL_EXISTS, OVER_LIMIT, STORAGE_FAILED, or OVERLOADED where there is no memory or another process
+        changes models for too long.
         """
         self._check_size(spec)
         return await self._run_change(self._create, check_name(name), spec, seed)
 
-    async def import_(self, name: str, config: bytes, weights: bytes) -> ModelInfo:
+    async def import_(self, name: str, config: bytes, weights: bytes, *, new: bool = False) -> ModelInfo:
         """Checks a model folder's two files, writes and serves them; a known model gets them as its next version.
 
-        Raises MODEL_BROKEN, MODEL_EXISTS where the served model is of another specification, OVER_LIMIT,
-        STORAGE_FAILED, or OVERLOADED.
+        new: there must be no such model yet. Raises MODEL_BROKEN, MODEL_EXISTS where the served model is of another
+        specification, OVER_LIMIT, STORAGE_FAILED, or OVERLOADED.
         """
-        return await self._run_change(self._import, check_name(name), config, weights)
+        return await self._run_change(self._import, check_name(name), config, weights, new)
 
     async def publish(self, name: str, network: Network) -> ModelInfo:
         """Serves other weights of a served model, as its next version; sessions that are open keep theirs.
@@ -160,21 +183,30 @@ class Registry:
         return await self._serve(name, self._next_version(name), network, save=True)
 
     async def _load(self, name: str) -> ModelInfo:
+        try:
+            return await self._load_anew(name)
+        except ServerError as error:
+            if error.reason is Reason.MODEL_NOT_FOUND:
+                self._broken.pop(name, None)
+            elif name in self._broken or (error.reason is Reason.MODEL_BROKEN and name not in self._served):
+                self._broken[name] = why_broken(name, error)
+            raise
+
+    async def _load_anew(self, name: str) -> ModelInfo:
         self.check_live_versions(name)
-        network, version = await off_loop(self._read, name)
+        network, version = await off_loop(self._folders.read, name, self._device, self._check_size)
         last = self._last.get(name, 0)
         if version < last or (version == last and name in self._served):
             return await self._serve(name, self._next_version(name), network, save=True)
         return await self._serve(name, version, network, save=False)
 
     async def _create(self, name: str, spec: ModelSpec, seed: int) -> ModelInfo:
-        if name in self._served or (self._root / name).exists():
-            raise ServerError(Reason.MODEL_EXISTS, f"a model {name!r} exists already", field="name")
+        self._check_free(name)
         version = self._next_version(name)
         network = await off_loop(Network.create, spec, seed, self._device)
-        return await self._serve(name, version, network, save=True)
+        return await self._serve(name, version, network, save=True, new=True)
 
-    async def _import(self, name: str, config: bytes, weights: bytes) -> ModelInfo:
+    async def _import(self, name: str, config: bytes, weights: bytes, new: bool) -> ModelInfo:
         self.check_live_versions(name)
         network, version = await off_loop(storage.load_bytes, config, weights, self._device, self._check_size)
         served = self._served.get(name)
@@ -182,11 +214,16 @@ class Registry:
             self._check_same_spec(served, network)
         if name in self._last:
             version = self._next_version(name)
-        return await self._serve(name, version, network, save=True)
+        return await self._serve(name, version, network, save=True, new=new)
 
     async def unload(self, name: str) -> None:
-        """Stops serving the model; open sequences keep their weights, the folder stays. Raises MODEL_NOT_FOUND."""
+        """Stops serving the model, or telling of it as broken; open sequences keep their weights, the folder stays.
+
+        Raises MODEL_NOT_FOUND.
+        """
         async with self._changing:
+            if self._broken.pop(name, None) is not None:
+                return
             self.current(name)
             del self._served[name]
             for watcher in self.watchers:
@@ -194,19 +231,9 @@ class Registry:
             self._tell_if_gone(name)
 
     async def export(self, name: str) -> tuple[bytes, bytes]:
-        """Returns the served model's config.json and model.safetensors. Raises MODEL_NOT_FOUND."""
+        """Returns the served model's config.json and model.safetensors. Raises MODEL_NOT_FOUND or MODEL_BROKEN."""
         served = self.current(name)
         return await off_loop(storage.to_bytes, served.network, served.version)
-
-    def _find_folders(self) -> list[str]:
-        storage.recover_all(self._root)
-        folders = self._root.iterdir() if self._root.is_dir() else ()
-        return sorted(path.name for path in folders if path.is_dir() and _NAME.fullmatch(path.name))
-
-    def _read(self, name: str) -> tuple[Network, int]:
-        if not (self._root / name).is_dir():
-            raise ServerError(Reason.MODEL_NOT_FOUND, f"there is no model folder {name!r}", field="name")
-        return storage.load(self._root / name, self._device, self._check_size)
 
     def _check_size(self, spec: ModelSpec) -> None:
         size = storage.weights_bytes(spec)
@@ -214,6 +241,11 @@ class Registry:
             raise ServerError(
                 Reason.OVER_LIMIT, f"the model has {size} bytes of weights: at most {self._max_model_bytes} are taken"
             )
+
+    def _check_free(self, name: str) -> None:
+        if name in self._served or self._folders.has(name):
+            why = f", and cannot be loaded: {self._broken[name]}" if name in self._broken else ""
+            raise ServerError(Reason.MODEL_EXISTS, f"a model {name!r} exists already{why}", field="name")
 
     @staticmethod
     def _check_same_spec(served: ServedWeights, network: Network) -> None:
@@ -250,14 +282,15 @@ class Registry:
                 retry_after=1.0,
             )
 
-    async def _serve(self, name: str, version: int, network: Network, *, save: bool) -> ModelInfo:
+    async def _serve(self, name: str, version: int, network: Network, *, save: bool, new: bool = False) -> ModelInfo:
         """Everything that may fail comes before the folder is replaced, and that before the weights in use are."""
         served = await off_loop(ServedWeights, name, version, network)
         await off_loop(warm_up, served)
         self.check_live_versions(name)  # sessions came meanwhile
         if save:
-            await off_loop(storage.save, self._root / name, network, version)
+            await off_loop(self._folders.save, name, network, version, self._check_free if new else None)
         self._served[name] = served
+        self._broken.pop(name, None)
         self._last[name] = version
         for watcher in self.watchers:
             watcher.serving(name, version)

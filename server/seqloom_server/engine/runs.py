@@ -1,17 +1,18 @@
-"""The training runs of one server: made, found again after a restart, listed, ended, saved."""
+"""The training runs of one server: made, found again after a restart, listed, ended, saved, handed over at its end."""
 
 import asyncio
 import contextlib
 import logging
 import pathlib
 import secrets
-import shutil
 from typing import Any, Protocol
 
 from seqloom_server.engine import checkpoints
+from seqloom_server.engine.broken import why_broken
 from seqloom_server.engine.checkpoints import RunMeta, RunState
+from seqloom_server.engine.holder import Holder
 from seqloom_server.engine.jobs import Jobs
-from seqloom_server.engine.journal import Journal
+from seqloom_server.engine.journal import Journal, StepRecord
 from seqloom_server.engine.registry import Registry, off_loop
 from seqloom_server.engine.run import Host, Run
 from seqloom_server.engine.run_checkpoints import snapshot_of
@@ -19,8 +20,9 @@ from seqloom_server.engine.run_weights import RunWeights
 from seqloom_server.engine.served import ServedWeights
 from seqloom_server.engine.training import Job
 from seqloom_server.errors import Reason, ServerError
+from seqloom_server.nn import folders
 from seqloom_server.nn.network import Network
-from seqloom_server.nn.optim import OptimizerSpec
+from seqloom_server.nn.optimizer_spec import OptimizerSpec
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,8 @@ class Device(Protocol):
 
 
 class Runs(Host):
-    """Every run that is alive. root: the folder of their folders. max_runs: how many there may be."""
+    """Every run that is alive. root: the folder of their folders, which this server alone writes in from hold() to
+    let_go(). max_runs: how many there may be; those that are broken are none of them."""
 
     def __init__(
         self, root: pathlib.Path, registry: Registry, engine: Device, device: str, max_runs: int, max_held_calls: int
@@ -54,14 +57,30 @@ class Runs(Host):
         self._device = device
         self._max_runs = max_runs
         self._runs: dict[str, Run] = {}
+        self._broken: dict[str, str] = {}  # why by id
         self._changing = asyncio.Lock()
+        self._holder = Holder(root)
+        self._given_up = False
+
+    async def hold(self, address: str, *, wait: bool = True) -> bool:
+        """Makes the folder this server's; see Holder.take(). address: HOST:PORT. Raises InUse or OSError."""
+        return await self._holder.take(address, wait=wait)
 
     def get(self, run_id: str) -> Run:
-        """Raises ServerError RUN_NOT_FOUND."""
+        """Raises ServerError RUN_NOT_FOUND, RUN_BROKEN, or SHUTTING_DOWN where the folder has been given up."""
+        self._check_held()
         run = self._runs.get(run_id)
         if run is None:
+            if run_id in self._broken:
+                why = self._broken[run_id]
+                raise ServerError(Reason.RUN_BROKEN, f"run {run_id} cannot be loaded: {why}", field="run")
             raise ServerError(Reason.RUN_NOT_FOUND, f"there is no run {run_id[:80]!r}", field="run")
         return run
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """Why by id for each run whose folder cannot be loaded."""
+        return dict(self._broken)
 
     def all(self) -> list[Run]:
         """The runs, by id."""
@@ -84,8 +103,9 @@ class Runs(Host):
 
         clip_norm, checkpoint_interval: 0 for none. Raises ServerError OVERLOADED or STORAGE_FAILED.
         """
-        self._engine.check_serving()
         async with self._changing:
+            self._engine.check_serving()
+            self._check_held()
             for run in self._runs.values():
                 if request_id and run.meta.request_id == request_id:
                     return run
@@ -111,7 +131,8 @@ class Runs(Host):
             run = Run(self, folder, meta, weights)
             await run.save_now()
         except BaseException:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(folders.remove, folder)
             raise
         self._runs[meta.id] = run
         return run
@@ -124,32 +145,59 @@ class Runs(Host):
         )
 
     async def delete(self, run_id: str) -> None:
-        """Ends a run and removes its folder. Raises ServerError RUN_NOT_FOUND or STORAGE_FAILED."""
+        """Ends a run and removes its folder, also one that is broken.
+
+        Raises ServerError RUN_NOT_FOUND, STORAGE_FAILED, or SHUTTING_DOWN where the folder has been given up.
+        """
         async with self._changing:
-            run = self.get(run_id)
-            del self._runs[run_id]
+            self._check_held()
+            if run_id not in self._broken:
+                self.get(run_id)
+            await _to_the_end(self._delete(run_id))
+
+    async def _delete(self, run_id: str) -> None:
+        run = self._runs.pop(run_id, None)
+        if run is not None:
             gone = ServerError(Reason.RUN_NOT_FOUND, f"run {run_id} has been deleted", field="run")
             self._engine.jobs.abandon([job for job in self._engine.jobs if job.weights is run.weights], gone)
             await run.end(gone)
-            await off_loop(shutil.rmtree, run.folder, of="runs")
+            run.weights.journal.close(gone)
+        try:
+            await off_loop(folders.remove, self._root / run_id, of="runs")
+        except ServerError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):  # somebody has removed it by hand
+                self._broken[run_id] = f"it has ended, and cannot be removed: {error.message}"
+                raise
+        self._broken.pop(run_id, None)
 
-    async def recover(self) -> None:
-        """Finds the runs of an earlier server; one that is broken is left where it is, and logged."""
-        for folder in await asyncio.to_thread(checkpoints.run_folders, self._root):
+    async def recover(self, *, strict: bool = False) -> None:
+        """Finds the runs of an earlier server; one that is broken is left where it is, logged and told of.
+
+        strict: raises RUN_BROKEN at the first of these. Raises STORAGE_FAILED where the root cannot be read.
+        """
+        for folder in await off_loop(checkpoints.run_folders, self._root, of="runs"):
             try:
-                state: RunState = await asyncio.to_thread(checkpoints.load_latest, folder)
-                weights = await asyncio.to_thread(self._restored, state)
-            except (checkpoints.BrokenCheckpoint, OSError) as error:
-                log.error("run %s cannot be loaded, and is left alone: %s", folder.name, error)
-                continue
-            lost = weights.journal.read(weights.step)
-            run = Run(self, folder, state.meta, weights, lost)
-            run.checkpoints.names = await asyncio.to_thread(checkpoints.names, folder)
-            run.take_replies(state.calls)
-            self._runs[state.meta.id] = run
-            log.info(
-                "run %s goes on from step %d; %d steps after it are to be sent again", folder.name, run.step, len(lost)
-            )
+                await self._recover(folder)
+            except Exception as error:
+                why = self._broken[folder.name] = why_broken(folder.name, error)
+                if strict:
+                    raise ServerError(Reason.RUN_BROKEN, f"{folder.name}: {why}") from error
+                log.error("run %s cannot be loaded, and is left alone: %s", folder.name, why)
+
+    async def _recover(self, folder: pathlib.Path) -> None:
+        state, weights, lost, names = await asyncio.to_thread(self._read, folder)
+        run = Run(self, folder, state.meta, weights, lost)
+        run.checkpoints.names = names
+        run.take_replies(state.calls)
+        self._runs[state.meta.id] = run
+        log.info(
+            "run %s goes on from step %d; %d steps after it are to be sent again", folder.name, run.step, len(lost)
+        )
+
+    def _read(self, folder: pathlib.Path) -> tuple[RunState, RunWeights, list[StepRecord], list[str]]:
+        state = checkpoints.load_latest(folder)
+        weights = self._restored(state)
+        return state, weights, weights.journal.read(weights.step), checkpoints.names(folder)
 
     def _restored(self, state: RunState) -> RunWeights:
         network = Network(state.spec, state.parameters, self._device)
@@ -162,11 +210,30 @@ class Runs(Host):
 
     async def save_all(self) -> None:
         """Saves every run, while the server shuts down; one that cannot be saved is logged."""
-        for run in self.all():
+        for run in [] if self._given_up else self.all():
             try:
                 await run.save_now()
             except (ServerError, asyncio.CancelledError) as error:
                 log.error("run %s could not be saved at step %d: %s", run.meta.id, run.step, error)
+
+    async def tell_draining(self) -> None:
+        """Tells a server that wants the runs that it will have them."""
+        await asyncio.to_thread(self._holder.tell_draining)
+
+    async def let_go(self) -> None:
+        """Ends every run as it was saved, and gives the folder up: after this nothing is written in it any more."""
+        async with self._changing:  # what is being made or deleted
+            if self._given_up:
+                return
+            self._given_up = True
+            for run in self.all():
+                await run.end(_given_up())
+                await asyncio.to_thread(run.weights.journal.close, _given_up())
+            await asyncio.to_thread(self._holder.give_back)
+
+    def _check_held(self) -> None:
+        if self._given_up:
+            raise _given_up()
 
     def train(self, job: Job) -> None:
         self._engine.train(job)
@@ -185,6 +252,10 @@ class Runs(Host):
 
     def deduplicated(self, model: str) -> None:
         self._engine.deduplicated(model)
+
+
+def _given_up() -> ServerError:
+    return ServerError(Reason.SHUTTING_DOWN, "the server is shutting down, and has given up its runs")
 
 
 async def _to_the_end(coroutine: Any) -> Any:

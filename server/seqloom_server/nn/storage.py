@@ -50,8 +50,6 @@ def load(
     check: sees the specification before any weights are read, and raises what it likes. Raises BrokenModel.
     """
     path = pathlib.Path(folder)
-    if not path.exists():
-        folders.recover(path)
     try:
         try:
             for name in (CONFIG, WEIGHTS):

@@ -49,9 +49,15 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         self._exports = 0
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=map(_model, self._registry.models()))
+        broken = (pb.Model(name=name, broken=why) for name, why in self._registry.broken.items())
+        models: list[pb.Model] = [*map(_model, self._registry.models()), *broken]
+        models.sort(key=lambda model: model.name)
+        return pb.ListModelsResponse(models=models)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
+        why = self._registry.broken.get(request.name)
+        if why is not None:
+            return pb.GetModelResponse(model=pb.Model(name=request.name, broken=why))
         info = self._registry.get(request.name)
         set_model(info.name)
         return pb.GetModelResponse(model=_model(info))

@@ -19,8 +19,7 @@ from seqloom.v1 import (
 )
 
 from seqloom_server.config import ServerConfig, split_address
-from seqloom_server.engine.engine import Engine
-from seqloom_server.errors import ServerError
+from seqloom_server.engine.engine import CannotStart, Engine
 from seqloom_server.metrics import Metrics
 from seqloom_server.rpc.accounts import RequestAccounts
 from seqloom_server.rpc.budget import ByteBudget
@@ -40,10 +39,6 @@ SERVICES = (
 
 _MAX_PENDING = 1_000_000
 _LAST_WORDS = 1.0  # seconds that calls get to end by themselves once nothing of theirs is left
-
-
-class CannotStart(Exception):
-    """What keeps the server from starting, in one line for people."""
 
 
 class Server:
@@ -86,12 +81,13 @@ class Server:
             raise CannotStart(f"cannot listen on {config.http} for HTTP: {error.strerror}") from None
         self.http_address = self._http.address
         try:
-            await self.engine.start()
-        except (ServerError, OSError) as error:
+            await self.engine.start(self.address)
+        except CannotStart:
             await asyncio.to_thread(self.engine.close)
+            await self.engine.runs.let_go()
             await asyncio.to_thread(self._http.close)
             await self._grpc.stop(None)
-            raise CannotStart(f"models: {config.models}: {error}") from None
+            raise
         self.engine.on_death(self._device_died)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         await self._grpc.start()

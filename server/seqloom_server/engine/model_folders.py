@@ -1,0 +1,125 @@
+"""The models' folders on disk, which other servers may read and change meanwhile: changed under a lock, read without.
+
+A reader sees one whole folder or none, since it looks whether the same one still stands there when it has read it.
+"""
+
+import logging
+import os
+import pathlib
+import re
+import stat
+import time
+from collections.abc import Callable
+
+from seqloom_server.engine.folder_lock import FolderLock
+from seqloom_server.errors import Reason, ServerError, invalid
+from seqloom_server.nn import folders, storage
+from seqloom_server.nn.network import Network
+from seqloom_server.nn.spec import ModelSpec
+from seqloom_server.nn.storage import BrokenModel
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_LOCK_SECONDS = 10.0  # for which a change waits for one of another process
+_READS = 20  # of a folder that others replace again and again meanwhile
+_SECONDS_BETWEEN_LOOKS = 0.05
+
+
+def check_name(name: str, field: str = "name") -> str:
+    """Returns the name of a model. Raises ServerError INVALID_FIELD where it is none."""
+    if not _NAME.fullmatch(name):
+        raise invalid(field, f"is {name[:80]!r}: expected 1 to 64 of a-z 0-9 . _ - beginning with a letter or digit")
+    return name
+
+
+class ModelFolders:
+    """Those in one folder `root`, by name. Its methods are for worker threads; one process changes them at a time."""
+
+    def __init__(self, root: pathlib.Path) -> None:
+        self._root = root
+        self._lock = FolderLock(root)
+
+    def has(self, name: str) -> bool:
+        """Whether anything stands there under this name."""
+        return os.path.lexists(self._root / name)
+
+    def find(self) -> list[str]:
+        """Returns the names of whatever may be a model's folder, after clearing up what a crash left.
+
+        Those that another process is replacing are among them. Raises OSError where the root cannot be read.
+        """
+        unfinished = folders.unfinished(self._root)
+        if unfinished:
+            self._clear_up()
+        paths = self._root.iterdir() if self._root.is_dir() else ()
+        found = {path.name for path in paths if not _is_file(path)}
+        return sorted(name for name in {*found, *unfinished} if _NAME.fullmatch(name))
+
+    def read(self, name: str, device: str, check: Callable[[ModelSpec], None]) -> tuple[Network, int]:
+        """Returns the network of a folder, and its weights version; check: see storage.load().
+
+        Raises BrokenModel, OSError, ServerError MODEL_NOT_FOUND, or OVERLOADED where it is replaced all the time.
+        """
+        folder = self._root / name
+        for attempt in range(_READS):
+            before = folders.identity(folder)
+            if _is_file(folder) or (before is None and not self._put_back(name)):
+                raise ServerError(Reason.MODEL_NOT_FOUND, f"there is no model folder {name!r}", field="name")
+            if before is None:
+                continue
+            try:
+                if not folder.is_dir():
+                    raise BrokenModel(f"{name}: is no folder, and no link to one")
+                loaded = storage.load(folder, device, check)
+            except Exception:
+                if attempt == _READS - 1 or folders.identity(folder) == before:
+                    raise
+            else:
+                if folders.identity(folder) == before:
+                    return loaded
+        raise ServerError(Reason.OVERLOADED, f"model {name!r} is replaced all the time", retry_after=1.0)
+
+    def save(self, name: str, network: Network, version: int, check: Callable[[str], None] | None = None) -> None:
+        """Writes a folder in place of what stands there. check: sees the name once no other process may change it.
+
+        Raises ServerError OVERLOADED where another process changes models for too long; OSError; what check raises.
+        """
+        with self._lock.held(_LOCK_SECONDS):
+            if check is not None:
+                check(name)
+            storage.save(self._root / name, network, version)
+
+    def _clear_up(self) -> None:
+        """As far as it can: where nothing may be written, models are served all the same."""
+        try:
+            with self._lock.held(_LOCK_SECONDS):
+                failed = storage.recover_all(self._root)
+        except ServerError:  # whoever has it for so long is alive, and at work
+            return
+        except OSError as error:
+            failed = dict.fromkeys(folders.unfinished(self._root), error)
+        for name, problem in failed.items():
+            log.warning("what was left of a change of model %s cannot be cleared up: %s", name, problem.strerror)
+
+    def _put_back(self, name: str) -> bool:
+        """Waits for whoever is replacing a folder that is not there now, or puts back what one that died moved away.
+
+        Returns whether there may be a folder after that. Raises ServerError OVERLOADED.
+        """
+        if name in folders.unfinished(self._root):
+            try:
+                with self._lock.held(_LOCK_SECONDS):
+                    folders.recover(self._root / name)
+            except OSError:  # where nothing may be written: another process may have more rights, and be at work
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                return True
+        return self.has(name)
+
+
+def _is_file(path: pathlib.Path) -> bool:
+    """Whether it is a file, such as a README: those lie beside models."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
