@@ -73,8 +73,8 @@ def _together(weights: Any, calls: list[TrainingCall], settings: Settings) -> Pr
             accumulated = sum(not isinstance(outcome, ServerError) for outcome in outcomes)
             try:
                 yield from weights.accumulate(batch.total, accumulated)
-            except ServerError as error:
-                outcomes = [each if isinstance(each, ServerError) else error for each in outcomes]
+            except ServerError as overflow:
+                outcomes = [each if isinstance(each, ServerError) else overflow for each in outcomes]
             outcomes = [weights.told(each) for each in outcomes]
     except (MemoryError, torch.OutOfMemoryError):
         error = ServerError(Reason.OVERLOADED, "the server's memory is exhausted", retry_after=1.0)
