@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 
 
 class Proxy:
-    """Relays to `target`, HOST:PORT. While `open` is not set, nothing comes back from it. connections: made so far.
+    """Relays to `target`, HOST:PORT. connections: made so far.
 
+    While `open` is not set, nothing comes back from it; while `reading` is not, nothing is taken that goes there.
     cut_after: bytes that clients may still send before their connection breaks, once; None for no such bound.
     """
 
@@ -17,6 +18,8 @@ class Proxy:
         self.cut_after: int | None = None
         self.open = asyncio.Event()
         self.open.set()
+        self.reading = asyncio.Event()
+        self.reading.set()
         self._target = target
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -37,9 +40,8 @@ class Proxy:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, hold: bool) -> None:
         while data := await reader.read(1 << 16):
-            if hold:
-                await self.open.wait()
-            elif self.cut_after is not None:
+            await (self.open if hold else self.reading).wait()
+            if not hold and self.cut_after is not None:
                 data, self.cut_after = data[: self.cut_after], self.cut_after - len(data)
             writer.write(data)
             await writer.drain()
@@ -59,5 +61,6 @@ async def proxy_of(target: str) -> AsyncIterator[Proxy]:
     finally:
         server.close()
         proxy.open.set()
+        proxy.reading.set()
         proxy.cut()
         await server.wait_closed()

@@ -12,6 +12,7 @@
 AsyncClient has the same names, awaited.
 """
 
+from seqloom import load_grpc  # noqa: F401 - before all that imports gRPC
 from seqloom._version import __version__
 from seqloom.blocking import Client, Run, Stream
 from seqloom.client import AsyncClient

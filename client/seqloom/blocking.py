@@ -33,8 +33,9 @@ from seqloom.types import (
 class Stream:
     """One live stream, made by `client.stream`; open inside its `with` block. Many streams of a client share one call.
 
-    A bounded number of steps may be sent and not yet received, the window; `send` waits when it is full. Where a
-    timeout is not named, the stream's is taken, in seconds.
+    A bounded number of steps may be sent and not yet received, the window; `send` waits when it is full. All streams
+    of a client share 64 MiB: as what they have sent and not received comes near that, each may send less ahead, but
+    always one chunk. Where a timeout is not named, the stream's is taken, in seconds.
     """
 
     def __init__(self, portal: Portal, asynchronous: AsyncStream) -> None:
@@ -53,7 +54,7 @@ class Stream:
         self._portal.end(self._asynchronous.__aexit__(kind, error, traceback))
 
     def send(self, frames: Any, timeout: float | None = None) -> None:
-        """Sends a chunk of frames, [k, D], k may be 0; waits while the window is full.
+        """Sends a chunk of frames, [k, D], k may be 0; waits while the window is full, or what all streams share.
 
         Raises DeadlineExceeded where it stays full: receive outputs first.
         """
@@ -95,7 +96,7 @@ class Stream:
 
     @property
     def window(self) -> int:
-        """The most steps that may be sent and not yet received."""
+        """The most steps that may be sent and not yet received, while the client's streams leave little unread."""
         return self._asynchronous.window
 
     @property

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from seqloom import convert, gradients, inference, model_files
+from seqloom.budget import step_bytes
 from seqloom.config import Config
 from seqloom.connection import Connection
 from seqloom.errors import Cancelled, InvalidArgument, NotFound
@@ -108,6 +109,7 @@ class AsyncClient:
                 except BaseException:
                     session.cancel(Cancelled("the stream was given up", reason="CANCELLED"))
                     raise
+                session.step_bytes = step_bytes(info.spec, outputs)
                 return session, info.spec
 
             return await self._anew(convert.text(model, "model"), attempt, deadline)

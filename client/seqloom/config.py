@@ -1,5 +1,6 @@
 """A client's settings, checked, and the channel options that follow from them."""
 
+import ipaddress
 import math
 import os
 import re
@@ -17,7 +18,11 @@ MESSAGE_BYTES = 1 << 20  # the most that one message of the shared call takes, a
 MAX_RECEIVE_BYTES = 16 << 20  # an entry has one row at least, and a row has up to a million classes
 MAX_SEND_BYTES = 4 << 20  # the server's limit, gRPC's default
 
-_ADDRESS = re.compile(r"[a-z][a-z0-9+-]*:/.*|.+:\d{1,5}")  # what gRPC calls a target, or HOST:PORT
+_HOST_PORT = re.compile(r"([A-Za-z0-9._-]+|\[[^\s\[\]]+\]):([0-9]{1,5})")
+# what gRPC calls a target (its doc/naming.md); any other scheme it would take for the beginning of a host's name
+_TARGET = re.compile(r"(?:(dns|ipv4|ipv6)|unix|unix-abstract|vsock|xds):(/*[^\s/]\S*)", re.IGNORECASE)
+_TARGETS_PORT = re.compile(r":([0-9]+)(?=,|$)")
+_MAX_PORT = 65535  # of a larger one gRPC takes what is left after division by 65536
 
 _MIN_KEEPALIVE, _MAX_KEEPALIVE = 10.0, 86_400.0  # seconds; servers end connections that ping more often
 _KEEPALIVE_TIMEOUT = 10.0  # seconds that an answer to a ping may take
@@ -27,8 +32,9 @@ _KEEPALIVE_TIMEOUT = 10.0  # seconds that an answer to a ping may take
 class Config:
     """A client's settings, checked.
 
-    address: "host:port". timeout: seconds for each call that names none, math.inf for no limit. retries: how often
-    a call that is safe to repeat is repeated without success. keepalive: seconds of silence before a ping.
+    address: "host:port", or a target as gRPC names it, such as "unix:/run/seqloom.sock". timeout: seconds for each
+    call that names none, math.inf for no limit. retries: how often a call that is safe to repeat is repeated without
+    success. keepalive: seconds of silence before a ping.
     """
 
     address: str
@@ -39,8 +45,11 @@ class Config:
     keepalive: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.address, str) or not _ADDRESS.fullmatch(self.address):
-            raise InvalidArgument(f"address: is {self.address!r}: expected 'host:port'")
+        if not isinstance(self.address, str) or not _is_address(self.address):
+            raise InvalidArgument(
+                f"address: is {self.address!r}: expected 'host:port' alone, an IPv6 host in brackets and a port from 1 "
+                "to 65535, or a target of gRPC such as 'unix:/run/seqloom.sock'; TLS is tls=seqloom.TLS()"
+            )
         if self.token is not None and not (
             isinstance(self.token, str) and self.token.isascii() and self.token.isprintable()
         ):
@@ -92,6 +101,23 @@ class Config:
         """When a call that starts now must be over, on time.monotonic's clock; None takes the client's timeout."""
         seconds = self.timeout if timeout is None else checked_seconds(timeout, "timeout")
         return time.monotonic() + seconds
+
+
+def _is_address(address: str) -> bool:
+    target = _TARGET.fullmatch(address)
+    if target is not None:
+        ports = _TARGETS_PORT.findall(target[2]) if target[1] else []
+        return all(int(port) <= _MAX_PORT for port in ports)
+    found = _HOST_PORT.fullmatch(address)
+    if found is None or not 1 <= int(found[2]) <= _MAX_PORT:
+        return False
+    if not found[1].startswith("["):
+        return True
+    try:
+        ipaddress.IPv6Address(found[1][1:-1])
+    except ValueError:
+        return False
+    return True
 
 
 def _pem(part: bytes | str | None) -> bytes | None:

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from seqloom import forks
 from seqloom.config import Config
 from seqloom.errors import Cancelled, InvalidArgument, SeqloomError, from_transport
 from seqloom.link import Link
@@ -15,16 +16,18 @@ T = TypeVar("T")
 
 
 class Connection:
-    """One client's connection, for the calls of one event loop."""
+    """One client's connection, for the calls of one event loop. Raises InvalidArgument in a fork that can have none."""
 
     def __init__(self, config: Config) -> None:
+        forks.check()
         self.config = config
         self._link: Link | None = None
         self._closed = False
         self._deliveries: weakref.WeakSet[Delivery] = weakref.WeakSet()
 
     def linked(self) -> Link:
-        """Raises Cancelled where it is closed, InvalidArgument on another event loop."""
+        """Raises Cancelled where it is closed, InvalidArgument on another event loop and in a fork."""
+        forks.check()
         if self._closed:
             raise _closed()
         if self._link is None:
@@ -74,6 +77,8 @@ class Connection:
     async def close(self) -> None:
         """Ends it; whatever is open fails with Cancelled."""
         self._closed = True
+        if forks.outlived():
+            return
         for delivery in list(self._deliveries):
             delivery.abort(_closed())
         if self._link is not None:

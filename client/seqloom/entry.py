@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from seqloom import wire
+from seqloom.budget import Share
 from seqloom.errors import SeqloomError
 from seqloom.types import Array
 from seqloom.v1 import inference_service_pb2
@@ -18,6 +19,7 @@ class Sender(Protocol):
 
     number: int
     failure: SeqloomError | None
+    share: Share
 
     @property
     def received(self) -> int: ...
@@ -25,7 +27,7 @@ class Sender(Protocol):
 
 @dataclass(slots=True)
 class Outgoing:
-    """One entry of a session. open: an OpenSession's bytes."""
+    """One entry of a session. open: an OpenSession's bytes. kept: what it holds of the session's share meanwhile."""
 
     session: Sender
     open: bytes | None = None
@@ -33,11 +35,17 @@ class Outgoing:
     frames: Array | None = None
     end: bool = False
     cancel: bool = False
+    kept: int = 0
 
     @property
     def size(self) -> int:
         """About how many bytes the entry takes."""
         return 64 + len(self.open or b"") + (0 if self.frames is None else self.frames.nbytes)
+
+    def gone(self) -> None:
+        """Says that it waits no more: it was written, or never will be."""
+        if self.kept:
+            self.session.share.give_back(self.kept)
 
     def buffers(self) -> wire.Buffers:
         """Returns this as an entry of a StreamInferRequest."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 
+from seqloom import forks
 from seqloom.config import Config
 from seqloom.shared_call import SharedCall
 from seqloom.v1 import inference_service_pb2, model_service_pb2_grpc, training_service_pb2_grpc
@@ -16,6 +17,8 @@ class Link:
     """The channel of a client, with its stubs and the call that its sessions share."""
 
     def __init__(self, config: Config) -> None:
+        """Raises InvalidArgument in a fork of a process that used gRPC, and where a file of `tls` cannot be read."""
+        forks.begin()
         self.loop = asyncio.get_running_loop()
         options = config.channel_options()
         credentials = config.credentials()

@@ -8,12 +8,12 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
-import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
+from seqloom import forks
 from seqloom.errors import Cancelled, InvalidArgument, SeqloomError
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class Portal:
 
     def __init__(self) -> None:
         with _starting:
-            self._loop, self._thread, self._process = _shared_loop()
+            self._loop, self._thread = _shared_loop()
         self._lock = threading.RLock()  # reentrant, as a generator may be collected, and so closed, anywhere
         self._readers: weakref.WeakSet[_Reader] = weakref.WeakSet()
         self._running: set[concurrent.futures.Future[Any]] = set()
@@ -43,13 +43,15 @@ class Portal:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Returns what the coroutine returns, or raises what it raises; an interrupt cancels it."""
-        with self._lock:
-            refusal = self._refusal()
-            if refusal is not None:
-                coroutine.close()
-                raise refusal
-            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-            self._running.add(future)
+        try:
+            forks.check()  # first: a thread that is not in this process may have held the lock
+            with self._lock:
+                self._check()
+                future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+                self._running.add(future)
+        except SeqloomError:
+            coroutine.close()
+            raise
         try:
             return future.result()
         except concurrent.futures.CancelledError:
@@ -71,22 +73,24 @@ class Portal:
 
         return self.run(started())
 
-    def _refusal(self) -> SeqloomError | None:
+    def _check(self) -> None:
         if self._stopped:
-            return Cancelled("the client is closed", reason="CLIENT_CLOSED")
-        if os.getpid() != self._process:
-            return InvalidArgument("gRPC does not outlive a fork: start processes by spawn, or before the first client")
+            raise Cancelled("the client is closed", reason="CLIENT_CLOSED")
         if threading.current_thread() is self._thread:
-            return InvalidArgument("a blocking call from the client's own thread would wait for itself")
-        return None
+            raise InvalidArgument("a blocking call from the client's own thread would wait for itself")
 
     def end(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Runs what ends something; where that cannot be run any more, it has ended already."""
-        with contextlib.suppress(Cancelled, InvalidArgument):
-            self.run(coroutine)
+        """Runs what ends something, also after stop(), and raises what it raises. Where nothing can be waited for, which
+        is in a fork and on the loop's own thread, there is nothing to end."""
+        if forks.outlived() or threading.current_thread() is self._thread:
+            coroutine.close()
+            return
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def stop(self) -> None:
         """Takes no more; what still runs is cancelled."""
+        if forks.outlived():
+            return
         with self._lock:
             self._stopped = True
             running = list(self._running)
@@ -107,6 +111,7 @@ class Portal:
 
     def feed(self, items: Iterable[T]) -> AsyncIterator[T]:
         """Yields what an iterable yields; it is read on a thread of its own, as its next item may take long to come."""
+        forks.check()
         reader = _Reader(items, self._loop)
         self._readers.add(reader)
         threading.Thread(target=reader.read, name="seqloom-chunks", daemon=True).start()
@@ -182,9 +187,10 @@ def _copy(inner: asyncio.Future[T], outer: concurrent.futures.Future[T]) -> None
 
 
 @functools.cache
-def _shared_loop() -> tuple[asyncio.AbstractEventLoop, threading.Thread, int]:
-    """The loop, its thread and its process."""
+def _shared_loop() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
+    """The loop and its thread."""
+    forks.begin()
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="seqloom-client", daemon=True)
     thread.start()
-    return loop, thread, os.getpid()
+    return loop, thread

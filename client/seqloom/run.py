@@ -4,7 +4,7 @@ import asyncio
 from types import TracebackType
 from typing import Any, Self, cast
 
-from seqloom import convert
+from seqloom import convert, forks
 from seqloom.connection import Connection
 from seqloom.errors import Cancelled
 from seqloom.examples import Examples, Loss, Reduction
@@ -127,6 +127,8 @@ class AsyncRun:
         Raises what stands in the way of that, such as DeadlineExceeded; then what was still to be sent is dropped.
         """
         deadline = self._connection.config.deadline(timeout)  # a wrong one drops nothing
+        if forks.outlived():
+            return
         try:
             await self._delivery.drain(deadline)
         finally:
@@ -144,9 +146,12 @@ class AsyncRun:
             self._abort()
 
     def _abort(self) -> None:
+        if forks.outlived():
+            return
         self._delivery.abort(Cancelled("the run is closed", reason="RUN_CLOSED"))
 
     def _submit(self, request: RunRequest, timeout: float | None) -> asyncio.Future[Any]:
+        forks.check()
         return self._delivery.submit(request, self._connection.config.deadline(timeout))
 
 

@@ -1,5 +1,7 @@
 """One session of the shared call as the caller's side keeps it: its window, what is due, and how it ended.
 
+A live session pays for its chunks out of its client's budget; what a whole sequence takes was asked for by its caller.
+
 Everything here runs on one event loop.
 """
 
@@ -10,6 +12,7 @@ from typing import Protocol
 
 from seqloom import convert
 from seqloom.assembly import Assembly
+from seqloom.budget import CHUNK_BYTES, Budget, Share
 from seqloom.entry import Outgoing
 from seqloom.errors import DeadlineExceeded, InvalidArgument, SeqloomError, from_status, in_callers_words
 from seqloom.retries import until
@@ -32,12 +35,16 @@ class Wire(Protocol):
 class Session:
     """An open session. Its failure, if it has one, is raised by whatever waits for it, and by everything later.
 
-    frames_name: what the caller calls the frames.
+    frames_name: what the caller calls the frames. budget: the client's; by default one of its own. step_bytes: what
+    the outputs of a step take, to be set before anything is sent. share: what it holds of the budget.
     """
 
-    def __init__(self, wire: Wire, number: int, window: int, *, frames_name: str = "frames") -> None:
+    def __init__(
+        self, wire: Wire, number: int, window: int, *, frames_name: str = "frames", budget: Budget | None = None
+    ) -> None:
         self.number = number
         self.window = window
+        self.step_bytes = 0
         self.sent = 0
         self.weights_version = 0
         self.snapshot: Snapshot | None = None
@@ -49,6 +56,7 @@ class Session:
         self._frames_name = frames_name
         self._reset = False
         self._chunks = Assembly()
+        self.share = Share(budget or Budget())
         self._waiting: set[Waiter] = set()
         self._sending = asyncio.Lock()  # a chunk goes out whole before the next one begins
         self._senders = 0  # that hold it or wait for it
@@ -109,32 +117,39 @@ class Session:
             self._wire.put(Outgoing(self, frames=part, end=self.ending))
 
     async def send(self, frames: Array, deadline: float) -> None:
-        """Sends a copy of a chunk, [k, D], waiting for room in the window. Raises DeadlineExceeded.
+        """Sends a copy of a chunk, [k, D], waiting for room in the window and the budget. Raises DeadlineExceeded.
 
         A chunk that fits the window is sent whole or not at all. Of a larger one, the outputs of what was sent come.
         """
+        cost = self._cost(len(frames))
+        size = cost + frames.nbytes
         if not self._senders and self._fits(frames):
             self._check_open()
-            self._chunks.expect(len(frames), early=False)
-            self._put(frames)
-            return
+            if self.share.take(size):
+                self._chunks.expect(len(frames), early=False, cost=cost)
+                self._put(frames)
+                return
         await self._take_turn(deadline)
         try:
             self._check_open()
             least = min(len(frames), self.window)
             entries = max(1, math.ceil(least / _rows(frames)))  # which the server bounds, too
-            await self._until_room(
-                lambda: self._room >= least and self._chunks.missing + entries <= self.window, deadline
+            await self._until(
+                lambda: self._room >= least and self._chunks.missing + entries <= self.window,
+                deadline,
+                self._window_full,
             )
-            due, start = self._chunks.expect(len(frames), early=len(frames) > self.window), 0
+            await self._pay(size, deadline)
+            due, start = self._chunks.expect(len(frames), early=len(frames) > self.window, cost=cost), 0
             try:
                 while True:
                     start += self._put(frames[start:])
                     if start == len(frames):
                         break
-                    await self._until_room(lambda: self._room > 0, deadline)
+                    await self._until(lambda: self._room > 0, deadline, self._window_full)
             except BaseException:
-                self._chunks.shorten(due, start)
+                saved = self._chunks.shorten(due, start, self._cost(start))
+                self.share.give_back(saved + frames[start:].nbytes)
                 raise
         finally:
             self._end_turn()
@@ -146,7 +161,8 @@ class Session:
 
     def receive(self) -> Chunk:
         """Takes the next chunk, which must be ready."""
-        chunk = self._chunks.receive()
+        chunk, cost = self._chunks.receive()
+        self.share.give_back(cost)
         self.notify()
         return chunk
 
@@ -161,15 +177,17 @@ class Session:
             self._end_turn()
 
     def cancel(self, error: SeqloomError) -> None:
-        """Drops the session, if it is not over: the server forgets it."""
+        """Drops the session, if it is not over: the server forgets it. What can be received still can."""
         if not self.ended:
             self._wire.put(Outgoing(self, cancel=True))
             self.fail(error)
+        self.share.give_back(self._chunks.disown())
 
     def fail(self, error: SeqloomError) -> None:
         """Ends the session with an error."""
         if not self.ended:
             self.failure = error
+            self.share.give_back(self._chunks.give_up())
         self.notify()
 
     def take(self, entry: inference_service_pb2.SessionResponse) -> None:
@@ -234,11 +252,23 @@ class Session:
         self._sending.release()
         self.notify()
 
-    async def _until_room(self, condition: Callable[[], bool], deadline: float) -> None:
+    async def _until(
+        self, condition: Callable[[], bool], deadline: float, late: Callable[[], DeadlineExceeded]
+    ) -> None:
         try:
             await self.wait(condition, deadline)
         except TimeoutError:
-            raise self._window_full() from None
+            raise late() from None
+
+    async def _pay(self, size: int, deadline: float) -> None:
+        """Takes so much of the budget, when it may."""
+        self._check_open()  # it may have failed at the moment at which there was room
+        if self.share.take(size):
+            return
+        with self.share.wanting(size, self.notify):
+            await self._until(lambda: self.share.admits(size), deadline, self._budget_spent)
+            self._check_open()
+            self.share.take(size)
 
     def _window_full(self) -> DeadlineExceeded:
         return DeadlineExceeded(
@@ -246,6 +276,17 @@ class Session:
             "receive outputs before sending more",
             reason="WINDOW_FULL",
         )
+
+    def _budget_spent(self) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"the client's streams hold {self.share.told()}, of frames that are not written and outputs that are "
+            "not received: receive outputs, of this stream or another, before sending more",
+            reason="WINDOW_FULL",
+        )
+
+    def _cost(self, steps: int) -> int:
+        """What a chunk takes from now on until it is received, beside its frames."""
+        return CHUNK_BYTES + steps * self.step_bytes
 
     def _fits(self, frames: Array) -> bool:
         """Whether these can go at once, in one entry."""
@@ -256,7 +297,7 @@ class Session:
         part = frames[: min(self._room, _rows(frames))]
         reset, self._reset = self._reset, False
         # the caller's buffer may hold the next frames by the time this is encoded
-        self._wire.put(Outgoing(self, reset=reset, frames=part.copy()))
+        self._wire.put(Outgoing(self, reset=reset, frames=part.copy(), kept=part.nbytes))
         self.sent += len(part)
         return len(part)
 

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 
 from seqloom import wire
+from seqloom.budget import Budget
 from seqloom.config import MESSAGE_BYTES
 from seqloom.entry import Outgoing
 from seqloom.errors import Cancelled, DeadlineExceeded, Internal, SeqloomError, Unavailable, from_transport
@@ -34,6 +35,7 @@ class SharedCall:
         self._begin = begin
         self._call: _Call | None = None
         self._windows: dict[Any, int] = {}  # by what determines them, as servers told them last
+        self._budget = Budget()
         self._closed = False
 
     def session(self, kind: Any, frames_name: str = "frames") -> Session:
@@ -42,7 +44,7 @@ class SharedCall:
             raise Cancelled("the client is closed", reason="CLIENT_CLOSED")
         if self._call is None or self._call.broken:
             self._windows.clear()
-            self._call = _Call(self._begin())
+            self._call = _Call(self._begin(), self._budget)
         window = self._windows.get(kind, INITIAL_WINDOW)
         return self._call.add(window, frames_name)
 
@@ -74,10 +76,11 @@ class SharedCall:
 class _Call:
     """One call: a task that writes what is due, a task that reads and hands out."""
 
-    def __init__(self, call: StreamCall) -> None:
+    def __init__(self, call: StreamCall, budget: Budget) -> None:
         self.broken = False
         self.clock = Clock()
         self._call = call
+        self._budget = budget
         self._sessions: dict[int, Session] = {}
         self._numbers = 0
         self._outbox: collections.deque[Outgoing] = collections.deque()
@@ -86,7 +89,7 @@ class _Call:
 
     def add(self, window: int, frames_name: str) -> Session:
         self._numbers += 1
-        session = Session(self, self._numbers, window, frames_name=frames_name)
+        session = Session(self, self._numbers, window, frames_name=frames_name, budget=self._budget)
         self._sessions[session.number] = session
         return session
 
@@ -94,6 +97,9 @@ class _Call:
         """Sends an entry with the next message."""
         if entry.cancel:
             self._sessions.pop(entry.session.number, None)
+        if self.broken:
+            entry.gone()
+            return
         self._outbox.append(entry)
         self._wake.set()
 
@@ -156,7 +162,8 @@ class _Call:
         sessions, self._sessions = self._sessions, {}
         for session in sessions.values():
             session.fail(copy.copy(error))  # each is raised with a traceback of its own
-        self._outbox.clear()
+        while self._outbox:
+            self._outbox.popleft().gone()
         self.clock.stop()
 
     def _next_message(self) -> bytes:
@@ -168,6 +175,7 @@ class _Call:
             if size > room and entries:
                 break
             entry = self._outbox.popleft()
+            entry.gone()
             room -= size
             if not entry.session.failure or entry.cancel:
                 parts += entry.buffers()

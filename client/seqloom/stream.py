@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from types import TracebackType
 from typing import Any, Self
 
-from seqloom import convert
+from seqloom import convert, forks
 from seqloom.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -27,8 +27,9 @@ from seqloom.waiting import Deadline
 class AsyncStream:
     """One live stream, made by `client.stream`; open inside its `with` block. Many streams of a client share one call.
 
-    A bounded number of steps may be sent and not yet received, the window; `send` waits when it is full. Where a
-    timeout is not named, the stream's is taken, in seconds.
+    A bounded number of steps may be sent and not yet received, the window; `send` waits when it is full. All streams
+    of a client share 64 MiB: as what they have sent and not received comes near that, each may send less ahead, but
+    always one chunk. Where a timeout is not named, the stream's is taken, in seconds.
     """
 
     def __init__(self, opener: Callable[[], Awaitable[tuple[Session, ModelSpec]]], timeout: float) -> None:
@@ -48,11 +49,11 @@ class AsyncStream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Drops the stream, unless it has finished."""
-        if self._session is not None:
+        if self._session is not None and not forks.outlived():
             self._session.cancel(Cancelled("the stream is closed", reason="STREAM_CLOSED"))
 
     async def send(self, frames: Any, timeout: float | None = None) -> None:
-        """Sends a chunk of frames, [k, D], k may be 0; waits while the window is full.
+        """Sends a chunk of frames, [k, D], k may be 0; waits while the window is full, or what all streams share.
 
         Raises DeadlineExceeded where it stays full: receive outputs first.
         """
@@ -143,7 +144,7 @@ class AsyncStream:
 
     @property
     def window(self) -> int:
-        """The most steps that may be sent and not yet received."""
+        """The most steps that may be sent and not yet received, while the client's streams leave little unread."""
         return self._opened()[0].window
 
     @property
@@ -167,6 +168,7 @@ class AsyncStream:
             await session.send(convert.frames(frames, spec, "chunks"), math.inf)
 
     def _opened(self) -> tuple[Session, ModelSpec]:
+        forks.check()
         if self._session is None or self._spec is None:
             raise InvalidArgument("the stream is not open: use it inside `with client.stream(...) as stream:`")
         return self._session, self._spec

@@ -144,13 +144,17 @@ def _healthcheck(settings: ServerConfig, options: dict[str, Any]) -> int:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     address = options.get("address") or settings.listen
-    host, port = config.split_address(address)
-    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
-    with grpc.insecure_channel(f"{host}:{port}") as channel:
+    try:
+        if config.unix_socket(address) is None:
+            host, port = config.split_address(address)
+            address = f"{({'0.0.0.0': '127.0.0.1', '[::]': '[::1]'}).get(host, host)}:{port}"
+    except ValueError as error:
+        raise CommandFailed(f"--address: {error}") from None
+    with grpc.insecure_channel(address) as channel:
         try:
             reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=3)
         except grpc.RpcError as error:
-            raise CommandFailed(f"{host}:{port}: {error.code().name}: {error.details()}") from None
+            raise CommandFailed(f"{address}: {error.code().name}: {error.details()}") from None
     print(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
     return 0 if reply.status == health_pb2.HealthCheckResponse.SERVING else 1
 
@@ -218,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     take.set_defaults(command=_import_model)
 
     check = commands.add_parser("healthcheck", help="ask a server whether it serves; the exit status is 0 if it does")
-    check.add_argument("--address", metavar="HOST:PORT", help="by default that of --listen")
+    check.add_argument("--address", metavar="HOST:PORT|unix:PATH", help="by default that of --listen")
     config.add_options(check, "listen")
     check.set_defaults(command=_healthcheck)
     return parser

@@ -18,6 +18,8 @@ _CONFIG_VARIABLE = f"{_PREFIX}CONFIG"
 # Compose's own SEQLOOM_PORT on the host, and what Kubernetes and container links set for a service called seqloom.
 _OF_OTHERS = re.compile(rf"{_PREFIX}(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT(_\w+)?)")
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):(\d{1,5})")
+_UNIX = re.compile(r"unix:(?://(?=/))?((?!//)[!-~]+)|unix-abstract:([!-~]+)")
+_UNIX_BYTES = 107  # the most that the name of such a socket has
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -30,7 +32,7 @@ class _Refused(ValueError):
 
 
 def _option(default: Any, help: str, *, least: float | None = None, most: float | None = None, **more: Any) -> Any:
-    """A field of ServerConfig; more: choices, metavar, or address=True."""
+    """A field of ServerConfig; more: choices, metavar, or address=True, and for unix sockets as well, unix=True."""
     return dataclasses.field(default=default, metadata={"help": help, "least": least, "most": most, **more})
 
 
@@ -40,7 +42,13 @@ class ServerConfig:
 
     models: str = _option("models", "the folder of the model folders; it is made where it is absent", metavar="DIR")
     runs: str = _option("runs", "the folder of the training runs; it is made where it is absent", metavar="DIR")
-    listen: str = _option("127.0.0.1:50051", "HOST:PORT of gRPC; port 0 takes a free one", address=True)
+    listen: str = _option(
+        "127.0.0.1:50051",
+        "HOST:PORT of gRPC, where port 0 takes a free one, or unix:PATH",
+        metavar="HOST:PORT|unix:PATH",
+        address=True,
+        unix=True,
+    )
     http: str = _option("127.0.0.1:9464", "HOST:PORT of /metrics and /healthz; port 0 takes a free one", address=True)
     device: str = _option("auto", "where networks run", choices=("auto", "cpu", "cuda"))
     threads: int = _option(
@@ -106,8 +114,8 @@ def _check(field: "dataclasses.Field[Any]", value: Any) -> None:
         raise _Refused(f"is {value!r}: expected {_EXPECTED[kind]}")
     if field.metadata.get("choices") and value not in field.metadata["choices"]:
         raise _Refused(f"is {value!r}: expected one of {', '.join(field.metadata['choices'])}")
-    if field.metadata.get("address"):
-        split_address(value)
+    if field.metadata.get("address") and not (field.metadata.get("unix") and unix_socket(value)):
+        split_address(value, more=", or unix:PATH" if field.metadata.get("unix") else "")
     least, most = field.metadata["least"], field.metadata["most"]
     if kind in (int, float) and not (
         (least is None or value >= least) and value <= (math.inf if most is None else most)
@@ -123,12 +131,29 @@ _METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "true|false", str: "HOS
 _EXPECTED: dict[Any, str] = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """Returns host and port of "HOST:PORT"; an IPv6 host stands in brackets. Raises ValueError."""
+def split_address(address: str, *, more: str = "") -> tuple[str, int]:
+    """Returns host and port of "HOST:PORT"; an IPv6 host stands in brackets. Raises ValueError.
+
+    more: what else is expected there.
+    """
     found = _ADDRESS.fullmatch(address)
     if found is None or int(found[2]) > 65535:
-        raise _Refused(f"is {address!r}: expected HOST:PORT, with a port from 0 to 65535")
+        raise _Refused(f"is {address!r}: expected HOST:PORT, with a port from 0 to 65535{more}")
     return found[1], int(found[2])
+
+
+def unix_socket(address: str) -> str | None:
+    """Returns the path of "unix:PATH", the name after a NUL of "unix-abstract:NAME", None for another address.
+
+    Raises ValueError.
+    """
+    if not address.startswith(("unix:", "unix-abstract:")):
+        return None
+    found = _UNIX.fullmatch(address)
+    name = "" if found is None else found[1] or f"\0{found[2]}"
+    if not 1 <= len(name) <= _UNIX_BYTES or set(name) & set("%?#"):  # gRPC reads it as a URI
+        raise _Refused(f"is {address!r}: expected unix:PATH, in at most {_UNIX_BYTES} letters of ASCII but %, ? and #")
+    return name
 
 
 def add_options(parser: argparse.ArgumentParser, *names: str) -> None:

@@ -1,7 +1,6 @@
-"""What a caller does with its own buffers, iterables and processes while the SDK works with them."""
+"""What a caller does with its own buffers and iterables while the SDK works with them."""
 
 import asyncio
-import multiprocessing
 import threading
 
 import numpy as np
@@ -117,29 +116,6 @@ async def test_a_model_replaced_by_one_of_another_shape_is_streamed_to_at_once(s
 def test_a_keepalive_that_servers_would_not_stand_is_refused(keepalive):
     with pytest.raises(seqloom.InvalidArgument, match="keepalive"):
         seqloom.Client("localhost:1", keepalive=keepalive)
-
-
-def use_in_child(old, answers):
-    for make in (lambda: old, lambda: seqloom.Client("localhost:1")):
-        try:
-            make().models()
-        except seqloom.InvalidArgument as error:
-            answers.put(str(error))
-
-
-def test_a_forked_process_is_told_instead_of_hanging():
-    fork = multiprocessing.get_context("fork")
-    answers = fork.Queue()
-    with seqloom.Client("localhost:1", retries=0) as client:
-        with pytest.raises(seqloom.Unavailable):
-            client.models()
-        child = fork.Process(target=use_in_child, args=(client, answers))
-        child.start()
-        try:
-            assert all("fork" in answers.get(timeout=20) for _ in range(2))
-        finally:
-            child.kill()
-            child.join()
 
 
 async def test_no_thread_outlives_its_client(served):

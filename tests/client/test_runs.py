@@ -402,3 +402,49 @@ async def test_a_call_larger_than_a_message_is_that_of_its_sequences_together(se
     np.testing.assert_allclose(whole.losses, [part.loss for part in parts], rtol=1e-9)
     total = [sum(part.parameters[name] for part in parts) for name in parts[0].parameters]
     assert together.gradient_norm == pytest.approx(np.sqrt(sum((g**2).sum() for g in total)), rel=1e-9)
+
+
+async def test_the_blocking_close_raises_what_the_asynchronous_one_does(training):
+    served, _ = training
+    async with proxy_of(served.address) as proxy:
+
+        def train():
+            with seqloom.Client(proxy.address, timeout=30) as client:
+                run = client.create_run("m", optimizer=seqloom.SGD(0.1))
+                run.forward_backward(*call_of(1)).result()
+                for wrong in (-1, 0, "soon"):
+                    with pytest.raises(seqloom.InvalidArgument, match="timeout: is"):
+                        run.close(timeout=wrong)
+                run.forward_backward(*call_of(2)).result()  # it is open still, and what was called is kept
+                proxy.open.clear()
+                pending = run.forward_backward(*call_of(3))
+                with pytest.raises((seqloom.DeadlineExceeded, seqloom.Unavailable)):
+                    run.close(timeout=0.5)
+                with pytest.raises(seqloom.Cancelled):
+                    pending.result(30)
+                proxy.open.set()
+                with pytest.raises(seqloom.DeadlineExceeded), client.attach_run(run.id) as again:
+                    again.forward_backward(*call_of(1)).result()
+                    proxy.open.clear()
+                    again.step(timeout=0.5)
+                proxy.open.set()
+            with pytest.raises(seqloom.Cancelled):  # of what was called something was never saved
+                run.close()
+            client.close()
+
+        await in_threads(lambda _: train(), [0])
+
+
+async def test_leaving_the_block_of_a_blocking_run_raises_what_keeps_it_from_being_saved(training):
+    served, _ = training
+
+    def train():
+        with seqloom.Client(served.address, timeout=1) as client:
+            run = client.create_run("m", optimizer=seqloom.SGD(0.1))
+            with run:
+                run.forward_backward(*call_of(1)).result()
+                client.delete_run(run.id)
+
+    with pytest.raises(seqloom.NotFound) as gone:
+        await in_threads(lambda _: train(), [0])
+    assert gone.value.reason == "RUN_NOT_FOUND"

@@ -18,7 +18,7 @@ from seqloom.v1 import (
     training_service_pb2_grpc,
 )
 
-from seqloom_server.config import ServerConfig, split_address
+from seqloom_server.config import ServerConfig, split_address, unix_socket
 from seqloom_server.engine.engine import CannotStart, Engine
 from seqloom_server.metrics import Metrics
 from seqloom_server.rpc.accounts import RequestAccounts
@@ -27,6 +27,7 @@ from seqloom_server.rpc.inference import InferenceServicer
 from seqloom_server.rpc.interceptors import CallInterceptor
 from seqloom_server.rpc.models import ModelServicer
 from seqloom_server.rpc.training import TrainingServicer
+from seqloom_server.rpc.unix_sockets import claim, release
 from seqloom_server.web.http import HttpServer
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ _LAST_WORDS = 1.0  # seconds that calls get to end by themselves once nothing of
 class Server:
     """One server in this process; start() and stop() belong to one event loop.
 
-    address, http_address: HOST:PORT with the real ports, once started.
+    address, http_address: HOST:PORT with the real ports, once started; address may be unix:PATH.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -77,7 +78,7 @@ class Server:
             self._http = HttpServer(config.http, self.metrics.registry, lambda: self._serving)
         except OSError as error:
             await asyncio.to_thread(self.engine.close)
-            await self._grpc.stop(None)
+            await self._stop_listening()
             raise CannotStart(f"cannot listen on {config.http} for HTTP: {error.strerror}") from None
         self.http_address = self._http.address
         try:
@@ -86,7 +87,7 @@ class Server:
             await asyncio.to_thread(self.engine.close)
             await self.engine.runs.let_go()
             await asyncio.to_thread(self._http.close)
-            await self._grpc.stop(None)
+            await self._stop_listening()
             raise
         self.engine.on_death(self._device_died)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
@@ -109,14 +110,24 @@ class Server:
 
     def _listen(self) -> str:
         address = self._config.listen
-        host, port = split_address(address)
         try:
+            if (socket_name := unix_socket(address)) is not None:
+                claim(socket_name)
+                self._grpc.add_insecure_port(address)
+                return address
+            host, port = split_address(address)
             _try_to_bind(host.strip("[]"), port)  # since gRPC does not say why it cannot
             return f"{host}:{self._grpc.add_insecure_port(address)}"
         except OSError as error:
             raise CannotStart(f"cannot listen on {address} for gRPC: {error.strerror}") from None
         except RuntimeError:
             raise CannotStart(f"cannot listen on {address} for gRPC") from None
+
+    async def _stop_listening(self) -> None:
+        """Where it never served: gRPC would leave its unix socket behind."""
+        await self._grpc.stop(None)
+        if (socket_name := unix_socket(self.address)) is not None:
+            release(socket_name)
 
     def _device_died(self) -> None:
         self._serving = False
