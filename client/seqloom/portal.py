@@ -80,8 +80,10 @@ class Portal:
             raise InvalidArgument("a blocking call from the client's own thread would wait for itself")
 
     def end(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Runs what ends something, also after stop(), and raises what it raises. Where nothing can be waited for, which
-        is in a fork and on the loop's own thread, there is nothing to end."""
+        """Runs what ends something, also after stop(), and raises what it raises.
+
+        Where nothing can be waited for, in a fork and on the loop's own thread, there is nothing to end.
+        """
         if forks.outlived() or threading.current_thread() is self._thread:
             coroutine.close()
             return
