@@ -15,9 +15,7 @@ from seqloom.v1 import training_service_pb2
 Loss = Literal["cross_entropy", "mse", "ctc"]
 Reduction = Literal["sum", "mean"]
 
-Request = TypeVar(
-    "Request", training_service_pb2.ComputeGradientsRequest, training_service_pb2.ForwardBackwardRequest
-)
+Request = TypeVar("Request", training_service_pb2.ComputeGradientsRequest, training_service_pb2.ForwardBackwardRequest)
 
 IGNORED = -100  # a label that does not count
 

@@ -183,7 +183,7 @@ class RunWeights:
         self.accumulated_calls, self.step, self.loss = snapshot.accumulated_calls, snapshot.step, snapshot.loss
 
     def fork(self) -> Generator[None, None, Network]:
-        """Returns a network with a copy of the weights. Raises OVERFLOW where one is not finite: it must not be served."""
+        """Returns a network with a copy of the weights. Raises OVERFLOW where one is not finite."""
         copies: Tensors = {}
         for name, tensor in self._parameters.items():
             copies[name] = tensor.detach().clone()
