@@ -5,11 +5,7 @@ import errno
 import fcntl
 import json
 import os
-import re
-import shlex
 import signal
-import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -224,7 +220,8 @@ async def test_a_slow_disk_does_not_make_two_servers_write_in_the_runs(tmp_path,
     await asyncio.wait({call})
     assert tree(runs) == before
     assert second.engine.runs.broken == {}
-    assert [run.step for run in second.engine.runs.all()][:1] == ([2] if what != "delete" else [])
+    steps = {each.meta.id: each.step for each in second.engine.runs.all()}
+    assert steps.get(run.id) == (None if what == "delete" else 2)
     await second.stop(0)
 
 
@@ -333,41 +330,3 @@ def test_a_lock_that_cannot_be_is_told_in_one_line(start, tmp_path):
         1,
         f"seqloom-server: runs: {tmp_path / 'runs'} cannot be locked: Is a directory\n",
     )
-
-
-# A folder of this one's view that cannot be written, where this system lets a user have one.
-READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" || exit 99; shift; exec "$@"'
-may_mount = subprocess.run(
-    ["unshare", "-Urm", "sh", "-c", READ_ONLY, "-", "/opt", "true"], capture_output=True, check=False
-)
-needs_mounts = pytest.mark.skipif(may_mount.returncode != 0, reason="this system lets nobody mount anything")
-
-
-@needs_mounts
-@pytest.mark.parametrize("which", ["models", "runs"])
-async def test_models_that_cannot_be_written_are_served_and_runs_that_cannot_are_told(
-    start, tmp_path, which, monkeypatch
-):
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "models" / ".small.being-written").mkdir()
-    python = tmp_path / "python"
-    around = shlex.join(["unshare", "-Urm", "sh", "-c", READ_ONLY, "-", str(tmp_path / which), sys.executable])
-    python.write_text(f'#!/bin/sh\nexec {around} "$@"\n')
-    python.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(python))
-    started = start(ready=False)
-    if which == "runs":
-        status, stderr = started.end()
-        said = f"seqloom-server: runs: {tmp_path / 'runs'} cannot be locked: Read-only file system\n"
-        assert (status, stderr) == (1, said)
-        return
-    started.until_ready()
-    async with seqloom.AsyncClient(started.address, timeout=60) as client:
-        assert [info.name for info in await client.models()] == ["m", "small"]
-        assert len((await client.infer("small", [np.zeros((3, 5), "f4")])).outputs) == 1
-        with pytest.raises(seqloom.Internal) as refused:
-            await client.create_model("new", seqloom.ModelSpec("gru", 3, 4, 5))
-        assert refused.value.reason == "STORAGE_FAILED"
-        assert "Read-only file system" in refused.value.message
-    assert re.search("cannot be cleared up: Read-only file system", started.end(signal.SIGTERM)[1])
-    assert not (tmp_path / "models" / LOCK).exists()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 
 import pytest
 from seqloom_server.nn import folders
@@ -89,3 +90,81 @@ def test_a_root_that_is_not_there_has_nothing_to_clear_up(tmp_path):
     folders.recover_all(tmp_path / "nowhere")
     folders.recover(tmp_path / "nowhere" / "a")
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe", "link", "link to nowhere"])
+def test_a_folder_takes_the_place_of_whatever_stood_there_and_of_nothing_else(kind, tmp_path):
+    write(tmp_path / "other", one="other")
+    path = tmp_path / "a"
+    if kind == "file":
+        path.write_text("")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(tmp_path / ("other" if kind == "link" else "nowhere"))
+    write(path, one="new")
+    assert contents(path) == {"one": "new"}
+    assert contents(tmp_path / "other") == {"one": "other"}
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a", "other"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "pipe", "link"])
+def test_what_is_removed_is_gone_whatever_it_was_and_a_link_leads_on(kind, tmp_path):
+    write(tmp_path / "other", one="other")
+    path = tmp_path / "a"
+    if kind == "folder":
+        write(path, one="1")
+    elif kind == "file":
+        path.write_text("")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(tmp_path / "other")
+    folders.remove(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["other"]
+    assert contents(tmp_path / "other") == {"one": "other"}
+    with pytest.raises(FileNotFoundError):
+        folders.remove(path)
+
+
+def test_a_removal_that_is_cut_off_leaves_no_part_under_the_name(tmp_path, monkeypatch):
+    write(tmp_path / "a", one="1")
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", refuse)
+        folders.remove(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    assert folders.unfinished(tmp_path) == ["a"]
+    folders.recover_all(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def refuse(path, *_):
+    raise PermissionError(errno.EACCES, "no rights here", str(path))
+
+
+def test_what_cannot_be_cleared_up_is_told_and_the_rest_is_cleared_up(tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        write(tmp_path / name, one=name)
+        (tmp_path / f".{name}.being-written").mkdir()
+    (tmp_path / "c").rename(tmp_path / ".c.being-replaced")
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda path: (refuse if ".b." in str(path) else rmtree)(path))
+    assert folders.unfinished(tmp_path) == ["a", "b", "c"]
+    failed = folders.recover_all(tmp_path)
+    assert {name: error.strerror for name, error in failed.items()} == {"b": "no rights here"}
+    assert folders.unfinished(tmp_path) == ["b"]
+    assert contents(tmp_path / "c") == {"one": "c"}
+
+
+def test_a_folder_is_the_same_until_it_is_replaced(tmp_path):
+    path = tmp_path / "a"
+    assert folders.identity(path) is None
+    seen = []
+    for number in range(20):
+        write(path, one=str(number))
+        assert folders.identity(path) == folders.identity(path)
+        assert folders.identity(path) not in seen, "an inode that was another's is another one"
+        seen.append(folders.identity(path))
+    folders.remove(path)
+    path.symlink_to("nowhere")
+    assert folders.identity(path) not in (None, *seen)

@@ -194,6 +194,7 @@ def _read(path: pathlib.Path) -> bytes:
 
 
 def _read_tensors(path: pathlib.Path, layout: Layout) -> Tensors:
+    open(path, "rb").close()  # safetensors says of a file without rights that it is not there
     try:
         with safetensors.safe_open(path, "pt") as archive:
             slices = {name: archive.get_slice(name) for name in archive.keys()}  # noqa: SIM118 - no mapping

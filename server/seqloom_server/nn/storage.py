@@ -59,6 +59,7 @@ def load(
                 config = file.read(_MAX_CONFIG_BYTES + 1)
             spec, version = _read_config(config)
             check(spec)
+            open(path / WEIGHTS, "rb").close()  # safetensors says of a file without rights that it is not there
             with safetensors.safe_open(path / WEIGHTS, "pt") as archive:
                 kept = _kept_names(archive.metadata(), archive.keys(), archive.get_tensor)
                 headers = {name: archive.get_slice(each) for name, each in kept.items()}
