@@ -104,7 +104,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  $$python -m venv --clear $(VENV); }
 	$(BIN)/pip install -q -c constraints.txt hatchling
 	@index="$(TORCH_INDEX)"; \
-	if [ -n "$$index" ] && ! $(BIN)/python -c '$(REACHED)' "$$index" 2>/dev/null; then \
+	if [ "$$index" = "$(CPU_TORCH)" ] && ! $(BIN)/python -c '$(REACHED)' "$$index" 2>/dev/null; then \
 	  echo "$$index cannot be reached: torch comes from pip's own index"; index=; \
 	fi; \
 	$(BIN)/pip install -q --no-deps -c constraints.txt $${index:+--index-url "$$index"} torch

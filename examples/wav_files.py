@@ -112,8 +112,7 @@ class _Header:
         if 0 < self.size <= len(data) - self.start:
             return data
         order = _ORDERS[data[:4]]
-        starts = (match.start() for match in _NAME.finditer(data, self.start))
-        end = next((at for at in starts if _end_the_file(data, at, order)), len(data))
+        end = _end_of_samples(data, self.start, order)
         if self.block == 1 and end < len(data) and (end - self.start) % 2 == 0 and data[end - 1] == 0:
             end -= 1  # the filler behind an odd number of bytes; it makes no frame of more bytes
         magic = data[:4].replace(b"RF64", b"RIFF")  # whose size is short
@@ -128,7 +127,27 @@ def _chunks(data: bytes, at: int, order: str) -> Iterator[tuple[bytes, int, int]
         at += 8 + size + size % 2
 
 
-def _end_the_file(data: bytes, at: int, order: str) -> bool:
-    """Whether chunks follow one another from here to the end of the file, the first of which is not empty."""
-    sizes = [(begin, size) for _, begin, size in _chunks(data, at, order)]
-    return bool(sizes) and sizes[0][1] > 0 and sum(sizes[-1]) in (len(data), len(data) - sizes[-1][1] % 2)
+def _end_of_samples(data: bytes, start: int, order: str) -> int:
+    """The first place from which chunks follow one another to the end of the file, the first of them not empty; the end
+    of the file where there is none. Each place is looked at once, as many ways lead through the same ones."""
+    size_of = struct.Struct(f"{order}I").unpack_from
+    last = len(data)
+    leads: dict[int, bool] = {}  # whether from a place they do
+    for match in _NAME.finditer(data, start):
+        at = match.start()
+        if at + 8 > last:
+            break
+        (size,) = size_of(data, at + 4)
+        if not 0 < size <= last - at - 8:
+            continue
+        way = []
+        while at not in leads and at + 8 <= last:
+            way.append(at)
+            (size,) = size_of(data, at + 4)
+            at += 8 + size + size % 2
+        # an odd size at the end may have no filler behind it
+        found = leads.get(at, at == last or (bool(way) and at == last + 1))
+        leads.update(dict.fromkeys(way, found))
+        if found:
+            return match.start()
+    return last

@@ -379,7 +379,7 @@ class Client:
         )
 
     def runs(self, *, timeout: float | None = None) -> list[RunInfo]:
-        """Returns all runs."""
+        """Returns all runs; of those that are broken only why."""
         return self._portal.run(self._asynchronous.runs(timeout=timeout))
 
     def delete_run(self, id: str, *, timeout: float | None = None) -> None:
@@ -387,7 +387,7 @@ class Client:
         self._portal.run(self._asynchronous.delete_run(id, timeout=timeout))
 
     def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
-        """Returns the models that are served, by name."""
+        """Returns the models that the server has, by name; of those that are broken only why."""
         return self._portal.run(self._asynchronous.models(timeout=timeout))
 
     def model(self, name: str, *, timeout: float | None = None) -> ModelInfo:

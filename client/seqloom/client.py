@@ -10,7 +10,7 @@ from seqloom import convert, gradients, inference, model_files
 from seqloom.budget import step_bytes
 from seqloom.config import Config
 from seqloom.connection import Connection
-from seqloom.errors import Cancelled, InvalidArgument, NotFound
+from seqloom.errors import Cancelled, InvalidArgument, NotFound, arrived
 from seqloom.examples import Examples, Loss, Reduction
 from seqloom.gradients import ParameterForm, WithRespectTo
 from seqloom.optimizers import Optimizer, optimizer_message, rate
@@ -201,7 +201,7 @@ class AsyncClient:
         return AsyncRun(self._connection, (await self._connection.training("GetRun", request, timeout)).run, kept)
 
     async def runs(self, *, timeout: float | None = None) -> list[RunInfo]:
-        """Returns all runs."""
+        """Returns all runs; of those that are broken only why."""
         reply = await self._connection.training("ListRuns", training_service_pb2.ListRunsRequest(), timeout)
         return [run_info(run) for run in reply.runs]
 
@@ -211,7 +211,7 @@ class AsyncClient:
         await self._connection.training("DeleteRun", request, timeout, pure=False)
 
     async def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
-        """Returns the models that are served, by name."""
+        """Returns the models that the server has, by name; of those that are broken only why."""
         reply = await self._connection.models("ListModels", model_service_pb2.ListModelsRequest(), timeout)
         return [convert.model_info(model) for model in reply.models]
 
@@ -303,7 +303,7 @@ class AsyncClient:
         if info is None:
             request = model_service_pb2.GetModelRequest(name=name)
             reply = await self._connection.linked().models.GetModel(request, **self._connection.options(deadline))
-            info = self._known[name] = convert.model_info(reply.model)
+            info = self._known[name] = convert.served_info(arrived(reply).model)
         return info
 
     async def _anew(self, model: str, attempt: Callable[[], Awaitable[T]], deadline: float) -> T:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from seqloom import forks
 from seqloom.config import Config
-from seqloom.errors import Cancelled, InvalidArgument, SeqloomError, from_transport
+from seqloom.errors import Cancelled, InvalidArgument, SeqloomError, arrived, from_transport
 from seqloom.link import Link
 from seqloom.retries import Backoff, may_repeat, remaining
 from seqloom.run_calls import Delivery
@@ -88,7 +88,7 @@ class Connection:
         deadline = self.config.deadline(timeout)
 
         async def attempt() -> Any:
-            return await method()(request, **self.options(deadline))
+            return arrived(await method()(request, **self.options(deadline)))
 
         return await self.repeated(attempt, deadline, pure=pure)
 

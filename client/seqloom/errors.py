@@ -18,11 +18,14 @@ SeqloomError
 import asyncio
 import math
 import time
+from typing import TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
+
+T = TypeVar("T")
 
 
 class SeqloomError(Exception):
@@ -97,6 +100,8 @@ class Internal(SeqloomError):
     """A bug, or an answer that is none of this protocol."""
 
 
+# What gRPC calls a stream that was reset, or that ended while it was written to; with a request id it is the server's.
+_BROKEN = (grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED)
 _CLOCKS_APART = 0.01  # seconds by which gRPC may think a deadline over before we do
 
 _BY_CODE: dict[int, type[SeqloomError]] = {
@@ -158,7 +163,7 @@ def from_transport(error: BaseException, deadline: float = math.inf) -> SeqloomE
     """
     if isinstance(error, grpc.aio.AioRpcError):
         found = from_rpc(error)
-        if not (isinstance(found, Cancelled | Internal) and not found.request_id):
+        if error.code() not in _BROKEN or found.request_id:
             return found
         words = found.message
     elif isinstance(error, asyncio.CancelledError):
@@ -173,6 +178,13 @@ def from_transport(error: BaseException, deadline: float = math.inf) -> SeqloomE
     if time.monotonic() >= deadline - _CLOCKS_APART:
         return DeadlineExceeded("the timeout passed while the call was under way", reason="DEADLINE_EXCEEDED")
     return Unavailable(f"the connection to the server broke: {words}", reason="CALL_LOST")
+
+
+def arrived(reply: T | None) -> T:
+    """Returns a message that came. Raises Internal for None, which is what gRPC makes of one that it cannot read."""
+    if reply is None:
+        raise Internal("the server sent what cannot be read", reason="MALFORMED_REPLY")
+    return reply
 
 
 def in_callers_words(error: SeqloomError, frames: str) -> SeqloomError:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from seqloom import convert, tensors
-from seqloom.errors import Internal, InvalidArgument
+from seqloom.errors import Internal, InvalidArgument, arrived
 from seqloom.examples import Examples
 from seqloom.training_results import Gradients, ParameterGradients, Product
 from seqloom.types import Array, State, Timing
@@ -78,7 +78,8 @@ class Request:
     async def answer(self, parts: AsyncIterable[training_service_pb2.ComputeGradientsResponse]) -> Gradients:
         """Reads the answer. Raises what the call fails with; Internal for what is no answer."""
         reading: _Reading | None = None
-        async for part in parts:
+        async for each in parts:
+            part = arrived(each)
             if reading is None:
                 reading = _Reading(part.summary)
             reading.take(part.data)

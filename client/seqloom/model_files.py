@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable
 from typing import Self, TypeVar
 
 from seqloom.config import MESSAGE_BYTES
-from seqloom.errors import InvalidArgument
+from seqloom.errors import InvalidArgument, arrived
 from seqloom.v1 import model_service_pb2
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class Reader:
     async def answer(self, call: Awaitable[T]) -> T:
         """Awaits the call that these messages are sent by."""
         try:
-            return await call
+            return arrived(await call)
         except BaseException:
             if self._error is not None:
                 raise _refused(self._error, self._path) from None
@@ -79,7 +79,8 @@ async def write(path: pathlib.Path, parts: AsyncIterable[model_service_pb2.Expor
         path.mkdir(parents=True, exist_ok=True)
         try:
             with open(new[CONFIG], "wb") as config, open(new[WEIGHTS], "wb") as weights:
-                async for part in parts:
+                async for each in parts:
+                    part = arrived(each)
                     config.write(part.config)
                     await asyncio.to_thread(weights.write, part.weights)
             for name, written in new.items():

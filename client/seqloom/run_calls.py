@@ -27,6 +27,7 @@ from seqloom.errors import (
     SeqloomError,
     Unauthenticated,
     Unavailable,
+    arrived,
     from_transport,
 )
 from seqloom.link import Link
@@ -208,9 +209,9 @@ class Delivery:
             step=kept.step,
         )
         try:
-            reply = await request.send(self._link.training, number, kept.calls, self._options)
+            reply = arrived(await request.send(self._link.training, number, kept.calls, self._options))
         except (Exception, asyncio.CancelledError) as failed:
-            error = from_transport(failed)
+            error = failed if isinstance(failed, SeqloomError) else from_transport(failed)
             if error is None:
                 raise
             if _passes(error) or _ends(error):
@@ -266,9 +267,10 @@ class Delivery:
 
     async def _send_again(self) -> None:
         try:
-            reply = await self._link.training.GetRun(GetRunRequest(run=self._run, client=self.client), **self._options)
+            told = GetRunRequest(run=self._run, client=self.client)
+            reply = arrived(await self._link.training.GetRun(told, **self._options))
         except (Exception, asyncio.CancelledError) as failed:
-            error = from_transport(failed)
+            error = failed if isinstance(failed, SeqloomError) else from_transport(failed)
             if error is None:
                 raise
             raise error from None
@@ -311,4 +313,4 @@ def _passes(error: SeqloomError) -> bool:
 def _ends(error: SeqloomError) -> bool:
     """Whether no call of this client can be delivered any more, for now."""
     refused = isinstance(error, Unauthenticated | PermissionDenied)
-    return refused or error.reason in ("RUN_NOT_FOUND", "CALLS_LOST", "MALFORMED_REPLY")
+    return refused or error.reason in ("RUN_NOT_FOUND", "RUN_BROKEN", "CALLS_LOST", "MALFORMED_REPLY")

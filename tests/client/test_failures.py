@@ -7,12 +7,14 @@ import signal
 import socket
 import time
 
+import grpc
 import numpy as np
 import pytest
 import seqloom
 from precisions import alike
 from proxy import proxy_of
 from seqloom.retries import INITIAL_BACKOFF, MAX_BACKOFF, Backoff
+from seqloom.v1 import model_service_pb2
 from seqloom_server.nn.spec import ModelSpec
 from serving import SMALL, until, write_models
 from twin import CLOSE, noise
@@ -64,6 +66,70 @@ async def test_every_call_of_a_closed_client_is_cancelled(tmp_path, served, name
     with pytest.raises(seqloom.Cancelled) as caught:
         await CALLS[name](client, tmp_path)
     assert caught.value.reason == "CLIENT_CLOSED"
+
+
+KINDS = {
+    "UNIMPLEMENTED": (seqloom.Internal, "UNIMPLEMENTED"),
+    "UNKNOWN": (seqloom.Internal, "UNKNOWN"),
+    "DATA_LOSS": (seqloom.Internal, "DATA_LOSS"),
+    "ABORTED": (seqloom.Internal, "ABORTED"),
+    "INTERNAL": (seqloom.Unavailable, "CALL_LOST"),  # as a stream that was reset, and as this project's never is
+    "CANCELLED": (seqloom.Unavailable, "CALL_LOST"),
+    "UNAUTHENTICATED": (seqloom.Unauthenticated, "UNAUTHENTICATED"),
+    "PERMISSION_DENIED": (seqloom.PermissionDenied, "PERMISSION_DENIED"),
+    "NOT_FOUND": (seqloom.NotFound, "NOT_FOUND"),
+    "RESOURCE_EXHAUSTED": (seqloom.InvalidArgument, "RESOURCE_EXHAUSTED"),
+    "no message": (seqloom.Internal, "MALFORMED_REPLY"),
+}
+
+
+@contextlib.asynccontextmanager
+async def another_server(answer):
+    """A server that gives every call this code, or bytes that are no message."""
+
+    async def unary(request, context):
+        if answer != "no message":
+            await context.abort(grpc.StatusCode[answer], "in its own words")
+        return b"\xff\xff\xff"
+
+    async def stream(requests, context):
+        async for _ in requests:
+            pass
+        yield await unary(None, context)
+
+    class Every(grpc.GenericRpcHandler):
+        def service(self, details):
+            if details.method.endswith("ComputeGradients"):
+                return grpc.stream_stream_rpc_method_handler(stream)
+            if details.method.endswith("GetModel"):  # so that there is something to differentiate
+                return grpc.unary_unary_rpc_method_handler(lambda request, context: known)
+            return grpc.unary_unary_rpc_method_handler(unary)
+
+    spec = model_service_pb2.ModelSpec(
+        cell=1, activation=1, data_type=1, input_size=5, hidden_size=7, output_size=3, num_layers=1
+    )
+    known = model_service_pb2.GetModelResponse(
+        model=model_service_pb2.Model(name="small", spec=spec)
+    ).SerializeToString()
+    server = grpc.aio.server(handlers=[Every()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(0)
+
+
+@pytest.mark.parametrize("answer", KINDS)
+async def test_what_another_server_or_a_proxy_answers_is_told_as_what_it_is(answer):
+    kind, reason = KINDS[answer]
+    async with another_server(answer) as address, seqloom.AsyncClient(address, retries=1) as client:
+        for call in (
+            client.models,
+            lambda: client.gradients("small", [X], [np.zeros(len(X), int)]),
+            lambda: client.create_run("small", optimizer=seqloom.SGD(0.1)),
+        ):
+            with pytest.raises(seqloom.SeqloomError) as caught:
+                await call()
+            assert (type(caught.value), caught.value.reason) == (kind, reason)
 
 
 async def test_retries_end_with_the_deadline_and_not_after_it():

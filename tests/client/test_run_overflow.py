@@ -67,7 +67,7 @@ async def test_a_call_that_would_overflow_what_is_accumulated_is_refused_and_the
             await run.forward_backward(**call_of(1, 5e37))
             await twin.forward_backward(**call_of(1, 5e37))
 
-    with pytest.raises(seqloom.InvalidArgument, match="summed over the calls of step 1") as refused:
+    with pytest.raises(seqloom.InvalidArgument, match="summed over the calls of step 1, would overflow") as refused:
         await add_until_it_is_too_much()
     assert refused.value.reason == "OVERFLOW"
     assert (await run.info()).accumulated_calls == (await twin.info()).accumulated_calls > 0

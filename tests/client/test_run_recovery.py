@@ -1,6 +1,7 @@
 """Runs whose connection is cut, or whose server is killed: every call is done once, in its step."""
 
 import asyncio
+import math
 import random
 import signal
 
@@ -227,3 +228,48 @@ async def test_too_much_for_now_is_repeated_and_done_once(serve, tmp_path):
         results = await asyncio.gather(*(run.forward_backward(*call_of(n)) for n in range(40)))
         assert {result.step for result in results} == {1}
         assert (await run.info()).accumulated_calls == 40
+
+
+async def test_kill_9_after_a_step_that_overflowed_brings_nothing_back_that_it_dropped(killable, tmp_path):
+    async with seqloom.AsyncClient(killable.address, timeout=60) as client:
+        runs = [await client.create_run("m", optimizer=seqloom.SGD(0.1), checkpoint_interval=0) for _ in range(2)]
+        members = [(run, await client.attach_run(run.id)) for run in runs]  # two clients of each
+        for killed, (first, second) in enumerate(members):
+            await first.forward_backward(*call_of(1))
+            await first.step()
+            await second.forward_backward(*call_of(2))
+            await first.forward_backward(*call_of(3))
+            with pytest.raises(seqloom.InvalidArgument) as refused:
+                await first.step(learning_rate=1.7e308)
+            assert refused.value.reason == "OVERFLOW"
+            await first.forward_backward(*call_of(4))
+            assert (await first.step()).step == 2
+            await second.forward_backward(*call_of(5))
+            if killed:
+                await killable.die_and_return()
+            await first.forward_backward(*call_of(6))
+            assert (await second.step()).step == 3
+            assert (await first.info()).accumulated_calls == 0
+        undisturbed, found = [await weights_of(client, run, tmp_path / run.id) for run in runs]
+    for name, parameter in undisturbed.items():
+        np.testing.assert_array_equal(found[name], parameter, err_msg=name)
+
+
+async def test_a_run_that_is_found_broken_is_told_at_once_and_goes_on_when_it_is_mended(killable, tmp_path):
+    async with seqloom.AsyncClient(killable.address, timeout=math.inf) as client:
+        run = await client.create_run("m", optimizer=ADAM)
+        await run.forward_backward(*call_of(1))
+        assert (await run.step()).step == 1
+        state = tmp_path / "runs" / run.id / "latest" / "state.json"
+        whole = state.read_bytes()
+        state.write_bytes(whole[:-9])
+        await killable.die_and_return()
+        async with asyncio.timeout(30):
+            for call in (run.step, lambda: run.forward_backward(*call_of(2))):
+                with pytest.raises(seqloom.InvalidArgument) as broken:
+                    await call()
+                assert broken.value.reason == "RUN_BROKEN"
+        state.write_bytes(whole)
+        await killable.die_and_return()
+        await run.forward_backward(*call_of(2))
+        assert (await run.step()).step == 2

@@ -92,6 +92,9 @@ async def test_a_connection_that_breaks_at_any_byte_is_unavailable_or_mended(wir
         seen.add(await outcome(client, lambda: CALLS[name](client, folder)))
     proxy.cut_after = None
     assert seen <= {"ok", "Unavailable"}
+    async with asyncio.timeout(30):  # what changes something is not repeated by itself while it connects again
+        while await outcome(client, lambda: CALLS[name](client, folder)) == "Unavailable":
+            pass
     assert await outcome(client, lambda: CALLS[name](client, folder)) == "ok"
 
 

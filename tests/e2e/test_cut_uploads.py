@@ -195,6 +195,24 @@ async def test_a_count_that_is_off_is_told(training, wrong):
     await assert_untouched(served, stub, run)
 
 
+async def test_a_last_part_may_say_only_that_it_is_the_last(training):
+    _, stub, run = training
+    parts = messages(run.id)
+    parts[-1].parts = 0
+    parts.append(pb.ForwardBackwardRequest(parts=len(parts) + 1))
+    assert (await stub.ForwardBackward(iter(parts), timeout=30)).step == 1
+
+
+async def test_parts_of_nothing_count_towards_the_bytes_of_a_call(training):
+    served, stub, run = training
+    parts = [*messages(run.id), *(pb.ForwardBackwardRequest() for _ in range(40_000))]
+    parts[2].parts = 0
+    call = stub.ForwardBackward(iter(parts), timeout=60)
+    assert (await call.code()).name == "INVALID_ARGUMENT"
+    assert "bytes in all its parts" in await call.details()
+    await assert_untouched(served, stub, run)
+
+
 CLIENT = """
     import sys
     import grpc

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 
+import grpc
 import numpy as np
 import pytest
 from calls import frames, infer, infer_request, refused
@@ -312,6 +313,17 @@ async def test_the_same_call_cut_in_other_parts_is_the_same_call(served, channel
     again = await stub(channel).ForwardBackward(in_parts(*parts), timeout=30)
     assert again.losses == first.losses
     assert (await client.get()).accumulated_calls == 1
+
+
+async def test_a_step_that_tells_of_steps_that_nobody_lost_holds_nobody_up(served, channel):
+    run = (await create_run(channel)).id
+    client, liar = Client(channel, run), Client(channel, run, "liar")
+    request = pb.OptimStepRequest(call=liar.id(5, step=1), calls={"ghost": 2**62})
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub(channel).OptimStep(request, timeout=0.2)
+    assert (await client.get()).waiting_for == ""
+    await client.forward_backward()
+    assert (await client.step()).step == 1
 
 
 async def test_a_publish_for_which_there_is_no_room_may_be_tried_again(serve):

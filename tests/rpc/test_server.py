@@ -283,6 +283,16 @@ async def test_a_port_in_use_is_told_with_its_address(served, tmp_path):
             await second.start()
 
 
+@pytest.mark.parametrize(("models", "runs"), [("a", "a"), ("a", "a/runs"), ("a/models", "a"), ("a", "link")])
+async def test_folders_that_hold_one_another_are_refused(tmp_path, models, runs):
+    (tmp_path / "link").symlink_to(tmp_path / "a", target_is_directory=True)
+    config = ServerConfig(
+        models=str(tmp_path / models), runs=str(tmp_path / runs), listen="127.0.0.1:0", http="127.0.0.1:0"
+    )
+    with pytest.raises(CannotStart, match="expected two folders, none of them within the other"):
+        await Server(config).start()
+
+
 def test_every_method_of_the_schema_is_served():
     for servicer in (inference_service_pb2_grpc.InferenceServiceServicer, model_service_pb2_grpc.ModelServiceServicer):
         implementation = next(cls for cls in servicer.__subclasses__())

@@ -94,6 +94,7 @@ class Holder:
     def _write(self, holding: Holding) -> None:
         new = self._folder / f"{HOLDER}.new"
         try:
+            new.unlink(missing_ok=True)  # whatever it is: a link would be written through
             new.write_text(json.dumps(asdict(holding)) + "\n")
             new.replace(self._folder / HOLDER)
         except OSError as error:  # such as a full disk, on which a server serves all the same

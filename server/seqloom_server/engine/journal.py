@@ -105,6 +105,7 @@ class Journal:
         with self._lock:
             self._check_open()
             new = self._path.with_suffix(".new")
+            new.unlink(missing_ok=True)  # whatever it is: a link would be written through
             new.write_text("".join(json.dumps(asdict(record)) + "\n" for record in kept))
             new.replace(self._path)
 

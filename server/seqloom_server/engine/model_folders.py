@@ -83,9 +83,12 @@ class ModelFolders:
     def save(self, name: str, network: Network, version: int, check: Callable[[str], None] | None = None) -> None:
         """Writes a folder in place of what stands there. check: sees the name once no other process may change it.
 
-        Raises ServerError OVERLOADED where another process changes models for too long; OSError; what check raises.
+        Raises ServerError OVERLOADED where another process changes models for too long, MODEL_EXISTS where a file has
+        that name; OSError; what check raises.
         """
         with self._lock.held(_LOCK_SECONDS):
+            if _is_file(self._root / name):
+                raise ServerError(Reason.MODEL_EXISTS, f"{name!r} is a file among the models' folders", field="name")
             if check is not None:
                 check(name)
             storage.save(self._root / name, network, version)

@@ -64,6 +64,7 @@ class Run:
         self.loss = weights.loss
         self.accumulated_calls = weights.accumulated_calls
         self._host = host
+        self._recovered = lost is not None
         self.checkpoints = RunCheckpoints(
             folder, meta, weights.network.spec, weights.journal, weights.step, weights.done
         )
@@ -117,32 +118,47 @@ class Run:
 
         Raises ServerError.
         """
-        if call.step and calls:
+        if call.step and calls and self._recovered:  # else nothing was lost that a caller could tell of
             self.calls.order.learn(StepRecord(call.step, call.client, call.number, {**calls, call.client: call.number}))
 
-        def program() -> Generator[None, None, tuple[Stepped, Snapshot | None]]:
-            stepped = yield from self.weights.apply((call.client, call.number), learning_rate, expected_step)
+        digest = f"step {learning_rate} {expected_step}"
+
+        def program() -> Generator[None, None, tuple[Stepped | ServerError, Snapshot | None]]:
+            try:
+                stepped = yield from self.weights.apply((call.client, call.number), learning_rate, expected_step)
+            except ServerError as error:
+                if error.reason is not Reason.OVERFLOW:
+                    raise
+                self.weights.mark((call.client, call.number))
+                return error, (yield from self.weights.snapshot())
             interval = self.meta.checkpoint_interval
             due = interval and stepped.step % interval == 0
             return stepped, (yield from self.weights.snapshot()) if due else None
 
-        async def finish(outcome: Awaitable[tuple[Stepped, Snapshot | None]]) -> Stepped:
-            try:
-                stepped, snapshot = await outcome
-            except ServerError as error:
-                if error.reason is Reason.OVERFLOW:  # which clears it
-                    self.accumulated_calls = 0
-                raise
+        async def finish(outcome: Awaitable[tuple[Stepped | ServerError, Snapshot | None]]) -> Stepped:
+            stepped, snapshot = await outcome
+            if isinstance(stepped, ServerError):
+                self.accumulated_calls = 0
+                assert snapshot is not None
+                await self._keep_refusal(snapshot, KeptReply(call.client, call.number, digest, stepped))
+                raise stepped
             self.step, self.accumulated_calls = stepped.step, 0
             self._host.stepped(self.meta.model)
             if snapshot is not None:
                 self.checkpoints.write_soon(snapshot, self.calls)
             return stepped
 
-        digest = f"step {learning_rate} {expected_step}"
         reply = await self.calls.call(call, digest, lambda: finish(self._task(call, program)), is_step=True)
         assert isinstance(reply, Stepped)
         return reply
+
+    async def _keep_refusal(self, snapshot: Snapshot, reply: KeptReply) -> None:
+        """Makes durable that a step has dropped what was accumulated, before anybody is told: after a restart clients
+        send the calls again that are not, and those must not come back."""
+        try:
+            await self.checkpoints.write(snapshot, self.calls, reply=reply)
+        except ServerError as error:
+            log.error("run %s: a restart would bring back what a step has dropped: %s", self.meta.id, error)
 
     async def save(self, call: CallId, name: str) -> None:
         """Writes a checkpoint, also under a name where one is given. Raises ServerError STORAGE_FAILED or another."""

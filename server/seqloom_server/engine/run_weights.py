@@ -18,7 +18,7 @@ from seqloom_server.engine.served import threads_for
 from seqloom_server.errors import Reason, ServerError
 from seqloom_server.nn.gradients import CallGradients
 from seqloom_server.nn.network import Network
-from seqloom_server.nn.optim import Optimizer, Overflow
+from seqloom_server.nn.optim import Optimizer, Overflow, largest_of
 from seqloom_server.nn.optimizer_spec import OptimizerSpec
 
 log = logging.getLogger(__name__)
@@ -101,16 +101,16 @@ class RunWeights:
         """
         if total is None:
             return
+        largest: list[torch.Tensor] = []
         for name, before in (self._accumulated or {}).items():
             # into the new tensors, so that the old ones stay whole
-            largest = torch.linalg.vector_norm(total[name].add_(before), float("inf"))
-            if not bool(torch.isfinite(largest)):
-                raise ServerError(
-                    Reason.OVERFLOW,
-                    f"the gradient of {name}, summed over the calls of step {self.step + 1}, overflowed",
-                )
+            largest.append(largest_of(total[name].add_(before)))
             if before.numel() >= _PIECE_NUMBERS:
                 yield
+        if largest and not bool(torch.isfinite(torch.stack(largest)).all()):
+            raise ServerError(
+                Reason.OVERFLOW, f"the gradient, summed over the calls of step {self.step + 1}, would overflow"
+            )
         self._accumulated = total
         self.accumulated_calls += calls
 

@@ -54,6 +54,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
             raise NoStateDict("is a folder: expected the safetensors file of a state dict")
         if file.exists() and not file.is_file():  # to open a pipe would wait for a writer
             raise NoStateDict("is no regular file: expected the safetensors file of a state dict")
+        file.open("rb").close()  # safetensors 0.8.0 says of a file without rights that it is missing
         try:
             archive = safetensors.safe_open(file, "pt")
         except safetensors.SafetensorError as error:

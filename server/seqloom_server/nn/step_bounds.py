@@ -1,6 +1,7 @@
 """Bounds on the weights and moments that an optimizer's step gives: where they are low enough, nothing can overflow.
 
 They are a few numbers, so that a step that is far from overflowing, as nearly all are, pays nothing to be sure of it.
+Only of Adam with weight decay in its gradient the bound grows so fast that up to every second step looks at everything.
 """
 
 import math

@@ -18,7 +18,7 @@ from seqloom_server.nn.gradients import Example, LossKind
 from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc import convert
 from seqloom_server.rpc.budget import ByteBudget
-from seqloom_server.rpc.parts import parts_of, pass_over
+from seqloom_server.rpc.parts import LEAST_BYTES, parts_of, pass_over
 
 _LOSSES: dict[int, LossKind] = {
     pb.LOSS_KIND_CROSS_ENTROPY: "cross_entropy",
@@ -50,8 +50,8 @@ async def receive(requests: AsyncIterator[Any], max_bytes: int, budget: ByteBudg
     """
     try:
         return await _receive(requests, max_bytes, budget)
-    except ServerError:
-        await pass_over(requests)
+    except ServerError as error:
+        await pass_over(requests, error)
         raise
 
 
@@ -61,7 +61,7 @@ async def _receive(requests: AsyncIterator[Any], max_bytes: int, budget: ByteBud
     try:
         async for part in parts_of(requests):
             examples: pb.Examples = part.examples
-            size = part.ByteSize()
+            size = max(LEAST_BYTES, part.ByteSize())
             if received is None:
                 received = Received(part)
             elif _carries_more_than_rows(part):
@@ -70,7 +70,8 @@ async def _receive(requests: AsyncIterator[Any], max_bytes: int, budget: ByteBud
                 raise convert.over_limit("examples", f"has more than {max_bytes} bytes in all its parts")
             budget.take(size)
             received.nbytes += size
-            received.parts.append(examples)
+            if part.HasField("examples") or not received.parts:  # else it only says that it is the last
+                received.parts.append(examples)
             contents.take(examples)
     except BaseException:
         if received is not None:

@@ -82,8 +82,8 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     ) -> pb.ImportModelResponse:
         try:
             info = await self._import(requests)
-        except ServerError:
-            await pass_over(requests)
+        except ServerError as error:
+            await pass_over(requests, error)
             raise
         set_model(info.name)
         return pb.ImportModelResponse(model=_model(info))
@@ -133,7 +133,8 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
             if self._import_bytes + len(weights) > self._max_import_bytes:
                 raise ServerError(Reason.OVERLOADED, "other models are being imported", retry_after=10.0)
             self._import_bytes += len(weights)
-            taken.append(weights)
+            if weights:
+                taken.append(weights)
             part = await anext(parts, None)
             if part is None:
                 return

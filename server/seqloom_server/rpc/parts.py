@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from seqloom_server.errors import Reason, ServerError, invalid
 
 SECONDS_WITHOUT_PROGRESS = 30.0  # of a caller that sends parts, or reads them
+LEAST_BYTES = 2048  # that a part counts for: about what one takes in memory that has next to nothing in it
 _MAX_PASSED_OVER_BYTES = 256 << 20
 
 
@@ -52,12 +53,16 @@ async def parts_of(requests: AsyncIterator[P]) -> AsyncIterator[P]:
         )
 
 
-async def pass_over(requests: AsyncIterator[Part]) -> None:
-    """Reads on, up to a bound: a caller that is answered while it still sends may never see the answer."""
+async def pass_over(requests: AsyncIterator[Part], error: ServerError) -> None:
+    """Reads on, up to a bound: a caller that is answered while it still sends may never see the answer.
+
+    error: the answer; one that is silent has been waited for already.
+    """
     size = 0
-    with contextlib.suppress(ServerError):
-        while size <= _MAX_PASSED_OVER_BYTES and (part := await _next(requests)) is not None:
-            size += part.ByteSize()
+    if error.reason is not Reason.DEADLINE_EXCEEDED:
+        with contextlib.suppress(ServerError):
+            while size <= _MAX_PASSED_OVER_BYTES and (part := await _next(requests)) is not None:
+                size += max(LEAST_BYTES, part.ByteSize())
 
 
 async def _next(requests: AsyncIterator[Any]) -> Any:

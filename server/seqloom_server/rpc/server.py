@@ -59,6 +59,7 @@ class Server:
         config = self._config
         _make_folder("models", config.models)
         _make_folder("runs", config.runs)
+        _check_apart(config.models, config.runs)
         self.engine = Engine(config, self.metrics)
         accounts = RequestAccounts(self.metrics)
         self.engine.registry.watchers.append(accounts)
@@ -143,6 +144,12 @@ def _make_folder(of: str, path: str) -> None:
         pathlib.Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CannotStart(f"{of}: {path} cannot be a folder of {of}: {error.strerror}") from None
+
+
+def _check_apart(models: str, runs: str) -> None:
+    first, second = (pathlib.Path(path).resolve() for path in (models, runs))
+    if first == second or first in second.parents or second in first.parents:
+        raise CannotStart(f"runs: {runs} and models: {models}: expected two folders, none of them within the other")
 
 
 def _try_to_bind(host: str, port: int) -> None:
