@@ -8,9 +8,9 @@ they hold at most the budget and a chunk each.
 """
 
 import collections
-import contextlib
-import math
-from collections.abc import Callable, Iterator
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,25 +27,38 @@ class Budget:
 
     def __init__(self, size: float = CLIENT_BYTES) -> None:
         self.size = self.free = size
-        self.waiting: dict[Share, tuple[int, Callable[[], None]]] = {}  # how much more each wants, and how it is told
+        self.waiting: dict[Share, Want] = {}
         self.dropped: collections.deque[int] = collections.deque()  # what forgotten shares held: from any thread
-        self._least = math.inf  # none of those that wait can go on before so much is free
+        self._needs: list[tuple[int, int, Share]] = []  # a heap of what must be free before one that waits can go on
+        self._noted = 0
 
-    def look(self, changed: "Share") -> None:
-        """Tells those that wait and may go on. changed: the share that has become smaller, or wants more now."""
+    def note(self, share: "Share") -> None:
+        """Notes what a share that waits needs now, or still: it is told when so much is free."""
+        want = self.waiting.get(share)
+        if want is None or want.need == share.held + want.size:
+            return
+        if len(self._needs) > 2 * len(self.waiting) + 16:  # most of them are out of date
+            self._needs = [each for each in self._needs if self._wanted(*each)]
+            heapq.heapify(self._needs)
+        want.need = share.held + want.size
+        self._noted += 1
+        heapq.heappush(self._needs, (want.need, self._noted, share))
+
+    def look(self) -> None:
+        """Tells those that wait and can go on."""
         while self.dropped:
             self.free += self.dropped.popleft()
-        if changed in self.waiting:
-            self._least = min(self._least, changed.held + self.waiting[changed][0])
-        if self._least > self.free:
-            return
-        free, self._least = self.free, math.inf
-        for share, (size, notify) in self.waiting.items():
-            need = share.held + size
-            self._least = min(self._least, need)
-            if need <= free:
-                free -= size  # kept for this one: others would be told in vain
-                notify()
+        free = self.free
+        while self._needs and self._needs[0][0] <= free:
+            need = heapq.heappop(self._needs)
+            if self._wanted(*need):
+                want = self.waiting[need[2]]
+                free -= want.size  # kept for this one: others would be told in vain
+                want.need = None
+                want.notify()
+
+    def _wanted(self, need: int, _: int, share: "Share") -> bool:
+        return share in self.waiting and self.waiting[share].need == need
 
 
 class Share:
@@ -62,8 +75,11 @@ class Share:
             self._budget.dropped.append(self.held)
 
     def admits(self, size: int) -> bool:
-        """Whether it may take so much more."""
-        return not self.held or self.held + size <= self._budget.free
+        """Whether it may take so much more; where it waits for that, it is told as soon as it may."""
+        if not self.held or self.held + size <= self._budget.free:
+            return True
+        self._budget.note(self)
+        return False
 
     def take(self, size: int) -> bool:
         """Takes so much more, if it may; returns whether it does."""
@@ -79,22 +95,35 @@ class Share:
         self.held -= size
         budget.free += size
         if budget.waiting:
-            budget.look(self)
+            budget.note(self)
+            budget.look()
 
-    @contextlib.contextmanager
-    def wanting(self, size: int, notify: Callable[[], None]) -> Iterator[None]:
-        """While this lasts, notify() is called whenever it may take so much more."""
-        self._budget.waiting[self] = size, notify
-        self._budget.look(self)
-        try:
-            yield
-        finally:
-            del self._budget.waiting[self]
-            self._budget.look(self)  # another may go on, now that this one has what it wants or has given up
+    def wanting(self, size: int, notify: Callable[[], None]) -> "Want":
+        """While its block lasts, notify() is called when it may take so much more."""
+        return Want(self._budget, self, size, notify)
 
     def told(self) -> str:
         """How much all hold, in words."""
         return f"{self._budget.size - self._budget.free:.0f} bytes of {self._budget.size:.0f}"
+
+
+@dataclass(slots=True)
+class Want:
+    """What a share that waits wants more. need: what must be free for it, as noted last; None once it was told."""
+
+    budget: Budget
+    share: Share
+    size: int
+    notify: Callable[[], None]
+    need: int | None = None
+
+    def __enter__(self) -> None:
+        self.budget.waiting[self.share] = self
+        self.budget.look()
+
+    def __exit__(self, *_: object) -> None:
+        del self.budget.waiting[self.share]
+        self.budget.look()  # another may go on, now that this one has what it wants or has given up
 
 
 def step_bytes(spec: ModelSpec, outputs: Outputs) -> int:

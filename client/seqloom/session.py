@@ -143,7 +143,9 @@ class Session:
             due, start = self._chunks.expect(len(frames), early=len(frames) > self.window, cost=cost), 0
             try:
                 while True:
-                    start += self._put(frames[start:])
+                    part = frames[start : start + min(self._room, _rows(frames))]
+                    self._put(part)
+                    start += len(part)
                     if start == len(frames):
                         break
                     await self._until(lambda: self._room > 0, deadline, self._window_full)
@@ -292,14 +294,11 @@ class Session:
         """Whether these can go at once, in one entry."""
         return len(frames) <= self._room and frames.nbytes <= _ENTRY_BYTES and self._chunks.missing < self.window
 
-    def _put(self, frames: Array) -> int:
-        """Sends as many of these as the window and an entry take; returns how many."""
-        part = frames[: min(self._room, _rows(frames))]
+    def _put(self, frames: Array) -> None:
         reset, self._reset = self._reset, False
         # the caller's buffer may hold the next frames by the time this is encoded
-        self._wire.put(Outgoing(self, reset=reset, frames=part.copy(), kept=part.nbytes))
-        self.sent += len(part)
-        return len(part)
+        self._wire.put(Outgoing(self, reset=reset, frames=frames.copy(), kept=frames.nbytes))
+        self.sent += len(frames)
 
     @property
     def _room(self) -> int:

@@ -15,7 +15,7 @@ from echo import Echo
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from seqloom.budget import CHUNK_BYTES, Budget
+from seqloom.budget import CHUNK_BYTES, Budget, Share
 from seqloom.session import Session
 
 WINDOW = 16
@@ -165,8 +165,9 @@ class Streams(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_who_could_go_on(self):
-        for share, (size, _) in self.budget.waiting.items():
-            assert not share.admits(size)
+        for share, want in self.budget.waiting.items():
+            assert share.held
+            assert share.held + want.size > self.budget.free
         for stream in self.streams:
             assert stream.session.share.held or not stream.waits
 
@@ -213,6 +214,7 @@ async def test_windows_shrink_as_more_sessions_stall_and_one_that_reads_goes_on(
     chunk = CHUNK_BYTES + 2 * 4 * 4 * 60
     assert held == sorted(held, reverse=True)
     assert held[0] > held[-1] == chunk
+    assert held[0] + chunk > SIZE / 2 >= held[0] - chunk  # no more than it leaves free
     reader = Stream(budget, 60)
     for _ in range(20):
         await reader.session.send(np.zeros((4, 60), "f4"), time.monotonic() + 30)
@@ -323,3 +325,72 @@ async def test_a_session_that_fails_keeps_what_can_be_received_and_nothing_else_
     assert stream.bytes_there == 4 * 60 * 4
     assert len(stream.session.receive()) == 4
     assert stream.session.share.held == 0
+
+
+async def test_a_send_that_the_budget_holds_up_goes_when_the_sessions_own_frames_are_written():
+    budget = Budget(SIZE)
+    stream = Stream(budget, 60)
+    await stream.session.send(np.zeros((9, 60), "f4"), math.inf)
+    stream.begin_to_send(2)
+    await settle()
+    assert stream.waits
+    stream.write()
+    await settle()
+    assert not stream.waits
+
+
+async def test_one_that_is_told_and_finds_it_taken_is_told_again():
+    budget = Budget(SIZE)
+    reader, waiting, third = (Stream(budget, 60) for _ in range(3))
+    for stream, steps in ((reader, 12), (waiting, 1)):
+        await stream.session.send(np.zeros((steps, 60), "f4"), math.inf)
+        stream.write()
+    reader.session.take(reader.reply(WINDOW))
+    waiting.begin_to_send(12)
+    await settle()
+    reader.session.receive()
+    await third.session.send(np.zeros((12, 60), "f4"), math.inf)  # at once
+    await settle()
+    assert waiting.waits
+    third.write()
+    third.session.take(third.reply(WINDOW))
+    third.session.receive()
+    await settle()
+    assert not waiting.waits
+
+
+def test_as_many_are_told_as_can_go_and_those_that_need_least_first():
+    budget, told = Budget(1000), []
+    holder, *shares = (Share(budget) for _ in range(6))
+    with contextlib.ExitStack() as stack:
+        for held, share in zip((600, 10, 30, 20, 50, 40), (holder, *shares), strict=True):
+            assert share.take(held)
+        for share in shares:
+            stack.enter_context(share.wanting(300, lambda share=share: told.append(share.held)))
+            assert not share.admits(300)
+        assert budget.free == 250
+        holder.give_back(400)
+        assert told == [10, 20]
+        assert shares[0].take(300)
+        assert shares[2].take(300)
+        holder.give_back(200)
+        assert (budget.free, told) == (250, [10, 20])
+
+
+def test_what_is_noted_of_those_that_wait_is_bounded_and_forgets_nobody():
+    budget, told = Budget(10_000), []
+    holder, small, large = (Share(budget) for _ in range(3))
+    for share, held in ((holder, 9_000), (small, 400), (large, 500)):
+        assert share.take(held)
+    with small.wanting(500, lambda: told.append("small")), large.wanting(5000, lambda: told.append("large")):
+        assert not small.admits(500)
+        assert not large.admits(5000)
+        for _ in range(100):
+            large.give_back(1)
+            holder.take(1)
+        assert len(budget._needs) < 30
+        assert not told
+        holder.give_back(1000)
+        assert told == ["small"]
+        holder.give_back(8000)
+        assert told == ["small", "large"]
