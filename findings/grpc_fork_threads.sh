@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # grpcio 1.85.3, Python, Linux: a process that has used grpc.aio is forked, and the fork, which never touches gRPC, has
-# threads of gRPC all the same. They work on the connections that it shares with its parent, and now and then end it by
-# SIGSEGV. doc/fork_support.md of gRPC says that an application enables fork support by GRPC_ENABLE_FORK_SUPPORT=true;
+# threads of gRPC all the same, which work on the connections that it shares with its parent.
+# doc/fork_support.md of gRPC says that an application enables fork support by GRPC_ENABLE_FORK_SUPPORT=true;
 # the core has it on where the variable is not set, while the Python layer over it has it off, so that nothing ends
 # those threads. The variable is read while grpc is imported: to set it later changes nothing.
 # Expected: a fork has the thread that forked and no other (POSIX, fork()).

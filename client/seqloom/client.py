@@ -27,9 +27,10 @@ T = TypeVar("T")
 class AsyncClient:
     """A connection to one server, for any number of concurrent calls and streams of one event loop.
 
-    address: "host:port". token: sent with every call. timeout: seconds for each call that names none, math.inf for no
-    limit. retries: how often a call that is safe to repeat is repeated, with growing pauses, where the server cannot be
-    reached or takes no more now. keepalive: seconds of silence after which the connection is checked, at least 10.
+    address: "host:port", or a target as gRPC names it, such as "unix:/run/seqloom.sock". token: sent with every call.
+    timeout: seconds for each call that names none, math.inf for no limit. retries: how often a call that is safe to
+    repeat is repeated, with growing pauses, where the server cannot be reached or takes no more now. keepalive: seconds
+    of silence after which the connection is checked, at least 10.
 
     It connects when it is first used. Every method raises errors of seqloom.SeqloomError, of which InvalidArgument,
     NotFound, Overloaded, Unavailable and DeadlineExceeded are the usual ones.
