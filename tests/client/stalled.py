@@ -4,6 +4,7 @@ What the client holds is counted in its chunks, and read off the process: so it 
 """
 
 import asyncio
+import ctypes
 import gc
 import json
 import sys
@@ -30,18 +31,24 @@ def waits(stream: seqloom.AsyncStream) -> bool:
     return bool(stream._session._waiting) and not stream._session._chunks.missing
 
 
+def resident() -> int:
+    """The bytes that this process keeps in memory, without what its allocator could give back at once."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+    return psutil.Process().memory_info().rss
+
+
 async def main(address: str, model: str, count: int) -> None:
     async with seqloom.AsyncClient(address, timeout=300) as client:
         streams = [client.stream(model) for _ in range(count)]
         for stream in streams:
             await stream.__aenter__()
-        gc.collect()
-        process = psutil.Process()
-        before = process.memory_info().rss
+        before = resident()
         stalling = [asyncio.create_task(stall(stream)) for stream in streams]
         while not all(waits(stream) for stream in streams):  # noqa: ASYNC110 - what is waited for sets no event
             await asyncio.sleep(0.05)
-        told = {"held": sum(map(held, streams)), "grown": process.memory_info().rss - before}
+        told = {"held": sum(map(held, streams)), "grown": resident() - before}
         async with client.stream(model) as other:
             for _ in range(30):
                 await other.send(np.zeros((STEPS, 2), "f4"))
