@@ -14,7 +14,7 @@ import torch
 from measuring import Tally
 from programs import questions, say
 from seqloom import ModelSpec
-from seqloom_server.engine.served import threads_for
+from seqloom_server.engine.models.served_weights import threads_for
 from seqloom_server.nn import spec as server
 from torch.nn.utils.rnn import pack_sequence
 from training_workload import TRAINED, Labelled, labelled

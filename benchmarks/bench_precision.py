@@ -30,7 +30,7 @@ from cnn_rnn import KINDS, Data, Kind, accuracy
 from features import log_mel
 from own_server import own_server
 from recordings import Corpus, folder
-from seqloom_server.nn.network import Network
+from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.spec import ModelSpec
 from sitting import RESULTS
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from measuring import Result, interleaved
 from rows import Row
-from seqloom_server.engine.programs import max_cells
-from seqloom_server.engine.served import ServedWeights, warm_up
-from seqloom_server.nn.gradients import Example, Wants, gradients
-from seqloom_server.nn.network import Network, recurrent_module
-from seqloom_server.nn.recording import device_seconds
+from seqloom_server.engine.models.served_weights import ServedWeights, warm_up
+from seqloom_server.engine.training.batch_programs import max_cells
+from seqloom_server.nn.cuda_graphs.capture import device_seconds
+from seqloom_server.nn.forward.network import Network, recurrent_module
+from seqloom_server.nn.gradients.batch_gradients import Example, GradientRequest, gradients
 from seqloom_server.nn.spec import GATES, ModelSpec
 
 _HELD_BYTES = {"cuda": 8 << 30, "cpu": 1 << 30}  # of a training batch's activations
@@ -107,7 +107,7 @@ def examples_of(spec: ModelSpec, lengths: list[int]) -> list[Example]:
     ]
 
 
-def differentiate(network: Network, examples: list[Example], *, total: bool, wants: Wants) -> Any:
+def differentiate(network: Network, examples: list[Example], *, total: bool, wants: GradientRequest) -> Any:
     """One batch of callers of one sequence each, to its end."""
     calls = [([example], wants) for example in examples]
     cells = max_cells(network.spec, _HELD_BYTES[network.device.type])

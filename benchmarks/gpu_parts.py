@@ -7,16 +7,16 @@ import numpy as np
 import torch
 from gpu_networks import GpuBench, differentiate, examples_of, forward, forward_flops, row, torch_module
 from rows import Row
-from seqloom_server.engine.request import Member, Op, OutputSpec, Sequence, Slice
-from seqloom_server.engine.runner import run
-from seqloom_server.engine.served import ServedWeights
-from seqloom_server.engine.staging import staging_of
-from seqloom_server.nn.gradients import Example, Wants
-from seqloom_server.nn.network import Network
+from seqloom_server.engine.core.sequence import Member, Op, OutputSpec, Sequence, Slice
+from seqloom_server.engine.device.slice_runner import run
+from seqloom_server.engine.device.transfers import staging_of
+from seqloom_server.engine.models.served_weights import ServedWeights
+from seqloom_server.nn.forward.network import Network
+from seqloom_server.nn.gradients.batch_gradients import Example, GradientRequest
 
 _LENGTHS = [100, 97, 80, 100, 33, 7]  # of what is checked
 _OUTPUTS_WITHIN, _GRADIENTS_WITHIN = 1e-4, 1e-3  # of the largest number, in float32 beside float64
-_OWN = Wants(parameters="smallest")
+_OWN = GradientRequest(parameters="smallest")
 _OWN_UP_TO = 256  # callers; of more the gigabytes that go to the CPU would be all that is measured
 
 
@@ -36,9 +36,9 @@ def correctness(bench: GpuBench) -> Iterator[Row]:
             error = max(_error(one, other) for one, other in zip(got, wanted, strict=True))
             told = "of one length" if lengths[0] == lengths[-1] else "ragged"
             yield _checked(f"outputs, {told}", title, error, _OUTPUTS_WITHIN)
-        ours = differentiate(weights.network, examples_of(spec, _LENGTHS), total=True, wants=Wants()).total
+        ours = differentiate(weights.network, examples_of(spec, _LENGTHS), total=True, wants=GradientRequest()).total
         doubled = examples_of(exact.spec, _LENGTHS)
-        theirs = differentiate(exact, doubled, total=True, wants=Wants()).total
+        theirs = differentiate(exact, doubled, total=True, wants=GradientRequest()).total
         error = max(_error(ours[name].cpu().numpy(), theirs[name].numpy()) for name in theirs)
         yield _checked("gradients", title, error, _GRADIENTS_WITHIN)
 
@@ -108,10 +108,10 @@ def backwards(bench: GpuBench) -> Iterator[Row]:
                 logits = module["output"](module["rnn"](xs)[0].flatten(0, 1))
                 torch.nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum").backward()
 
-            def ours(wants: Wants, network: Network = network, given: list[Example] = examples) -> object:
+            def ours(wants: GradientRequest, network: Network = network, given: list[Example] = examples) -> object:
                 return differentiate(network, given, total=wants is not _OWN, wants=wants)
 
-            runs = {"ours": lambda ours=ours: ours(Wants()), "torch.nn": theirs}
+            runs = {"ours": lambda ours=ours: ours(GradientRequest()), "torch.nn": theirs}
             if count <= _OWN_UP_TO:
                 runs["own"] = lambda ours=ours: ours(_OWN)
             cells = count * bench.steps

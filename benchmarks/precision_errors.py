@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 from pretrained import Pretrained, Run, Said, Sequences, Tensors
-from seqloom_server.nn.network import Network
-from seqloom_server.nn.torch_modules import from_state_dict
+from seqloom_server.nn.files.torch_import import from_state_dict
+from seqloom_server.nn.forward.network import Network
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 STEPS = (10, 100, 1000)

@@ -18,8 +18,9 @@ from prometheus_client import CollectorRegistry
 from seqloom_server.config import ServerConfig
 from seqloom_server.engine.engine import Engine
 from seqloom_server.metrics import Metrics
-from seqloom_server.nn import cells, storage
-from seqloom_server.nn.network import Network
+from seqloom_server.nn.files import model_folder
+from seqloom_server.nn.forward.network import Network
+from seqloom_server.nn.reference import reference_forward
 from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc.server import Server
 
@@ -64,8 +65,8 @@ class Served:
         """Returns the logits [T, O] and the final state ([L, 1, H] per part) of one sequence [T, D], in float64."""
         network = self.networks[model]
         parameters = {name: tensor.double().numpy() for name, tensor in network.parameters().items()}
-        hidden, final = cells.forward(network.spec, parameters, np.asarray(xs, float), state)
-        return cells.logits(parameters, hidden), final
+        hidden, final = reference_forward.forward(network.spec, parameters, np.asarray(xs, float), state)
+        return reference_forward.logits(parameters, hidden), final
 
 
 def metric(registry: CollectorRegistry, name: str, **labels: str) -> float:
@@ -80,7 +81,7 @@ def write_models(folder: pathlib.Path, models: Models) -> dict[str, Network]:
     for name, model in models.items():
         spec, seed = model if isinstance(model, tuple) else (model, 0)
         networks[name] = Network.create(spec, seed, "cpu")
-        storage.save(folder / name, networks[name])
+        model_folder.save(folder / name, networks[name])
     return networks
 
 

@@ -1,4 +1,4 @@
-"""Generates the blocking client, client/seqloom/blocking.py, from the asynchronous one; --check compares only.
+"""Generates the blocking client, _blocking/blocking_client.py, from the asynchronous one; --check compares only.
 
 Each public method becomes one of the same signature and words that runs the asynchronous one on the client's event loop
 and waits. So there is one implementation, and the two faces cannot drift apart.
@@ -12,7 +12,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SDK = ROOT / "client" / "seqloom"
-TARGET = SDK / "blocking.py"
+TARGET = SDK / "_blocking" / "blocking_client.py"
 
 HEADER = '''"""The blocking client: a twin of the asynchronous one for callers that wait. Safe from many threads.
 
@@ -25,14 +25,14 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from seqloom._blocking.loop_thread import LoopThread
+from seqloom._streaming.stream import AsyncStream
+from seqloom._training.examples import Loss, Reduction
+from seqloom._training.gradient_call import ParameterForm, WithRespectTo
+from seqloom._training.optimizers import Optimizer
+from seqloom._training.results import ForwardBackwardResult, Gradients, RunInfo, StepResult
+from seqloom._training.run import AsyncRun
 from seqloom.client import AsyncClient
-from seqloom.examples import Loss, Reduction
-from seqloom.gradients import ParameterForm, WithRespectTo
-from seqloom.optimizers import Optimizer
-from seqloom.portal import Portal
-from seqloom.run import AsyncRun
-from seqloom.stream import AsyncStream
-from seqloom.training_results import ForwardBackwardResult, Gradients, RunInfo, StepResult
 from seqloom.types import (
     TLS,
     Chunk,
@@ -45,7 +45,7 @@ from seqloom.types import (
     State,
 )
 '''
-CLASSES = {"AsyncStream": "stream.py", "AsyncRun": "run.py", "AsyncClient": "client.py"}
+CLASSES = {"AsyncStream": "_streaming/stream.py", "AsyncRun": "_training/run.py", "AsyncClient": "client.py"}
 RENAMED = {"__aenter__": "__enter__", "__aexit__": "__exit__", "__aiter__": "__iter__"}
 TYPES = {
     "Iterable[Any] | AsyncIterable[Any]": "Iterable[Any]",
@@ -91,8 +91,8 @@ def _method(method: ast.FunctionDef | ast.AsyncFunctionDef, owner: str) -> str:
     arguments = method.args
     if method.name == "__init__" and owner != "AsyncClient":
         return (
-            f"    def __init__(self, portal: Portal, asynchronous: {owner}) -> None:\n"
-            "        self._portal = portal\n        self._asynchronous = asynchronous"
+            f"    def __init__(self, loop_thread: LoopThread, asynchronous: {owner}) -> None:\n"
+            "        self._loop_thread = loop_thread\n        self._asynchronous = asynchronous"
         )
     decorators = [f"@{ast.unparse(decorator)}" for decorator in method.decorator_list]
     returns = "" if method.returns is None else f" -> {_type(method.returns)}"
@@ -108,34 +108,34 @@ def _body(method: ast.FunctionDef | ast.AsyncFunctionDef, owner: str) -> str:
     given = _given(method.args)
     client = owner == "AsyncClient"
     if method.name == "__init__":
-        return f"    self._asynchronous = AsyncClient({given})\n    self._portal = Portal()"
+        return f"    self._asynchronous = AsyncClient({given})\n    self._loop_thread = LoopThread()"
     if method.decorator_list:
         return f"    return self._asynchronous.{method.name}"
     call = f"self._asynchronous.{method.name}({given})"
     returns = "" if method.returns is None else ast.unparse(method.returns)
     if not isinstance(method, ast.AsyncFunctionDef):
         return (
-            f"    return self._portal.begin(lambda: {call})"
+            f"    return self._loop_thread.begin(lambda: {call})"
             if "Future" in returns
             else f"    return {_twin(returns, call)}"
         )
     if method.name == "__aenter__":
-        return "    return self" if client else f"    self._portal.run({call})\n    return self"
+        return "    return self" if client else f"    self._loop_thread.run({call})\n    return self"
     if method.name == "__aexit__":
-        return "    self.close()" if client else f"    self._portal.end({call})"
+        return "    self.close()" if client else f"    self._loop_thread.end({call})"
     if method.name == "close":
         if not client:
-            return f"    self._portal.end({call})"
-        return f"    try:\n        self._portal.end({call})\n    finally:\n        self._portal.stop()"
+            return f"    self._loop_thread.end({call})"
+        return f"    try:\n        self._loop_thread.end({call})\n    finally:\n        self._loop_thread.stop()"
     if any(isinstance(inner, ast.Yield) for inner in ast.walk(method)):
-        return f"    yield from self._portal.iterate({call})"
-    waits = f"self._portal.run({call})"
+        return f"    yield from self._loop_thread.iterate({call})"
+    waits = f"self._loop_thread.run({call})"
     return f"    {waits}" if returns == "None" else f"    return {_twin(returns, waits)}"
 
 
 def _twin(returns: str, value: str) -> str:
     """What is returned: of one of the classes, its blocking twin."""
-    return f"{TYPES[returns]}(self._portal, {value})" if returns in CLASSES else value
+    return f"{TYPES[returns]}(self._loop_thread, {value})" if returns in CLASSES else value
 
 
 def _given(arguments: ast.arguments) -> str:
@@ -143,7 +143,7 @@ def _given(arguments: ast.arguments) -> str:
     positional = []
     for argument in arguments.args[1:]:
         iterable = argument.annotation is not None and "AsyncIterable" in ast.unparse(argument.annotation)
-        positional.append(f"self._portal.feed({argument.arg})" if iterable else argument.arg)
+        positional.append(f"self._loop_thread.feed({argument.arg})" if iterable else argument.arg)
     return ", ".join([*positional, *(f"{argument.arg}={argument.arg}" for argument in arguments.kwonlyargs)])
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from peers.environment import PeerMissing
 from peers.launcher import PeerFailed, Triton, tritons
-from seqloom_server.engine.served import threads_for
+from seqloom_server.engine.models.served_weights import threads_for
 from seqloom_server.nn.spec import ModelSpec
 from sitting import Sitting
 from workload import MODELS, SIZES

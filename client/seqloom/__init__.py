@@ -12,9 +12,13 @@
 AsyncClient has the same names, awaited.
 """
 
-from seqloom import load_grpc  # noqa: F401 - before all that imports gRPC
+from seqloom import _load_grpc  # noqa: F401 - before all that imports gRPC
+from seqloom._blocking.blocking_client import Client, Run, Stream
+from seqloom._streaming.stream import AsyncStream
+from seqloom._training.optimizers import SGD, Adam, AdamW
+from seqloom._training.results import ForwardBackwardResult, Gradients, RunInfo, StepResult
+from seqloom._training.run import AsyncRun
 from seqloom._version import __version__
-from seqloom.blocking import Client, Run, Stream
 from seqloom.client import AsyncClient
 from seqloom.errors import (
     AlreadyExists,
@@ -31,10 +35,6 @@ from seqloom.errors import (
     Unavailable,
     VersionMismatch,
 )
-from seqloom.optimizers import SGD, Adam, AdamW
-from seqloom.run import AsyncRun
-from seqloom.stream import AsyncStream
-from seqloom.training_results import ForwardBackwardResult, Gradients, RunInfo, StepResult
 from seqloom.types import (
     TLS,
     Chunk,

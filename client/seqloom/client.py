@@ -6,18 +6,20 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-from seqloom import convert, gradients, inference, model_files
-from seqloom.budget import step_bytes
-from seqloom.config import Config
-from seqloom.connection import Connection
+from seqloom._config import Config
+from seqloom._connection.connection import Connection
+from seqloom._messages import arguments, model_parts
+from seqloom._streaming import whole_sequences
+from seqloom._streaming.session import Session
+from seqloom._streaming.stream import AsyncStream
+from seqloom._streaming.stream_budget import step_bytes
+from seqloom._training import gradient_call as gradients
+from seqloom._training.examples import Examples, Loss, Reduction
+from seqloom._training.gradient_call import ParameterForm, WithRespectTo
+from seqloom._training.optimizers import Optimizer, optimizer_message, rate
+from seqloom._training.results import Gradients, RunInfo
+from seqloom._training.run import AsyncRun, run_info
 from seqloom.errors import Cancelled, InvalidArgument, NotFound, arrived
-from seqloom.examples import Examples, Loss, Reduction
-from seqloom.gradients import ParameterForm, WithRespectTo
-from seqloom.optimizers import Optimizer, optimizer_message, rate
-from seqloom.run import AsyncRun, run_info
-from seqloom.session import Session
-from seqloom.stream import AsyncStream
-from seqloom.training_results import Gradients, RunInfo
 from seqloom.types import TLS, InferenceResult, ModelInfo, ModelSpec, Outputs, ServerInfo, State, integer
 from seqloom.v1 import inference_service_pb2, model_service_pb2, training_service_pb2
 
@@ -68,11 +70,11 @@ class AsyncClient:
 
         async def attempt() -> InferenceResult:
             spec = (await self._info(model, deadline)).spec
-            request = inference.Request.checked(model, spec, xs, outputs, initial_state, weights_version)
-            return await inference.infer(self._connection.linked().shared, request, deadline)
+            request = whole_sequences.Request.checked(model, spec, xs, outputs, initial_state, weights_version)
+            return await whole_sequences.infer(self._connection.channel().shared, request, deadline)
 
         xs = list(xs) if isinstance(xs, Iterator) else xs  # an iterator could not be read again
-        return await self._anew(convert.text(model, "model"), attempt, deadline)
+        return await self._anew(arguments.text(model, "model"), attempt, deadline)
 
     def stream(
         self,
@@ -97,12 +99,12 @@ class AsyncClient:
                 info = await self._info(model, deadline)
                 message = inference_service_pb2.OpenSession(
                     model=model,
-                    output=convert.output_spec(outputs),
-                    initial_state=convert.state(initial_state, info.spec, 1)[0],
-                    weights_version=convert.version(weights_version),
-                    snapshot_interval_steps=convert.interval(snapshot_interval),
+                    output=arguments.output_spec(outputs),
+                    initial_state=arguments.state(initial_state, info.spec, 1)[0],
+                    weights_version=arguments.version(weights_version),
+                    snapshot_interval_steps=arguments.interval(snapshot_interval),
                 )
-                session = await self._connection.linked().shared.opened(message, (info.spec, outputs), deadline)
+                session = await self._connection.channel().shared.opened(message, (info.spec, outputs), deadline)
                 try:
                     if session.weights_version != info.weights_version:  # replaced, perhaps by one of another shape
                         self._known.pop(model, None)
@@ -113,7 +115,7 @@ class AsyncClient:
                 session.step_bytes = step_bytes(info.spec, outputs)
                 return session, info.spec
 
-            return await self._anew(convert.text(model, "model"), attempt, deadline)
+            return await self._anew(arguments.text(model, "model"), attempt, deadline)
 
         return AsyncStream(opener, self._connection.config.timeout if timeout is None else timeout)
 
@@ -158,13 +160,13 @@ class AsyncClient:
                 final_state_gradient=final_state_gradient,
             )
             request = gradients.Request.checked(model, examples, wrt, parameter_form, parameter_dtype, weights_version)
-            stub = self._connection.linked().training
+            stub = self._connection.channel().training
             return await request.answer(stub.ComputeGradients(request.parts(), **self._connection.options(deadline)))
 
         xs, targets, output_gradients, wrt = (
             list(each) if isinstance(each, Iterator) else each for each in (xs, targets, output_gradients, wrt)
         )
-        return await self._anew(convert.text(model, "model"), attempt, deadline)
+        return await self._anew(arguments.text(model, "model"), attempt, deadline)
 
     async def create_run(
         self,
@@ -185,8 +187,8 @@ class AsyncClient:
         server is asked to save.
         """
         request = training_service_pb2.CreateRunRequest(
-            model=convert.text(model, "model"),
-            weights_version=convert.version(weights_version),
+            model=arguments.text(model, "model"),
+            weights_version=arguments.version(weights_version),
             optimizer=optimizer_message(optimizer),
             clip_norm=0.0 if clip_norm is None else rate(clip_norm, "clip_norm"),
             checkpoint_interval=min(integer(checkpoint_interval, "checkpoint_interval", least=0), 2**32 - 1),
@@ -198,7 +200,7 @@ class AsyncClient:
     async def attach_run(self, id: str, *, replay_bytes: int = 256 << 20, timeout: float | None = None) -> AsyncRun:
         """Returns a run that is there already, to train it further, also beside others. Raises NotFound."""
         kept = integer(replay_bytes, "replay_bytes")
-        request = training_service_pb2.GetRunRequest(run=convert.text(id, "id"))
+        request = training_service_pb2.GetRunRequest(run=arguments.text(id, "id"))
         return AsyncRun(self._connection, (await self._connection.training("GetRun", request, timeout)).run, kept)
 
     async def runs(self, *, timeout: float | None = None) -> list[RunInfo]:
@@ -208,24 +210,24 @@ class AsyncClient:
 
     async def delete_run(self, id: str, *, timeout: float | None = None) -> None:
         """Ends a run and removes its checkpoints. Raises NotFound."""
-        request = training_service_pb2.DeleteRunRequest(run=convert.text(id, "id"))
+        request = training_service_pb2.DeleteRunRequest(run=arguments.text(id, "id"))
         await self._connection.training("DeleteRun", request, timeout, pure=False)
 
     async def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
         """Returns the models that the server has, by name; of those that are broken only why."""
         reply = await self._connection.models("ListModels", model_service_pb2.ListModelsRequest(), timeout)
-        return [convert.model_info(model) for model in reply.models]
+        return [arguments.model_info(model) for model in reply.models]
 
     async def model(self, name: str, *, timeout: float | None = None) -> ModelInfo:
         """Returns one model. Raises NotFound."""
         reply = await self._connection.models(
-            "GetModel", model_service_pb2.GetModelRequest(name=convert.text(name, "name")), timeout
+            "GetModel", model_service_pb2.GetModelRequest(name=arguments.text(name, "name")), timeout
         )
-        return convert.model_info(reply.model)
+        return arguments.model_info(reply.model)
 
     async def server_info(self, *, timeout: float | None = None) -> ServerInfo:
         """Returns the server's version, device and limits."""
-        return convert.server_info(
+        return arguments.server_info(
             await self._connection.models("GetServerInfo", model_service_pb2.GetServerInfoRequest(), timeout)
         )
 
@@ -236,20 +238,20 @@ class AsyncClient:
         if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
             raise InvalidArgument(f"seed: is {seed!r}: expected an integer of 64 bits")
         request = model_service_pb2.CreateModelRequest(
-            name=convert.text(name, "name"), spec=convert.model_spec(spec), seed=seed
+            name=arguments.text(name, "name"), spec=arguments.model_spec(spec), seed=seed
         )
         reply = await self._connection.models("CreateModel", request, timeout, pure=False)
-        return convert.model_info(reply.model)
+        return arguments.model_info(reply.model)
 
     async def load_model(self, name: str, *, timeout: float | None = None) -> ModelInfo:
         """Serves a model folder that lies in the server's model directory, or reads it anew. Raises NotFound."""
-        request = model_service_pb2.LoadModelRequest(name=convert.text(name, "name"))
-        return convert.model_info((await self._connection.models("LoadModel", request, timeout, pure=False)).model)
+        request = model_service_pb2.LoadModelRequest(name=arguments.text(name, "name"))
+        return arguments.model_info((await self._connection.models("LoadModel", request, timeout, pure=False)).model)
 
     async def unload_model(self, name: str, *, timeout: float | None = None) -> None:
         """Stops serving a model; its folder stays, and open streams live on. Raises NotFound."""
         await self._connection.models(
-            "UnloadModel", model_service_pb2.UnloadModelRequest(name=convert.text(name, "name")), timeout, pure=False
+            "UnloadModel", model_service_pb2.UnloadModelRequest(name=arguments.text(name, "name")), timeout, pure=False
         )
         self._known.pop(name, None)
 
@@ -258,12 +260,12 @@ class AsyncClient:
 
         Raises NotFound; InvalidArgument where the folder cannot be written.
         """
-        deadline, path = self._connection.config.deadline(timeout), model_files.path_of(folder)
+        deadline, path = self._connection.config.deadline(timeout), model_parts.path_of(folder)
 
         async def attempt() -> None:
-            request = model_service_pb2.ExportModelRequest(name=convert.text(name, "name"))
-            parts = self._connection.linked().models.ExportModel(request, **self._connection.options(deadline))
-            await model_files.write(path, parts)
+            request = model_service_pb2.ExportModelRequest(name=arguments.text(name, "name"))
+            parts = self._connection.channel().models.ExportModel(request, **self._connection.options(deadline))
+            await model_parts.write(path, parts)
 
         await self._connection.repeated(attempt, deadline, pure=True)
 
@@ -275,14 +277,14 @@ class AsyncClient:
         A model that is served already gets the weights as its next version, if its specification is the same; else
         AlreadyExists is raised. Raises InvalidArgument where a file is missing or broken.
         """
-        deadline, path = self._connection.config.deadline(timeout), model_files.path_of(folder)
+        deadline, path = self._connection.config.deadline(timeout), model_parts.path_of(folder)
 
         async def attempt() -> ModelInfo:
-            with model_files.Reader(convert.text(name, "name"), path) as reader:
-                call = self._connection.linked().models.ImportModel(
+            with model_parts.Reader(arguments.text(name, "name"), path) as reader:
+                call = self._connection.channel().models.ImportModel(
                     reader.parts(), **self._connection.options(deadline)
                 )
-                return convert.model_info((await reader.answer(call)).model)
+                return arguments.model_info((await reader.answer(call)).model)
 
         return await self._connection.repeated(attempt, deadline, pure=False)
 
@@ -303,8 +305,8 @@ class AsyncClient:
         info = self._known.get(name)
         if info is None:
             request = model_service_pb2.GetModelRequest(name=name)
-            reply = await self._connection.linked().models.GetModel(request, **self._connection.options(deadline))
-            info = self._known[name] = convert.served_info(arrived(reply).model)
+            reply = await self._connection.channel().models.GetModel(request, **self._connection.options(deadline))
+            info = self._known[name] = arguments.served_info(arrived(reply).model)
         return info
 
     async def _anew(self, model: str, attempt: Callable[[], Awaitable[T]], deadline: float) -> T:

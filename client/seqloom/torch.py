@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from seqloom.blocking import Client
+from seqloom._blocking.blocking_client import Client
 from seqloom.errors import InvalidArgument
 from seqloom.types import Array, ModelSpec, State
 

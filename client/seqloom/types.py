@@ -87,7 +87,7 @@ class TopK:
 Outputs: TypeAlias = OutputName | TopK
 
 
-class Brief:
+class ShortRepr:
     """Shows arrays by data type and shape, not by their numbers."""
 
     __slots__ = ()
@@ -106,7 +106,7 @@ def _brief(value: object) -> str:
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class TopKOutput(Brief):
+class TopKOutput(ShortRepr):
     """The k best classes of T steps, best first.
 
     labels: [T, k] int32. scores: their log-probabilities, [T, k].
@@ -120,7 +120,7 @@ class TopKOutput(Brief):
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class State(Brief):
+class State(ShortRepr):
     """The hidden state of N sequences.
 
     hidden: [L, N, H], or [2 L, N, H] of a bidirectional network, ordered as torch.nn orders them. cell: the same of an
@@ -142,7 +142,7 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class InferenceResult(Brief):
+class InferenceResult(ShortRepr):
     """What `infer` returns for N sequences, in their order.
 
     outputs: one array a sequence, of the model's dtype: [T_i, O], or [T_i, H] for "hidden", [T_i, 2 H] of bidirectional
@@ -157,7 +157,7 @@ class InferenceResult(Brief):
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Chunk(Brief):
+class Chunk(ShortRepr):
     """The outputs of one chunk of k frames that a stream was sent.
 
     first_step: the stream's step of the first frame, counted from 0 over resets. outputs: [k, O], [k, H], [k] or
@@ -172,14 +172,14 @@ class Chunk(Brief):
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Snapshot(Brief):
+class Snapshot(ShortRepr):
     """A stream's state after so many steps, State of [L, 1, H]; a stream that is opened with it continues there."""
 
     steps: int
     state: State
 
 
-class Told:
+class Described:
     """What a server tells of a model or a run, which may be broken: then little is known of it."""
 
     __slots__ = ()
@@ -197,7 +197,7 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class ModelInfo(Told):
+class ModelInfo(Described):
     """A model as the server has it.
 
     broken: why its folder cannot be loaded, in words, "" for a model that is served. Of a broken one nothing else is

@@ -103,25 +103,25 @@ def _create_model(settings: ServerConfig, options: dict[str, Any]) -> int:
 
 
 def _import_model(settings: ServerConfig, options: dict[str, Any]) -> int:
-    from seqloom_server.nn import state_dicts, state_files, storage
+    from seqloom_server.nn.files import model_folder, state_dict, state_dict_file
     from seqloom_server.nn.spec import InvalidSpec
 
     path = options["state_dict"]
     try:
-        network = state_dicts.from_state_dict(
-            state_files.read(path), options["activation"], causal_convolution=options["causal_convolution"]
+        network = state_dict.from_state_dict(
+            state_dict_file.read(path), options["activation"], causal_convolution=options["causal_convolution"]
         )
-    except (state_files.NoStateDict, InvalidSpec) as error:
+    except (state_dict_file.NoStateDict, InvalidSpec) as error:
         raise CommandFailed(f"{path}: {error}") from None
     if (pathlib.Path(settings.models) / options["name"]).exists():
         raise CommandFailed(f"a model {options['name']!r} exists already")
-    files = storage.to_bytes(network)
+    files = model_folder.to_bytes(network)
     return _write(settings, options["name"], lambda registry: registry.import_(options["name"], *files, new=True))
 
 
 def _write(settings: ServerConfig, name: str, change: Any) -> int:
     """Makes a model folder as a server would."""
-    from seqloom_server.engine.registry import Registry
+    from seqloom_server.engine.models.registry import Registry
     from seqloom_server.errors import ServerError
 
     async def write() -> None:

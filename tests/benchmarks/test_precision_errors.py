@@ -5,7 +5,7 @@ import precision_errors
 import pytest
 import torch
 from pretrained import Pretrained, Said, layer
-from seqloom_server.nn.network import Network
+from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.spec import ModelSpec
 
 

@@ -59,7 +59,7 @@ async def main(address: str, model: str, count: int) -> None:
         await asyncio.gather(*stalling, return_exceptions=True)
         for stream in streams:
             await stream.__aexit__(None, None, None)
-        budget = client._connection.linked().shared._budget
+        budget = client._connection.channel().shared._budget
         told["kept"] = budget.size - budget.free
     print(json.dumps(told))
 

@@ -4,7 +4,7 @@ import damage
 import numpy as np
 import pytest
 import seqloom
-from seqloom_server.nn import storage
+from seqloom_server.nn.files import model_folder
 from serving import SMALL, serving, write_models
 from twin import noise
 
@@ -24,7 +24,7 @@ USES = {
 async def broken(tmp_path):
     """A server of "good" and of "bad", whose weights are cut short; and a client."""
     networks = write_models(tmp_path / "models", {"good": SMALL, "bad": SMALL})
-    damage.cut(storage.WEIGHTS, -9)(tmp_path / "models" / "bad")
+    damage.cut(model_folder.WEIGHTS, -9)(tmp_path / "models" / "bad")
     async with (
         serving(tmp_path / "models", {}) as served,
         seqloom.AsyncClient(served.address, timeout=30) as client,

@@ -11,13 +11,13 @@ import seqloom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqloom_server.config import ServerConfig
-from seqloom_server.engine import checkpoints
+from seqloom_server.engine.training import checkpoint_files
 from seqloom_server.rpc.server import CannotStart, Server
 from serving import serving
 from training_kit import SPEC, call_of
 
 ADAM = seqloom.Adam(0.01)
-LATEST = checkpoints.LATEST
+LATEST = checkpoint_files.LATEST
 JOURNAL = "steps.jsonl"
 
 
@@ -27,7 +27,7 @@ def of_latest(change):
 
 def meta(**changes):
     def change(folder):
-        path = folder / LATEST / checkpoints.STATE
+        path = folder / LATEST / checkpoint_files.STATE
         state = json.loads(path.read_text())
         state["meta"].update(changes)
         path.write_text(json.dumps(state))
@@ -39,7 +39,7 @@ def replies(reply):
     """A kept reply that no server has given."""
 
     def change(folder):
-        path = folder / LATEST / checkpoints.STATE
+        path = folder / LATEST / checkpoint_files.STATE
         state = json.loads(path.read_text())
         state["calls"] = {"not a client!": {"done": 1, "replies": [{"number": 1, "digest": "", "reply": reply}]}}
         path.write_text(json.dumps(state))
@@ -49,7 +49,10 @@ def replies(reply):
 
 DAMAGES = {
     **{what: change for what, change in damage.of_folder().items() if what != "an empty folder"},
-    **{what: of_latest(change) for what, change in damage.of_files(checkpoints.STATE, checkpoints.TENSORS).items()},
+    **{
+        what: of_latest(change)
+        for what, change in damage.of_files(checkpoint_files.STATE, checkpoint_files.TENSORS).items()
+    },
     "a file in its place": damage.instead(lambda path: path.write_text("of somebody")),
     "a link to another folder": lambda folder: (
         folder.rename(folder.parent / "elsewhere.d"),
@@ -140,7 +143,7 @@ async def test_a_broken_run_is_told_by_id_and_the_others_go_on(tmp_path, what):
 
 
 @settings(deadline=None, max_examples=8)
-@given(share=st.floats(0, 1), name=st.sampled_from([checkpoints.STATE, checkpoints.TENSORS]))
+@given(share=st.floats(0, 1), name=st.sampled_from([checkpoint_files.STATE, checkpoint_files.TENSORS]))
 def test_a_checkpoint_that_is_cut_anywhere_is_that_runs_matter(tmp_path_factory, share, name):
     root = tmp_path_factory.mktemp("root")
     ids = asyncio.run(make_runs(root))

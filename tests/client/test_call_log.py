@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from seqloom.call_log import CallLog
+from seqloom._training.call_log import CallLog
 
 
 class Forgetful:

@@ -13,7 +13,7 @@ import pytest
 import seqloom
 from precisions import alike
 from proxy import proxy_of
-from seqloom.retries import INITIAL_BACKOFF, MAX_BACKOFF, Backoff
+from seqloom._retries import INITIAL_BACKOFF, MAX_BACKOFF, Backoff
 from seqloom.v1 import model_service_pb2
 from seqloom_server.nn.spec import ModelSpec
 from serving import SMALL, until, write_models

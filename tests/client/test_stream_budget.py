@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import seqloom
 from proxy import proxy_of
-from seqloom.budget import CLIENT_BYTES, step_bytes
+from seqloom._streaming.stream_budget import CLIENT_BYTES, step_bytes
 from seqloom_server.nn.spec import ModelSpec
 from serving import until, write_models
 from twin import CLOSE, noise
@@ -49,7 +49,7 @@ async def test_pipelined_streams_whose_consumers_stop_and_go_on_get_everything(s
             np.testing.assert_allclose(np.concatenate(got), expected, **CLOSE)
 
         consumers = [asyncio.create_task(consume()) for _ in range(30)]  # 192 MB
-        budget = client._connection.linked().shared._budget
+        budget = client._connection.channel().shared._budget
         await until(lambda: len(budget.waiting) > 20 and not any(task.done() for task in consumers))
         go_on.set()
         await asyncio.gather(*consumers)
@@ -67,7 +67,7 @@ async def test_frames_that_a_connection_does_not_take_are_bounded_too(serve):
         streams = [client.stream("broad", outputs="labels") for _ in range(8)]
         for stream in streams:
             await stream.__aenter__()
-        shared = client._connection.linked().shared
+        shared = client._connection.channel().shared
         proxy.reading.clear()
 
         async def feed(stream):
@@ -96,7 +96,7 @@ async def test_a_stream_that_is_lost_leaves_the_budget_to_the_next(serve):
         budget = None
         for _ in range(3):
             async with client.stream("small") as stream:
-                budget = client._connection.linked().shared._budget
+                budget = client._connection.channel().shared._budget
                 for _ in range(20):
                     await stream.send(noise(7))
                 await stream.receive()

@@ -5,7 +5,7 @@ import math
 import time
 
 import pytest
-from seqloom.waiting import Clock, Waiter
+from seqloom._streaming.deadline_timer import Clock, Waiter
 
 
 class Timers:

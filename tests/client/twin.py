@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import seqloom
 from precisions import near
-from seqloom_server.nn import cells
+from seqloom_server.nn.reference import reference_forward
 from serving import Arrays, Served
 
 TOLERANCE = {"float32": near(rtol=1e-4, atol=1e-5), "float64": {"rtol": 1e-10, "atol": 1e-10}}
@@ -20,7 +20,7 @@ def hidden_of(served: Served, model: str, xs: npt.NDArray, state: Arrays | None 
     """s_t of the top layer, [T, H]."""
     network = served.networks[model]
     parameters = {name: tensor.double().numpy() for name, tensor in network.parameters().items()}
-    return cells.forward(network.spec, parameters, np.asarray(xs, float), state)[0]
+    return reference_forward.forward(network.spec, parameters, np.asarray(xs, float), state)[0]
 
 
 def log_softmax(logits: npt.NDArray) -> npt.NDArray:

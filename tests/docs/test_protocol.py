@@ -15,9 +15,11 @@ from seqloom.errors import from_status
 from seqloom.v1 import inference_service_pb2, model_service_pb2
 from seqloom_server.config import ServerConfig
 from seqloom_server.errors import Reason, ServerError
-from seqloom_server.nn import cells, spec, storage
-from seqloom_server.rpc import outbox, session_call, session_sink
-from seqloom_server.rpc.status import status_of
+from seqloom_server.nn import spec
+from seqloom_server.nn.files import model_folder
+from seqloom_server.nn.reference import reference_forward
+from seqloom_server.rpc.calls.status import status_of
+from seqloom_server.rpc.inference import outbox, stream_call, stream_session
 from serving import SMALL, write_models
 
 PAGE = "docs/protocol.md"
@@ -30,10 +32,10 @@ def test_the_example_is_a_client_that_works(server_process, tmp_path):
     assert example.count('"localhost:50051"') == 1
     names = {}
     exec(compile(example.replace("localhost:50051", started.address), PAGE, "exec"), names)
-    network, _ = storage.load(ROOT / "examples" / "models" / "digits")
+    network, _ = model_folder.load(ROOT / "examples" / "models" / "digits")
     parameters = {name: tensor.double().numpy() for name, tensor in network.parameters().items()}
-    hidden, (final,) = cells.forward(network.spec, parameters, names["xs"].astype(float))
-    assert names["labels"] == cells.logits(parameters, hidden).argmax(axis=1).tolist()
+    hidden, (final,) = reference_forward.forward(network.spec, parameters, names["xs"].astype(float))
+    assert names["labels"] == reference_forward.logits(parameters, hidden).argmax(axis=1).tolist()
     np.testing.assert_allclose(names["final_state"], final, rtol=1e-4, atol=1e-6)
 
 
@@ -67,10 +69,10 @@ def test_the_limits_are_those_of_the_server():
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (session_call._MAX_ENTRIES, "a message of more than {:,} entries"),
-        (session_call._MIN_WINDOW_STEPS, "at most {} steps may be sent: no server has a smaller one"),
-        (session_call._WINDOW_BYTES >> 20, "what makes {} MiB of the outputs"),
-        (session_sink._ENTRY_BYTES >> 10, "An entry holds about {} KiB of outputs"),
+        (stream_call._MAX_ENTRIES, "a message of more than {:,} entries"),
+        (stream_call._MIN_WINDOW_STEPS, "at most {} steps may be sent: no server has a smaller one"),
+        (stream_call._WINDOW_BYTES >> 20, "what makes {} MiB of the outputs"),
+        (stream_session._ENTRY_BYTES >> 10, "An entry holds about {} KiB of outputs"),
         (outbox._MAX_UNREAD_BYTES >> 20, "while more than {} MiB that it sent were not read"),
         (int(ServerConfig().idle_seconds), "(an option of the server, {} by default)"),
         (spec.MAX_OUTPUT_SIZE, "has up to {:,} classes"),

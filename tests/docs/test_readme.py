@@ -9,7 +9,7 @@ import pytest
 import torch
 from pages import ROOT, code, text
 from seqloom_server.config import ServerConfig
-from seqloom_server.nn import storage
+from seqloom_server.nn.files import model_folder
 
 README = text("README.md")
 ADDRESS = "localhost:50051"
@@ -24,7 +24,7 @@ def test_the_examples_run_and_print_what_the_network_computes(server_process, tm
     names = {}
     exec(compile(example.replace(ADDRESS, started.address), "README.md", "exec"), names)
 
-    network, _ = storage.load(ROOT / "examples" / "models" / "digits")
+    network, _ = model_folder.load(ROOT / "examples" / "models" / "digits")
     expected = [reference(network, x) for x in names["xs"]]
     for labels, (logits, _) in zip(names["result"].outputs, expected, strict=True):
         np.testing.assert_array_equal(labels, logits.argmax(axis=1))
@@ -37,14 +37,14 @@ def test_the_examples_run_and_print_what_the_network_computes(server_process, tm
 
     monkeypatch.chdir(tmp_path)
     exec(compile(by_hand.replace(ADDRESS, started.address), "README.md", "exec"), {})
-    assert {path.name for path in (tmp_path / "exported").iterdir()} == {storage.CONFIG, storage.WEIGHTS}
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == {model_folder.CONFIG, model_folder.WEIGHTS}
 
     exec(compile(training.replace(ADDRESS, started.address), "README.md", "exec"), names)
     losses = [float(loss) for loss in re.findall(r"^loss (\S+)$", capsys.readouterr().out, re.MULTILINE)]
     assert names["own"].loss == pytest.approx(losses[0], rel=1e-5)
     assert losses == sorted(losses, reverse=True)
     assert len(set(losses)) == 3
-    assert storage.load(tmp_path / "models" / "digits")[1] == 2
+    assert model_folder.load(tmp_path / "models" / "digits")[1] == 2
 
 
 def reference(network, xs):

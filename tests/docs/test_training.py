@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 from pages import ROOT, code, section, table, text
-from seqloom import run_calls as sdk_calls
+from seqloom._training import call_delivery as sdk_calls
 from seqloom_server.config import ServerConfig
-from seqloom_server.engine import run_calls
+from seqloom_server.engine.training import numbered_calls
 from seqloom_server.errors import Reason
 
 PAGE = "docs/training.md"
@@ -52,8 +52,8 @@ def test_its_limits_are_those_of_the_server():
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (run_calls._MAX_REPLIES, "{:,} a client at most"),
-        (int(run_calls._HOLD_SECONDS), "for up to {} s, `RUN_WAITS`"),
+        (numbered_calls.MAX_REPLIES, "{:,} a client at most"),
+        (int(numbered_calls._HOLD_SECONDS), "for up to {} s, `RUN_WAITS`"),
         (sdk_calls.MAX_FLYING, "up to {} of them"),
         (sdk_calls.MAX_FLYING_BYTES >> 20, "or {} MiB, and done in the order"),
     ],

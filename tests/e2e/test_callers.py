@@ -11,7 +11,7 @@ import pytest
 import seqloom
 from precisions import near, served
 from prometheus_client.parser import text_string_to_metric_families
-from seqloom_server.nn import cells
+from seqloom_server.nn.reference import reference_forward
 from seqloom_server.nn.spec import ModelSpec
 from serving import until, write_models
 
@@ -47,8 +47,8 @@ def start(server_process, tmp_path):
         }
 
         def expected(model, x):
-            hidden, _ = cells.forward(networks[model].spec, parameters[model], np.asarray(x, float))
-            return cells.logits(parameters[model], hidden)
+            hidden, _ = reference_forward.forward(networks[model].spec, parameters[model], np.asarray(x, float))
+            return reference_forward.logits(parameters[model], hidden)
 
         return await asyncio.to_thread(server_process, "--models", tmp_path, *arguments), expected
 

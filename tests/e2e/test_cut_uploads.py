@@ -15,8 +15,8 @@ from proxy import proxy_of
 from seqloom import tensors
 from seqloom.v1 import model_service_pb2, model_service_pb2_grpc, tensor_pb2, training_service_pb2_grpc
 from seqloom.v1 import training_service_pb2 as pb
-from seqloom_server.nn import storage
-from seqloom_server.nn.network import Network
+from seqloom_server.nn.files import model_folder
+from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.spec import ModelSpec
 from serving import open_channel, until
 
@@ -64,7 +64,7 @@ async def gradients(served, proxy, direct, client, cuts):
 async def import_model(served, proxy, direct, client, cuts):
     for number, cut in enumerate(cuts, 1):
         network = Network.create(LARGE, number)
-        storage.save(served.models.parent / "to-import", network)
+        model_folder.save(served.models.parent / "to-import", network)
         before = {model.name: model.weights_version for model in await direct.models()}
         proxy.cut_after = cut
         try:
@@ -255,7 +255,7 @@ async def test_a_client_that_is_killed_in_the_midst_of_a_call_uses_no_number(tra
 
 async def test_a_client_that_is_killed_when_all_weights_were_sent_and_no_end_imports_nothing(training):
     served, _, _ = training
-    config, weights = storage.to_bytes(Network.create(SPEC, 3))
+    config, weights = model_folder.to_bytes(Network.create(SPEC, 3))
     parts = [
         model_service_pb2.ImportModelRequest(name="new", config=config),
         model_service_pb2.ImportModelRequest(weights=weights),

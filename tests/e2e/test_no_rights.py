@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import seqloom
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from seqloom_server.engine.folder_lock import LOCK
+from seqloom_server.engine.core.folder_lock import LOCK
 from serving import SMALL, write_models
 
 # A folder that cannot be written in this process' view, and a process that is no root, where this system has them.

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import seqloom
 from seqloom_server.config import ServerConfig
-from seqloom_server.engine import checkpoints
-from seqloom_server.engine.folder_lock import LOCK
-from seqloom_server.engine.holder import HOLDER
-from seqloom_server.nn import folders, storage
+from seqloom_server.engine.core.folder_lock import LOCK
+from seqloom_server.engine.training import checkpoint_files
+from seqloom_server.engine.training.runs_holder import HOLDER
+from seqloom_server.nn.files import atomic_folder, model_folder
 from seqloom_server.rpc.server import CannotStart, Server
 from serving import SMALL, serving, until, write_models
 from training_kit import SPEC, call_of
@@ -181,11 +181,11 @@ class Hold:
 
 # what is under way for long when the server ends, and at which place it is held up
 SLOW = {
-    "load": (checkpoints, "load_named", lambda client, run: run.load("one")),
-    "create": (checkpoints, "save_run", lambda client, run: client.create_run("m", optimizer=SGD)),
-    "save": (checkpoints, "save_run", lambda client, run: run.save("two")),
-    "publish": (storage, "save", lambda client, run: run.publish()),
-    "delete": (folders, "remove", lambda client, run: client.delete_run(run.id)),
+    "load": (checkpoint_files, "load_named", lambda client, run: run.load("one")),
+    "create": (checkpoint_files, "save_run", lambda client, run: client.create_run("m", optimizer=SGD)),
+    "save": (checkpoint_files, "save_run", lambda client, run: run.save("two")),
+    "publish": (model_folder, "save", lambda client, run: run.publish()),
+    "delete": (atomic_folder, "remove", lambda client, run: client.delete_run(run.id)),
 }
 
 

@@ -19,8 +19,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from seqloom import tensors
 from seqloom.v1 import inference_service_pb2 as pb
 from seqloom.v1 import inference_service_pb2_grpc, model_service_pb2, model_service_pb2_grpc
-from seqloom_server.nn import storage
-from seqloom_server.nn.network import Network
+from seqloom_server.nn.files import model_folder
+from seqloom_server.nn.forward.network import Network
 from serving import SMALL, write_models
 
 
@@ -213,7 +213,7 @@ def test_a_full_disk_is_told_as_such_and_the_old_model_stays_whole(server_proces
                 assert caught.value.code() is grpc.StatusCode.INTERNAL
                 assert caught.value.details().endswith(": File too large")
         assert sorted(path.name for path in models.iterdir()) == [".lock", "small"]
-        assert storage.load(models / "small")[1] == 1
+        assert model_folder.load(models / "small")[1] == 1
         assert stub.GetModel(model_service_pb2.GetModelRequest(name="small")).model.weights_version == 1
         unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
         resource.prlimit(started.process.pid, resource.RLIMIT_FSIZE, unlimited)
@@ -283,7 +283,7 @@ def test_a_created_model_is_what_the_seed_says(tmp_path, more):
     arguments = ["--cell", "gru", "--input-size", 4, "--hidden-size", 6, "--output-size", 2, "--num-layers", 2, *more]
     made = command("create-model", "made", *arguments, "--dtype", "float64", "--seed", 9, "--models", tmp_path)
     assert made.returncode == 0, made.stderr
-    network, version = storage.load(tmp_path / "made")
+    network, version = model_folder.load(tmp_path / "made")
     assert version == 1
     spec = network.spec
     assert (spec.conv_channels, spec.conv_width, spec.bidirectional) == ((3, 5, True) if more else (0, 0, False))
@@ -322,7 +322,7 @@ def test_a_state_dict_of_torch_is_imported_as_it_is(tmp_path):
     flags = ["--state-dict", tmp_path / "state.safetensors", "--models", tmp_path / "models"]
     taken = command("import-model", "taken", *flags, "--activation", "relu")
     assert taken.returncode == 0, taken.stderr
-    network, _ = storage.load(tmp_path / "models" / "taken")
+    network, _ = model_folder.load(tmp_path / "models" / "taken")
     assert network.spec.activation == "relu"
     for name, tensor in state.items():
         torch.testing.assert_close(network.parameters()[name], tensor, rtol=0, atol=0)

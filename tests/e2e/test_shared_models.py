@@ -11,13 +11,13 @@ import time
 import pytest
 import seqloom
 import torch
-from seqloom_server.engine import model_folders
-from seqloom_server.engine.folder_lock import FolderLock
-from seqloom_server.engine.model_folders import ModelFolders
-from seqloom_server.engine.registry import Registry
+from seqloom_server.engine.core.folder_lock import FolderLock
+from seqloom_server.engine.models import model_folders
+from seqloom_server.engine.models.model_folders import ModelFolders
+from seqloom_server.engine.models.registry import Registry
 from seqloom_server.errors import Reason, ServerError
-from seqloom_server.nn import folders, storage
-from seqloom_server.nn.network import Network
+from seqloom_server.nn.files import atomic_folder, model_folder
+from seqloom_server.nn.forward.network import Network
 from serving import SMALL, until, write_models
 from training_kit import SPEC, call_of
 
@@ -88,11 +88,11 @@ class Writer:
 
 def write(root):
     for name in ("a", "b"):
-        storage.save(root / name, Network.create(model_spec(), 0))
+        model_folder.save(root / name, Network.create(model_spec(), 0))
 
 
 def model_spec():
-    return storage.ModelSpec("elman", 5, 40, 3)
+    return model_folder.ModelSpec("elman", 5, 40, 3)
 
 
 def assert_whole(name, network):
@@ -120,7 +120,7 @@ def test_readers_see_whole_models_while_two_processes_change_them_and_die(tmp_pa
     assert reads >= 240
     assert len(made) == len(set(made)), "the same name was made twice"
     asyncio.run(Registry(tmp_path, "cpu", 4).load_all(strict=True))
-    assert folders.unfinished(tmp_path) == []
+    assert atomic_folder.unfinished(tmp_path) == []
     assert {"a", "b", *made} <= {path.name for path in tmp_path.iterdir()}
 
 
@@ -181,18 +181,18 @@ def test_a_start_leaves_alone_what_another_process_is_writing(tmp_path):
     write(tmp_path)
     other = ModelFolders(tmp_path)
     network = Network.create(model_spec(), 7)
-    with other._lock.held(1), folders.replaced(tmp_path / "a") as half:
+    with other._lock.held(1), atomic_folder.replaced(tmp_path / "a") as half:
         (half / "begun").write_text("")
         script = (
-            "import asyncio, pathlib, sys; from seqloom_server.engine import model_folders, registry;"
+            "import asyncio, pathlib, sys; from seqloom_server.engine.models import model_folders, registry;"
             "model_folders._LOCK_SECONDS = 0.2;"
             "asyncio.run(registry.Registry(pathlib.Path(sys.argv[1]), 'cpu', 4).load_all(strict=True))"
         )
         subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=60)
         assert (half / "begun").exists()
         (half / "begun").unlink()
-        (half / storage.CONFIG).write_bytes(storage.to_bytes(network)[0])
-        storage.write_tensors(half / storage.WEIGHTS, network.parameters())
+        (half / model_folder.CONFIG).write_bytes(model_folder.to_bytes(network)[0])
+        model_folder.write_tensors(half / model_folder.WEIGHTS, network.parameters())
     loaded, _ = other.read("a", "cpu", lambda _: None)
     assert all(torch.equal(tensor, loaded.parameters()[name]) for name, tensor in network.parameters().items())
 
@@ -200,19 +200,19 @@ def test_a_start_leaves_alone_what_another_process_is_writing(tmp_path):
 async def test_a_change_waits_for_that_of_another_process_and_reading_does_not(tmp_path, monkeypatch):
     write(tmp_path)
     registry, other = Registry(tmp_path, "cpu", 4), ModelFolders(tmp_path)
-    files = storage.to_bytes(Network.create(model_spec(), 1))
+    files = model_folder.to_bytes(Network.create(model_spec(), 1))
     with other._lock.held(1):
         await registry.load_all(strict=True)
-        storage.save(tmp_path / "a", Network.create(model_spec(), 1), 2)
+        model_folder.save(tmp_path / "a", Network.create(model_spec(), 1), 2)
         assert (await registry.load("a")).weights_version == 2
         saving = threading.Event()
         take = FolderLock.take
         monkeypatch.setattr(FolderLock, "take", lambda *arguments: (saving.set(), take(*arguments))[1])
         waiting = asyncio.ensure_future(registry.import_("a", *files))
         await until(saving.is_set)  # the loop is free meanwhile
-        assert storage.load(tmp_path / "a")[1] == 2
+        assert model_folder.load(tmp_path / "a")[1] == 2
     assert (await waiting).weights_version == 3
-    assert storage.load(tmp_path / "a")[1] == 3
+    assert model_folder.load(tmp_path / "a")[1] == 3
 
 
 async def test_a_change_that_waits_for_too_long_is_refused_as_load(tmp_path, monkeypatch):
@@ -224,7 +224,7 @@ async def test_a_change_that_waits_for_too_long_is_refused_as_load(tmp_path, mon
     with other._lock.held(1):
         for change in (
             registry.create("c", model_spec(), 0),
-            registry.import_("b", *storage.to_bytes(network)),
+            registry.import_("b", *model_folder.to_bytes(network)),
             registry.publish("a", network),
             registry.load("a"),  # which gets another version, as it is served
         ):
@@ -239,7 +239,7 @@ async def test_a_change_that_waits_for_too_long_is_refused_as_load(tmp_path, mon
 @pytest.mark.parametrize("way", ["create", "import"])
 async def test_of_two_servers_that_make_the_same_model_at_once_one_does(tmp_path, way):
     registries = [Registry(tmp_path, "cpu", 4) for _ in range(2)]
-    files = [storage.to_bytes(Network.create(model_spec(), seed)) for seed in range(2)]
+    files = [model_folder.to_bytes(Network.create(model_spec(), seed)) for seed in range(2)]
     changes = {
         "create": [registry.create("made", model_spec(), seed) for seed, registry in enumerate(registries)],
         "import": [registry.import_("made", *files[seed], new=True) for seed, registry in enumerate(registries)],
@@ -250,6 +250,6 @@ async def test_of_two_servers_that_make_the_same_model_at_once_one_does(tmp_path
     refused = [each for each in outcomes if isinstance(each, ServerError)]
     assert [each.reason for each in refused] == [Reason.MODEL_EXISTS]
     seed = next(seed for seed, each in enumerate(outcomes) if each is not refused[0])
-    assert (storage.load(tmp_path / "made")[0].parameters()["output.bias"]).equal(
+    assert (model_folder.load(tmp_path / "made")[0].parameters()["output.bias"]).equal(
         Network.create(model_spec(), seed).parameters()["output.bias"]
     )

@@ -9,14 +9,14 @@ import time
 import numpy as np
 from precisions import near
 from seqloom_server.config import ServerConfig
-from seqloom_server.engine.cost import SliceCost
+from seqloom_server.engine.core.sequence import Chunk, Op, OutputSpec, Sequence
+from seqloom_server.engine.core.slice_cost import SliceCost
+from seqloom_server.engine.core.state_slots import SlotPool
 from seqloom_server.engine.engine import Engine
-from seqloom_server.engine.fitting import SchedulerLimits
-from seqloom_server.engine.request import Chunk, Op, OutputSpec, Sequence
-from seqloom_server.engine.scheduler import Scheduler
-from seqloom_server.engine.slots import SlotPool
+from seqloom_server.engine.scheduling.scheduler import Scheduler
+from seqloom_server.engine.scheduling.slice_fit import SchedulerLimits
 from seqloom_server.metrics import Metrics
-from seqloom_server.nn import cells
+from seqloom_server.nn.reference import reference_forward
 from seqloom_server.nn.spec import ModelSpec
 
 CELLS = [("elman", "tanh"), ("elman", "relu"), ("gru", "tanh"), ("lstm", "tanh")]
@@ -113,8 +113,8 @@ def make_state(spec, seed=1):
 def alone(weights, frames, state=None):
     """What the plain twin gives one sequence by itself: (logits [T, O], final state)."""
     parameters = {name: tensor.cpu().numpy() for name, tensor in weights.network.parameters().items()}
-    hidden, final = cells.forward(weights.network.spec, parameters, frames, state)
-    return cells.logits(parameters, hidden), final
+    hidden, final = reference_forward.forward(weights.network.spec, parameters, frames, state)
+    return reference_forward.logits(parameters, hidden), final
 
 
 class Collected:
@@ -249,7 +249,7 @@ class Gate:
 
 def metric(engine_or_metrics, name, **labels):
     """The value of a sample, or None where there is no such series."""
-    metrics = engine_or_metrics if isinstance(engine_or_metrics, Metrics) else engine_or_metrics._report._metrics
+    metrics = engine_or_metrics if isinstance(engine_or_metrics, Metrics) else engine_or_metrics._metrics._metrics
     return metrics.registry.get_sample_value(f"seqloom_{name}", labels)
 
 

@@ -9,26 +9,26 @@ import pytest
 from engine_kit import alone, close_to, feed, make_frames, make_spec, open_sequence, running_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from seqloom_server.engine.core.sequence import Op
 from seqloom_server.engine.engine import CannotStart
-from seqloom_server.engine.request import Op
 from seqloom_server.errors import Reason, ServerError
-from seqloom_server.nn import storage
-from seqloom_server.nn.network import Network
+from seqloom_server.nn.files import model_folder
+from seqloom_server.nn.forward.network import Network
 
 SPEC = make_spec()
 OTHER = make_spec("gru", sizes=(3, 4, 2))
 DAMAGES = {
     **damage.of_folder(),
-    **damage.of_files(storage.CONFIG, storage.WEIGHTS),
-    "a size beyond all": damage.fields(storage.CONFIG, hidden_size=10**9),
-    "another size": damage.fields(storage.CONFIG, hidden_size=6),
-    "more than is taken": lambda folder: storage.save(folder, Network.create(make_spec(sizes=(3, 2000, 7)), 0)),
+    **damage.of_files(model_folder.CONFIG, model_folder.WEIGHTS),
+    "a size beyond all": damage.fields(model_folder.CONFIG, hidden_size=10**9),
+    "another size": damage.fields(model_folder.CONFIG, hidden_size=6),
+    "more than is taken": lambda folder: model_folder.save(folder, Network.create(make_spec(sizes=(3, 2000, 7)), 0)),
 }
 
 
 def write(root: pathlib.Path) -> None:
     for number in range(3):
-        storage.save(root / f"m{number}", Network.create(SPEC, number))
+        model_folder.save(root / f"m{number}", Network.create(SPEC, number))
 
 
 async def refusal(awaitable):
@@ -76,7 +76,7 @@ async def test_a_broken_model_is_told_by_name_and_the_others_are_served(tmp_path
 
 
 @settings(deadline=None, max_examples=25)
-@given(share=st.floats(0, 1), name=st.sampled_from([storage.CONFIG, storage.WEIGHTS]))
+@given(share=st.floats(0, 1), name=st.sampled_from([model_folder.CONFIG, model_folder.WEIGHTS]))
 def test_a_file_that_is_cut_anywhere_is_that_models_matter(tmp_path_factory, share, name):
     root = tmp_path_factory.mktemp("models")
     write(root)
@@ -96,27 +96,27 @@ async def test_files_beside_the_models_are_none(tmp_path):
 
 async def test_a_link_to_a_folder_is_a_model_and_a_change_of_it_leaves_the_folder_it_leads_to(tmp_path):
     network = Network.create(SPEC, 5)
-    storage.save(tmp_path / "elsewhere", network, 4)
+    model_folder.save(tmp_path / "elsewhere", network, 4)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "m1").symlink_to(tmp_path / "elsewhere")
     for version in (4, 5):
         async with running_engine(tmp_path / "models") as engine:
             assert engine.registry.get("m1").weights_version == version
             if version == 4:
-                await engine.registry.import_("m1", *storage.to_bytes(network))
-    assert storage.load(tmp_path / "elsewhere")[1] == 4
+                await engine.registry.import_("m1", *model_folder.to_bytes(network))
+    assert model_folder.load(tmp_path / "elsewhere")[1] == 4
 
 
 async def test_a_broken_model_is_tried_again_by_load_and_is_served_once_it_is_whole(tmp_path):
     write(tmp_path)
-    damage.cut(storage.WEIGHTS, 20)(tmp_path / "m1")
+    damage.cut(model_folder.WEIGHTS, 20)(tmp_path / "m1")
     async with running_engine(tmp_path) as engine:
         models = engine.registry
         before = models.broken["m1"]
-        (tmp_path / "m1" / storage.CONFIG).write_text("{")
+        (tmp_path / "m1" / model_folder.CONFIG).write_text("{")
         assert (await refusal(models.load("m1"))).reason is Reason.MODEL_BROKEN
         assert models.broken["m1"] != before
-        storage.save(tmp_path / "m1", Network.create(SPEC, 1), 3)
+        model_folder.save(tmp_path / "m1", Network.create(SPEC, 1), 3)
         assert (await models.load("m1")).weights_version == 3
         assert models.broken == {}
         await assert_serves(engine, "m1")
@@ -126,12 +126,12 @@ async def test_a_served_model_whose_folder_breaks_is_served_on_and_one_that_was_
     write(tmp_path)
     async with running_engine(tmp_path) as engine:
         models = engine.registry
-        damage.cut(storage.WEIGHTS, 20)(tmp_path / "m1")
+        damage.cut(model_folder.WEIGHTS, 20)(tmp_path / "m1")
         assert (await refusal(models.load("m1"))).reason is Reason.MODEL_BROKEN
         assert models.broken == {}
         await assert_serves(engine, "m1")
-        storage.save(tmp_path / "m3", Network.create(SPEC, 1))
-        damage.cut(storage.WEIGHTS, 20)(tmp_path / "m3")
+        model_folder.save(tmp_path / "m3", Network.create(SPEC, 1))
+        damage.cut(model_folder.WEIGHTS, 20)(tmp_path / "m3")
         assert (await refusal(models.load("m3"))).reason is Reason.MODEL_BROKEN
         assert list(models.broken) == ["m3"]
         damage.instead(lambda path: None)(tmp_path / "m3")
@@ -139,7 +139,7 @@ async def test_a_served_model_whose_folder_breaks_is_served_on_and_one_that_was_
         assert models.broken == {}
 
 
-@pytest.mark.parametrize("what", ["a pipe", "a link to nowhere", f"{storage.WEIGHTS} is cut short"])
+@pytest.mark.parametrize("what", ["a pipe", "a link to nowhere", f"{model_folder.WEIGHTS} is cut short"])
 async def test_an_import_replaces_a_broken_model_and_a_create_does_not(tmp_path, what):
     write(tmp_path)
     DAMAGES[what](tmp_path / "m1")
@@ -148,7 +148,7 @@ async def test_an_import_replaces_a_broken_model_and_a_create_does_not(tmp_path,
         refused = await refusal(models.create("m1", SPEC, 0))
         assert refused.reason is Reason.MODEL_EXISTS
         assert f"cannot be loaded: {models.broken['m1']}" in refused.message
-        await models.import_("m1", *storage.to_bytes(Network.create(OTHER, 5)))
+        await models.import_("m1", *model_folder.to_bytes(Network.create(OTHER, 5)))
         assert models.broken == {}
         assert models.get("m1").spec == OTHER
     async with running_engine(tmp_path, strict_models=True) as engine:
@@ -159,7 +159,7 @@ async def test_an_import_replaces_a_broken_model_and_a_create_does_not(tmp_path,
 async def test_a_broken_model_is_forgotten_by_unload_and_its_name_is_free_once_the_folder_is_gone(tmp_path):
     write(tmp_path)
     for model in ("m1", "m2"):
-        damage.cut(storage.WEIGHTS, 20)(tmp_path / model)
+        damage.cut(model_folder.WEIGHTS, 20)(tmp_path / model)
     async with running_engine(tmp_path) as engine:
         models = engine.registry
         await models.unload("m1")

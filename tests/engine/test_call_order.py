@@ -4,8 +4,8 @@ import threading
 
 from hypothesis import given
 from hypothesis import strategies as st
-from seqloom_server.engine.call_order import CallOrder
-from seqloom_server.engine.journal import Journal, StepRecord
+from seqloom_server.engine.training.call_order import CallOrder
+from seqloom_server.engine.training.step_journal import StepJournal, StepRecord
 
 CLIENTS = ("ann", "bob", "cyd")
 
@@ -126,11 +126,11 @@ def record(step):
 
 
 def test_the_journal_gives_back_the_steps_after_a_checkpoint(tmp_path):
-    journal = Journal(tmp_path / "steps.jsonl")
+    journal = StepJournal(tmp_path / "steps.jsonl")
     assert journal.read(0) == []
     for step in range(1, 6):
         journal.append(record(step))
-    assert Journal(tmp_path / "steps.jsonl").read(2) == [record(3), record(4), record(5)]
+    assert StepJournal(tmp_path / "steps.jsonl").read(2) == [record(3), record(4), record(5)]
     journal.forget(3)
     assert journal.read(3) == [record(4), record(5)]
     assert journal.read(0) == []  # step 1 is not there any more, and none may be left out
@@ -140,7 +140,7 @@ def test_the_journal_gives_back_the_steps_after_a_checkpoint(tmp_path):
 
 def test_a_line_that_was_half_written_ends_the_journal(tmp_path):
     path = tmp_path / "steps.jsonl"
-    journal = Journal(path)
+    journal = StepJournal(path)
     journal.append(record(1))
     journal.append(record(2))
     path.write_bytes(path.read_bytes()[:-9])
@@ -156,7 +156,7 @@ def test_a_step_that_is_claimed_for_a_call_that_went_is_not_waited_for():
 
 def test_records_behind_one_that_was_cut_are_read(tmp_path):
     (tmp_path / "steps").write_text('\n{"step": 1, "cli')
-    journal = Journal(tmp_path / "steps")
+    journal = StepJournal(tmp_path / "steps")
     records = [StepRecord(step, "ann", step, {"ann": step}) for step in (1, 2)]
     for record in records:
         journal.append(record)
@@ -166,7 +166,7 @@ def test_records_behind_one_that_was_cut_are_read(tmp_path):
 def test_no_record_is_lost_that_is_written_while_others_are_forgotten(tmp_path):
     record = StepRecord(1, "ann", 1, {"ann": 1})
 
-    class Interrupted(Journal):
+    class Interrupted(StepJournal):
         def read(self, after):
             found = super().read(after)
             writer.start()
@@ -177,4 +177,4 @@ def test_no_record_is_lost_that_is_written_while_others_are_forgotten(tmp_path):
     writer = threading.Thread(target=journal.append, args=(record,))
     journal.forget(0)
     writer.join()
-    assert Journal(tmp_path / "steps").read(0) == [record]
+    assert StepJournal(tmp_path / "steps").read(0) == [record]

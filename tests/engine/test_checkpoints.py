@@ -16,9 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from precisions import served
-from seqloom_server.engine import checkpoints
-from seqloom_server.engine.checkpoints import BrokenCheckpoint, CallsDone, RunMeta, RunState, StoredReply
-from seqloom_server.engine.run_state import MAX_CLIENTS, MAX_REPLIES
+from seqloom_server.engine.training import checkpoint_files
+from seqloom_server.engine.training.checkpoint_files import BrokenCheckpoint, CallsDone, RunMeta, RunState, StoredReply
+from seqloom_server.engine.training.run_state import MAX_CLIENTS, MAX_REPLIES
 from seqloom_server.errors import ServerError
 from seqloom_server.nn.optim import Optimizer
 from seqloom_server.nn.optimizer_spec import OptimizerSpec
@@ -85,8 +85,8 @@ def test_what_is_saved_is_loaded_bit_by_bit(optimizer, dtype, tmp_path):
     spec = replace(SPEC, dtype=dtype, precision=served(dtype), conv_channels=2, conv_width=3, bidirectional=True)
     whole = make(optimizer, spec)
     for state in (whole, replace(whole, accumulated=None, accumulated_calls=0, loss=None, calls={}, generator=None)):
-        checkpoints.save(tmp_path / "a", state)
-        assert same(checkpoints.load(tmp_path / "a"), state)
+        checkpoint_files.save(tmp_path / "a", state)
+        assert same(checkpoint_files.load(tmp_path / "a"), state)
         assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "state.json", "tensors.safetensors"]
 
 
@@ -112,8 +112,8 @@ tables = st.dictionaries(
 def test_any_table_of_calls_comes_back(tmp_path_factory, calls, loss, step):
     folder = tmp_path_factory.mktemp("run") / "a"
     state = make(calls=calls, loss=loss, step=step)
-    checkpoints.save(folder, state)
-    assert same(checkpoints.load(folder), state)
+    checkpoint_files.save(folder, state)
+    assert same(checkpoint_files.load(folder), state)
 
 
 def field(path, value):
@@ -294,10 +294,10 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_checkpoint_is_refused_by_name(case, tmp_path):
     change, said = BROKEN[case]
-    checkpoints.save(tmp_path / "a", make())
+    checkpoint_files.save(tmp_path / "a", make())
     change(tmp_path / "a")
     with pytest.raises(BrokenCheckpoint) as caught:
-        checkpoints.load(tmp_path / "a")
+        checkpoint_files.load(tmp_path / "a")
     assert said in str(caught.value)
     assert len(str(caught.value)) < 1000
 
@@ -306,13 +306,13 @@ def test_a_broken_checkpoint_is_refused_by_name(case, tmp_path):
 @given(name=st.sampled_from(["state.json", "tensors.safetensors"]), data=st.data())
 def test_bytes_that_changed_are_refused_or_loaded_and_nothing_else(tmp_path_factory, name, data):
     folder = tmp_path_factory.mktemp("run") / "a"
-    checkpoints.save(folder, make())
+    checkpoint_files.save(folder, make())
     content = bytearray((folder / name).read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, min(len(content), 3000) - 1))] = data.draw(st.integers(0, 255))
     (folder / name).write_bytes(content)
     with contextlib.suppress(BrokenCheckpoint):
-        loaded = checkpoints.load(folder)
+        loaded = checkpoint_files.load(folder)
         assert {key: each.shape for key, each in loaded.parameters.items()} == SPEC.parameter_shapes()
 
 
@@ -332,39 +332,39 @@ WRONG = {
 def test_what_could_not_be_loaded_is_not_written(case, tmp_path):
     change, said = WRONG[case]
     good, bad = make(), make(seed=1)
-    checkpoints.save_run(tmp_path / "run-1", "one", good)
+    checkpoint_files.save_run(tmp_path / "run-1", "one", good)
     change(bad)
     with pytest.raises(BrokenCheckpoint, match=said):
-        checkpoints.save_run(tmp_path / "run-1", "one", bad)
-    assert same(checkpoints.load_latest(tmp_path / "run-1"), good)
-    assert same(checkpoints.load_named(tmp_path / "run-1", "one"), good)
+        checkpoint_files.save_run(tmp_path / "run-1", "one", bad)
+    assert same(checkpoint_files.load_latest(tmp_path / "run-1"), good)
+    assert same(checkpoint_files.load_named(tmp_path / "run-1", "one"), good)
 
 
 def test_named_checkpoints_are_listed_loaded_and_deleted(tmp_path):
     run = tmp_path / "run-1"
-    assert checkpoints.names(run) == []
+    assert checkpoint_files.names(run) == []
     states = {name: make(seed=seed, step=seed) for seed, name in enumerate(["", "b", "a", "b"])}
     for seed, name in enumerate(["", "b", "a", "b"]):
-        checkpoints.save_run(run, name, make(seed=seed, step=seed))
-        assert same(checkpoints.load_latest(run), make(seed=seed, step=seed))
-    assert checkpoints.names(run) == ["a", "b"]
+        checkpoint_files.save_run(run, name, make(seed=seed, step=seed))
+        assert same(checkpoint_files.load_latest(run), make(seed=seed, step=seed))
+    assert checkpoint_files.names(run) == ["a", "b"]
     for name in ("a", "b"):
-        assert same(checkpoints.load_named(run, name), states[name])
-    checkpoints.delete_named(run, "b")
-    assert checkpoints.names(run) == ["a"]
-    assert same(checkpoints.load_latest(run), states["b"]), "the bytes that it shared are still there"
-    for forget in (checkpoints.load_named, checkpoints.delete_named):
+        assert same(checkpoint_files.load_named(run, name), states[name])
+    checkpoint_files.delete_named(run, "b")
+    assert checkpoint_files.names(run) == ["a"]
+    assert same(checkpoint_files.load_latest(run), states["b"]), "the bytes that it shared are still there"
+    for forget in (checkpoint_files.load_named, checkpoint_files.delete_named):
         with pytest.raises(FileNotFoundError):
             forget(run, "b")
 
 
 def test_a_named_save_writes_its_bytes_once(tmp_path):
     run = tmp_path / "run-1"
-    checkpoints.save_run(run, "a", make())
+    checkpoint_files.save_run(run, "a", make())
     for file in ("state.json", "tensors.safetensors"):
         assert os.path.samefile(run / "latest" / file, run / "checkpoints" / "a" / file)
-    checkpoints.save_run(run, "", make(seed=1))
-    assert same(checkpoints.load_named(run, "a"), make()), "the next is no change of it"
+    checkpoint_files.save_run(run, "", make(seed=1))
+    assert same(checkpoint_files.load_named(run, "a"), make()), "the next is no change of it"
 
 
 def test_where_a_file_system_has_no_links_the_bytes_are_copied(tmp_path, monkeypatch):
@@ -372,8 +372,8 @@ def test_where_a_file_system_has_no_links_the_bytes_are_copied(tmp_path, monkeyp
         raise PermissionError("no links here")
 
     monkeypatch.setattr(os, "link", refuse)
-    checkpoints.save_run(tmp_path / "run-1", "a", make())
-    assert same(checkpoints.load_latest(tmp_path / "run-1"), make())
+    checkpoint_files.save_run(tmp_path / "run-1", "a", make())
+    assert same(checkpoint_files.load_latest(tmp_path / "run-1"), make())
 
 
 @pytest.mark.parametrize(
@@ -381,14 +381,14 @@ def test_where_a_file_system_has_no_links_the_bytes_are_copied(tmp_path, monkeyp
 )
 def test_a_name_that_could_leave_the_folder_is_refused(name, tmp_path):
     run = tmp_path / "run-1"
-    checkpoints.save_run(run, "a", make())
+    checkpoint_files.save_run(run, "a", make())
     refusing = [
-        checkpoints.load_named,
-        checkpoints.delete_named,
-        lambda _, name: checkpoints.check_checkpoint_name(name),
+        checkpoint_files.load_named,
+        checkpoint_files.delete_named,
+        lambda _, name: checkpoint_files.check_checkpoint_name(name),
     ]
     if name:  # without a name it is the latest alone
-        refusing.append(lambda run, name: checkpoints.save_run(run, name, make()))
+        refusing.append(lambda run, name: checkpoint_files.save_run(run, name, make()))
     for refuse in refusing:
         with pytest.raises(ServerError) as caught:
             refuse(run, name)
@@ -397,31 +397,31 @@ def test_a_name_that_could_leave_the_folder_is_refused(name, tmp_path):
 
 
 def test_a_run_whose_folder_was_copied_is_not_loaded_twice(tmp_path):
-    checkpoints.save_run(tmp_path / "run-2", "a", make())
+    checkpoint_files.save_run(tmp_path / "run-2", "a", make())
     with pytest.raises(BrokenCheckpoint, match=r"latest: state\.json: meta\.id: is 'run-1': the folder is 'run-2'"):
-        checkpoints.load_latest(tmp_path / "run-2")
+        checkpoint_files.load_latest(tmp_path / "run-2")
 
 
 def test_a_server_that_starts_finds_its_runs_and_clears_up(tmp_path):
-    assert checkpoints.run_folders(tmp_path / "nowhere") == []
+    assert checkpoint_files.run_folders(tmp_path / "nowhere") == []
     for run in ("run-1", "run-2"):
-        checkpoints.save_run(tmp_path / run, "a", make())
+        checkpoint_files.save_run(tmp_path / run, "a", make())
     (tmp_path / "run-1" / "latest").rename(tmp_path / "run-1" / ".latest.being-replaced")
     (tmp_path / "run-2" / "checkpoints" / ".b.being-written").mkdir()
     (tmp_path / "run-3").mkdir()
     (tmp_path / "run-4").symlink_to(tmp_path / "run-1")
     (tmp_path / "notes.txt").write_text("of somebody")
-    assert [folder.name for folder in checkpoints.run_folders(tmp_path)] == ["run-1", "run-2"]
-    assert same(checkpoints.load_latest(tmp_path / "run-1"), make())
-    assert checkpoints.names(tmp_path / "run-2") == ["a"]
+    assert [folder.name for folder in checkpoint_files.run_folders(tmp_path)] == ["run-1", "run-2"]
+    assert same(checkpoint_files.load_latest(tmp_path / "run-1"), make())
+    assert checkpoint_files.names(tmp_path / "run-2") == ["a"]
     assert not (tmp_path / "run-2" / "checkpoints" / ".b.being-written").exists()
     assert not (tmp_path / "run-3").exists()
 
 
 WRITER = """
 import pathlib, sys, torch
-from seqloom_server.engine import checkpoints
-from seqloom_server.engine.checkpoints import RunMeta, RunState
+from seqloom_server.engine.training import checkpoint_files
+from seqloom_server.engine.training.checkpoint_files import RunMeta, RunState
 from seqloom_server.nn.optim import Optimizer
 from seqloom_server.nn.optimizer_spec import OptimizerSpec
 from seqloom_server.nn.spec import ModelSpec
@@ -432,14 +432,14 @@ for step in range(int(sys.argv[2]), 10_000):
     weights = {name: torch.full(shape, float(step)) for name, shape in spec.parameter_shapes().items()}
     state = {**Optimizer(optimizer, weights).state(), "step": torch.tensor(step)}
     name = "odd" if step % 2 else ""
-    checkpoints.save_run(pathlib.Path(sys.argv[1]), name, RunState(meta, spec, step, None, 0, weights, state))
+    checkpoint_files.save_run(pathlib.Path(sys.argv[1]), name, RunState(meta, spec, step, None, 0, weights, state))
     print(step, flush=True)
 """
 
 
 def whole(folder):
     """The step of a checkpoint, all of which is of that step."""
-    state = checkpoints.load(folder)
+    state = checkpoint_files.load(folder)
     assert int(state.optimizer["step"]) == state.step
     for tensor in state.parameters.values():
         assert torch.equal(tensor, torch.full_like(tensor, state.step))
@@ -460,7 +460,7 @@ def test_a_writer_that_is_killed_at_any_moment_leaves_whole_checkpoints(tmp_path
         writer.kill()
         printed, _ = writer.communicate()
         saved = max([saved, *map(int, printed.split())])
-        assert checkpoints.run_folders(tmp_path) == [run]
+        assert checkpoint_files.run_folders(tmp_path) == [run]
         latest = whole(run / "latest")
         assert saved <= latest <= saved + 1
         named = whole(run / "checkpoints" / "odd")
@@ -488,7 +488,7 @@ if may_mount.returncode == 0:
 def test_a_full_disk_is_told_and_leaves_the_checkpoints_before_it(case, tmp_path):
     around, number = FULL[case]
     run = tmp_path / "run-1"
-    checkpoints.save_run(run, "odd", make(step=1))
+    checkpoint_files.save_run(run, "odd", make(step=1))
     before = make(step=1)
     (tmp_path / "run-1.after").mkdir()
     code = WRITER.replace("50, 7", "100, 7")
@@ -499,6 +499,6 @@ def test_a_full_disk_is_told_and_leaves_the_checkpoints_before_it(case, tmp_path
     assert f"OSError: [Errno {number}]" in process.stderr, process.stderr
     assert process.stdout == ""
     left = pathlib.Path(f"{run}.after") if case == "a full disk" else run
-    assert same(checkpoints.load(left / "latest"), before)
-    assert same(checkpoints.load_named(left, "odd"), replace(before, meta=replace(before.meta, id=left.name)))
+    assert same(checkpoint_files.load(left / "latest"), before)
+    assert same(checkpoint_files.load_named(left, "odd"), replace(before, meta=replace(before.meta, id=left.name)))
     assert sorted(path.name for path in left.rglob("*") if path.is_dir()) == ["checkpoints", "latest", "odd"]

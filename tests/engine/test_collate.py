@@ -4,8 +4,8 @@ import numpy as np
 from engine_kit import KnownWeights, make_sequence
 from hypothesis import given
 from hypothesis import strategies as st
-from seqloom_server.engine import collate
-from seqloom_server.engine.request import Member, OutputSpec
+from seqloom_server.engine.core.sequence import Member, OutputSpec
+from seqloom_server.engine.device import row_packing
 
 SPECS = [OutputSpec("logits"), OutputSpec("labels"), OutputSpec("top_k", 2)]
 
@@ -37,14 +37,14 @@ def packed_by_hand(members):
 
 @given(member_lists())
 def test_packing_is_that_of_the_plain_loop(members):
-    packing = collate.pack(members)
+    packing = row_packing.pack(members)
     ranked, rows, sizes = packed_by_hand(members)
     assert packing.ranked == ranked
     assert packing.batch_sizes.tolist() == sizes
     if not ranked:
         assert packing.groups == []
         return
-    packed = np.concatenate(collate.frames(packing))
+    packed = np.concatenate(row_packing.frames(packing))
     if packing.to_packed is not None:
         packed = packed[packing.to_packed]
     expected = [(members.index(member), step) for member, step in rows]
@@ -54,7 +54,7 @@ def test_packing_is_that_of_the_plain_loop(members):
 
 @given(member_lists())
 def test_each_member_finds_its_own_rows_among_the_outputs_that_it_wants(members):
-    packing = collate.pack(members)
+    packing = row_packing.pack(members)
     _, rows, _ = packed_by_hand(members)
     seen = []
     for spec, wanting, positions in packing.groups:
@@ -68,5 +68,5 @@ def test_each_member_finds_its_own_rows_among_the_outputs_that_it_wants(members)
 def test_chunks_of_one_member_are_gathered_in_their_order():
     sequence = make_sequence(KnownWeights())
     parts = [np.array([[1.0], [2.0]]), np.array([[3.0]])]
-    packing = collate.pack([Member(sequence, parts, 3, 0, None, True, None, True, True, False)])
-    assert np.concatenate(collate.frames(packing)).ravel().tolist() == [1, 2, 3]
+    packing = row_packing.pack([Member(sequence, parts, 3, 0, None, True, None, True, True, False)])
+    assert np.concatenate(row_packing.frames(packing)).ravel().tolist() == [1, 2, 3]

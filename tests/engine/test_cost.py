@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from seqloom_server.engine.cost import SliceCost
+from seqloom_server.engine.core.slice_cost import SliceCost
 
 powers = st.floats(-7, -2).map(lambda power: 10.0**power)
 

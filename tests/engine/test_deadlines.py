@@ -6,7 +6,7 @@ import weakref
 from engine_kit import KnownWeights, make_sequence
 from hypothesis import given
 from hypothesis import strategies as st
-from seqloom_server.engine.deadlines import Deadlines
+from seqloom_server.engine.scheduling.deadlines import Deadlines
 
 
 def watch(deadlines, *times):

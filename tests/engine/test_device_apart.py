@@ -28,11 +28,11 @@ from engine_kit import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from seqloom_server.engine import device
-from seqloom_server.engine.request import Op, OutputSpec
-from seqloom_server.engine.staging import InPlace
+from seqloom_server.engine.core.sequence import Op, OutputSpec
+from seqloom_server.engine.device import device_thread
+from seqloom_server.engine.device.transfers import InPlace
 from seqloom_server.errors import Reason
-from seqloom_server.nn.masked import Masked
+from seqloom_server.nn.cuda_graphs.masked_layers import MaskedLayers
 
 
 class Apart:
@@ -92,7 +92,7 @@ async def running(root, spec, *, rectangles=False, **options):
         staging = engine._device_thread._staging = Apart()
         weights = engine.registry.current("m0")
         if rectangles:
-            weights.rectangles = Masked(weights.network, max_padding=1.0)
+            weights.rectangles = MaskedLayers(weights.network, max_padding=1.0)
         yield engine, staging
 
 
@@ -178,7 +178,7 @@ async def test_a_successor_is_formed_at_once_only_behind_a_short_slice_and_where
     tmp_path, monkeypatch, ahead, waiting, waits
 ):
     spec = make_spec()
-    monkeypatch.setattr(device, "_LAUNCHED_AHEAD", ahead)
+    monkeypatch.setattr(device_thread, "_LAUNCHED_AHEAD", ahead)
     async with running(tmp_path, spec) as (engine, staging):
         events = []
         weights = engine.registry.current("m0")

@@ -16,7 +16,7 @@ from engine_kit import (
     until,
 )
 from precisions import near
-from seqloom_server.engine.request import Op
+from seqloom_server.engine.core.sequence import Op
 
 SPEC = make_spec()
 

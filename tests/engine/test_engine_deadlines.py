@@ -12,7 +12,7 @@ from engine_kit import (
     open_sequence,
     running_engine,
 )
-from seqloom_server.engine.request import Op
+from seqloom_server.engine.core.sequence import Op
 from seqloom_server.errors import Reason
 
 SPEC = make_spec()

@@ -18,7 +18,7 @@ from engine_kit import (
     running_engine,
     until,
 )
-from seqloom_server.engine.request import Chunk, Op
+from seqloom_server.engine.core.sequence import Chunk, Op
 from seqloom_server.errors import Reason
 
 SPEC = make_spec("gru")

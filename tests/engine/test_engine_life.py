@@ -20,7 +20,7 @@ from engine_kit import (
     running_engine,
     until,
 )
-from seqloom_server.engine.request import Chunk, Op, OutputSpec
+from seqloom_server.engine.core.sequence import Chunk, Op, OutputSpec
 from seqloom_server.errors import Reason, ServerError
 
 SPEC = make_spec()

@@ -21,8 +21,8 @@ from engine_kit import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from seqloom_server.engine.request import Chunk, Op, OutputSpec
-from seqloom_server.nn import cells
+from seqloom_server.engine.core.sequence import Chunk, Op, OutputSpec
+from seqloom_server.nn.reference import reference_forward
 
 
 @st.composite
@@ -120,11 +120,11 @@ async def test_callers_of_one_batch_each_get_the_output_that_they_want(tmp_path)
             parameters = {name: tensor.numpy() for name, tensor in weights.network.parameters().items()}
             expected = {
                 "logits": logits,
-                "probs": cells.softmax(logits),
-                "log_probs": cells.log_softmax(logits),
+                "probs": reference_forward.softmax(logits),
+                "log_probs": reference_forward.log_softmax(logits),
                 "labels": None,
-                "hidden": cells.forward(spec, parameters, frames)[0],
-                "top_k": np.sort(cells.log_softmax(logits), 1)[:, ::-1][:, :3],
+                "hidden": reference_forward.forward(spec, parameters, frames)[0],
+                "top_k": np.sort(reference_forward.log_softmax(logits), 1)[:, ::-1][:, :3],
             }[kind]
             if expected is None:
                 assert piece.values is None

@@ -10,7 +10,7 @@ from engine_kit import (
     open_sequence,
     running_engine,
 )
-from seqloom_server.engine.request import Chunk, Op
+from seqloom_server.engine.core.sequence import Chunk, Op
 from seqloom_server.errors import Reason, ServerError
 
 SPEC = make_spec()

@@ -4,8 +4,8 @@ import numpy as np
 from engine_kit import KnownWeights, make_sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from seqloom_server.engine.fitting import Room, SchedulerLimits
-from seqloom_server.engine.request import Member, Slice
+from seqloom_server.engine.core.sequence import Member, Slice
+from seqloom_server.engine.scheduling.slice_fit import SchedulerLimits, SliceFit
 
 lengths_strategy = st.lists(st.one_of(st.integers(0, 12), st.integers(0, 3000)), min_size=1, max_size=80)
 costs = st.tuples(st.sampled_from([1e-6, 1e-4, 1e-2]), st.sampled_from([1e-7, 1e-5, 1e-3]))
@@ -25,7 +25,7 @@ def size(lengths, cut):
 def test_a_slice_keeps_every_bound_and_is_no_smaller_than_it_must_be(lengths, cost, grain):
     weights = KnownWeights(per_step=cost[0], per_cell=cost[1], max_cells=2000)
     bounds, lengths = limits(grain), np.array(lengths)
-    count, cut = Room(bounds, 0.02, Slice(weights, [], 0, 0)).fit(lengths)
+    count, cut = SliceFit(bounds, 0.02, Slice(weights, [], 0, 0)).fit(lengths)
     assert 1 <= count <= len(lengths)
     assert cut >= 1
 
@@ -56,7 +56,7 @@ def test_those_that_join_others_run_no_further_and_keep_the_bounds(lengths, widt
         Member(make_sequence(weights), [], taken, 0, None, False, None, True, False, False) for _ in range(width)
     ]
     piece = Slice(weights, members, taken, taken * width)
-    count, cut = Room(limits(0.005), 0.02, piece).fit(lengths)
+    count, cut = SliceFit(limits(0.005), 0.02, piece).fit(lengths)
     assert 0 <= count <= len(lengths)
     assert cut <= taken
     if count:
@@ -70,7 +70,7 @@ def test_those_that_join_others_run_no_further_and_keep_the_bounds(lengths, widt
 
 def test_where_empty_cells_cost_as_much_as_others_no_slice_is_thin():
     weights = KnownWeights(per_step=1e-9, per_cell=1e-9)
-    count, cut = Room(limits(0.0), 0.02, Slice(weights, [], 0, 0)).fit(np.array([1] * 15 + [300]))
+    count, cut = SliceFit(limits(0.0), 0.02, Slice(weights, [], 0, 0)).fit(np.array([1] * 15 + [300]))
     assert (count, cut) == (16, 1)
 
 
@@ -78,5 +78,5 @@ def test_where_a_slice_costs_more_than_it_may_its_members_still_come_together():
     lengths = np.full(64, 10)
     for cost in ({"per_slice": 45e-3, "per_step": 3e-3}, {"per_slice": 5e-3, "per_step": 50e-3}):
         weights = KnownWeights(per_cell=1e-4, **cost)
-        count, _ = Room(limits(0.005), 0.04, Slice(weights, [], 0, 0)).fit(lengths)
+        count, _ = SliceFit(limits(0.005), 0.04, Slice(weights, [], 0, 0)).fit(lengths)
         assert count >= 32

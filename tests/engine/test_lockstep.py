@@ -4,7 +4,7 @@ import collections
 
 import pytest
 from engine_kit import Device, KnownWeights, sequences_of
-from seqloom_server.engine.request import Op
+from seqloom_server.engine.core.sequence import Op
 
 
 def speak(device, streams):

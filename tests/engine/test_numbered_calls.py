@@ -3,17 +3,17 @@
 import asyncio
 
 import pytest
-from seqloom_server.engine import run_calls
-from seqloom_server.engine.call_order import CallOrder
-from seqloom_server.engine.replies import Done
-from seqloom_server.engine.run_calls import CallId, RunCalls
+from seqloom_server.engine.training import numbered_calls
+from seqloom_server.engine.training.call_order import CallOrder
+from seqloom_server.engine.training.numbered_calls import CallId, NumberedCalls
+from seqloom_server.engine.training.replies import Done
 from seqloom_server.errors import Reason, ServerError
 
 FULL = ServerError(Reason.OVERLOADED, "no room", retry_after=1.0)
 
 
 def make_calls(forgotten=lambda client: None):
-    return RunCalls(CallOrder({}), 8, deduplicated=lambda: None, forgotten=forgotten)
+    return NumberedCalls(CallOrder({}), 8, deduplicated=lambda: None, forgotten=forgotten)
 
 
 async def done():
@@ -51,7 +51,7 @@ async def test_a_call_that_had_begun_is_never_told_to_be_repeated_as_its_number_
 
 
 async def test_beyond_the_bound_the_client_that_was_here_longest_ago_is_forgotten(monkeypatch):
-    monkeypatch.setattr(run_calls, "_MAX_CLIENTS", 3)
+    monkeypatch.setattr(numbered_calls, "MAX_CLIENTS", 3)
     gone = []
     calls = make_calls(gone.append)
     for client in ("ann", "bob", "cyd"):

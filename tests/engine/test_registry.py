@@ -8,19 +8,19 @@ import threading
 import numpy as np
 import pytest
 from engine_kit import alone, close_to, feed, make_frames, make_spec, metric, open_sequence, running_engine, until
-from seqloom_server.engine import registry
-from seqloom_server.engine.registry import check_name
-from seqloom_server.engine.request import Op
+from seqloom_server.engine.core.sequence import Op
+from seqloom_server.engine.models import registry
+from seqloom_server.engine.models.registry import check_name
 from seqloom_server.errors import Reason, ServerError
-from seqloom_server.nn import storage
-from seqloom_server.nn.network import Network
+from seqloom_server.nn.files import model_folder
+from seqloom_server.nn.forward.network import Network
 
 SPEC = make_spec()
 
 
 def series(engine):
     """Every series that is labelled with a model, by its name."""
-    families = engine._report._metrics.registry.collect()
+    families = engine._metrics._metrics.registry.collect()
     return {sample.labels["model"] for family in families for sample in family.samples if "model" in sample.labels}
 
 
@@ -32,7 +32,7 @@ async def refusal(awaitable):
 
 async def test_every_model_folder_is_served_at_the_start(tmp_path):
     for number, cell in enumerate(("elman", "gru")):
-        storage.save(tmp_path / f"m{number}", Network.create(make_spec(cell), number), weights_version=number + 3)
+        model_folder.save(tmp_path / f"m{number}", Network.create(make_spec(cell), number), weights_version=number + 3)
     (tmp_path / "Not A Model").mkdir()
     (tmp_path / "file").write_text("")
     async with running_engine(tmp_path) as engine:
@@ -53,7 +53,7 @@ async def test_a_folder_of_models_that_is_not_there_serves_nothing_yet(tmp_path)
 
 
 async def test_what_a_crash_left_half_written_is_cleared_up_at_the_start(tmp_path):
-    storage.save(tmp_path / "m0", Network.create(SPEC, 0), weights_version=7)
+    model_folder.save(tmp_path / "m0", Network.create(SPEC, 0), weights_version=7)
     (tmp_path / "m0").rename(tmp_path / ".m0.being-replaced")
     (tmp_path / ".m0.being-written").mkdir()
     async with running_engine(tmp_path) as engine:
@@ -65,9 +65,9 @@ async def test_reading_a_folder_anew_serves_it_as_the_next_version(tmp_path):
     (frames,) = make_frames(SPEC, 5)
     async with running_engine(tmp_path, SPEC) as engine:
         old = engine.registry.current("m0")
-        storage.save(tmp_path / "m0", Network.create(SPEC, 99))
+        model_folder.save(tmp_path / "m0", Network.create(SPEC, 99))
         assert (await engine.registry.load("m0")).weights_version == 2
-        assert storage.load(tmp_path / "m0")[1] == 2
+        assert model_folder.load(tmp_path / "m0")[1] == 2
         new = engine.registry.current("m0")
         sequence, sink = open_sequence(engine, Op.INFER)
         feed(engine, sequence, frames, end=True)
@@ -75,7 +75,7 @@ async def test_reading_a_folder_anew_serves_it_as_the_next_version(tmp_path):
         np.testing.assert_allclose(sink.values, alone(new, frames)[0], **close_to(SPEC))
         assert not np.allclose(alone(new, frames)[0], alone(old, frames)[0])
         assert metric(engine, "weights_version", model="m0") == 2
-        storage.save(tmp_path / "m0", Network.create(SPEC, 99), weights_version=10)
+        model_folder.save(tmp_path / "m0", Network.create(SPEC, 99), weights_version=10)
         assert (await engine.registry.load("m0")).weights_version == 10
 
 
@@ -89,7 +89,7 @@ async def test_unloaded_and_loaded_again_a_model_keeps_its_version(tmp_path):
 
 
 async def test_other_weights_never_get_a_version_that_was_served_before(tmp_path):
-    config, weights = storage.to_bytes(Network.create(SPEC, 5), 1)
+    config, weights = model_folder.to_bytes(Network.create(SPEC, 5), 1)
     async with running_engine(tmp_path, SPEC) as engine:
         assert (await engine.registry.import_("m0", config, weights)).weights_version == 2
         await engine.registry.unload("m0")
@@ -98,7 +98,7 @@ async def test_other_weights_never_get_a_version_that_was_served_before(tmp_path
         shutil.rmtree(tmp_path / "m0")
         assert (await engine.registry.create("m0", SPEC, 0)).weights_version == 4
         await engine.registry.unload("m0")
-        storage.save(tmp_path / "m0", Network.create(SPEC, 99), weights_version=2)
+        model_folder.save(tmp_path / "m0", Network.create(SPEC, 99), weights_version=2)
         assert (await engine.registry.load("m0")).weights_version == 5
 
 
@@ -117,7 +117,7 @@ async def test_a_session_keeps_the_weights_it_was_opened_with(tmp_path):
         stream, sink = open_sequence(engine)
         feed(engine, stream, frames[:10])
         await sink.until(lambda sink: sink.steps == 10)
-        await engine.registry.import_("m0", *storage.to_bytes(Network.create(SPEC, 5)))
+        await engine.registry.import_("m0", *model_folder.to_bytes(Network.create(SPEC, 5)))
         beside, beside_sink = open_sequence(engine)
         feed(engine, beside, frames, end=True)
         await beside_sink.wait()
@@ -129,7 +129,7 @@ async def test_a_session_keeps_the_weights_it_was_opened_with(tmp_path):
 
 
 async def test_versions_in_use_are_bounded_and_room_comes_when_their_sessions_end(tmp_path):
-    files = storage.to_bytes(Network.create(SPEC, 5))
+    files = model_folder.to_bytes(Network.create(SPEC, 5))
     async with running_engine(tmp_path, SPEC, max_live_versions=2) as engine:
         models = engine.registry
         for _ in range(5):
@@ -155,7 +155,7 @@ async def test_memory_in_the_metrics_is_that_of_what_is_alive(tmp_path):
     async with running_engine(tmp_path, SPEC) as engine:
         old = engine.registry.current("m0")
         stream, _ = open_sequence(engine)
-        await engine.registry.import_("m0", *storage.to_bytes(Network.create(SPEC, 5)))
+        await engine.registry.import_("m0", *model_folder.to_bytes(Network.create(SPEC, 5)))
         both = [old, engine.registry.current("m0")]
         states = sum(weights.state_bytes for weights in both)
         assert metric(engine, "state_bytes") == states
@@ -190,11 +190,11 @@ async def test_a_model_that_is_gone_leaves_no_series_behind(tmp_path):
 async def test_importing_another_specification_over_a_served_model_is_refused(tmp_path):
     other = dataclasses.replace(SPEC, hidden_size=6)
     async with running_engine(tmp_path, SPEC) as engine:
-        refused = await refusal(engine.registry.import_("m0", *storage.to_bytes(Network.create(other, 5))))
+        refused = await refusal(engine.registry.import_("m0", *model_folder.to_bytes(Network.create(other, 5))))
         assert refused.reason is Reason.MODEL_EXISTS
-        assert storage.load(tmp_path / "m0")[0].spec == SPEC
+        assert model_folder.load(tmp_path / "m0")[0].spec == SPEC
         await engine.registry.unload("m0")
-        await engine.registry.import_("m0", *storage.to_bytes(Network.create(other, 5)))
+        await engine.registry.import_("m0", *model_folder.to_bytes(Network.create(other, 5)))
         assert engine.registry.get("m0").spec == other
 
 
@@ -244,7 +244,7 @@ class Hold:
 async def test_a_change_whose_caller_went_away_is_finished_and_served_and_nobody_writes_beside_it(
     tmp_path, monkeypatch
 ):
-    hold = Hold(monkeypatch, storage, "save")
+    hold = Hold(monkeypatch, model_folder, "save")
     async with running_engine(tmp_path) as engine:
         first = asyncio.create_task(engine.registry.create("m0", SPEC, 0))
         await hold.until_arrived()
@@ -263,38 +263,38 @@ async def test_a_change_whose_caller_went_away_is_finished_and_served_and_nobody
 async def test_a_change_that_is_refused_late_has_not_replaced_the_folder(tmp_path, monkeypatch):
     async with running_engine(tmp_path, SPEC, max_live_versions=1) as engine:
         hold = Hold(monkeypatch, registry, "warm_up")
-        importing = asyncio.create_task(engine.registry.import_("m0", *storage.to_bytes(Network.create(SPEC, 5))))
+        importing = asyncio.create_task(engine.registry.import_("m0", *model_folder.to_bytes(Network.create(SPEC, 5))))
         await hold.until_arrived()
         open_sequence(engine)
         hold.go_on()
         assert (await refusal(importing)).reason is Reason.OVERLOADED
         assert engine.registry.get("m0").weights_version == 1
-        assert storage.load(tmp_path / "m0")[1] == 1
+        assert model_folder.load(tmp_path / "m0")[1] == 1
 
 
 async def test_a_model_that_has_had_the_last_version_gets_no_other_and_the_server_starts_again(tmp_path):
-    files = storage.to_bytes(Network.create(SPEC, 5), storage.MAX_VERSION)
-    beyond = storage.to_bytes(Network.create(SPEC, 5), storage.MAX_VERSION + 1)
+    files = model_folder.to_bytes(Network.create(SPEC, 5), model_folder.MAX_VERSION)
+    beyond = model_folder.to_bytes(Network.create(SPEC, 5), model_folder.MAX_VERSION + 1)
     async with running_engine(tmp_path) as engine:
         assert (await refusal(engine.registry.import_("m1", *beyond))).reason is Reason.MODEL_BROKEN
-        assert (await engine.registry.import_("m0", *files)).weights_version == storage.MAX_VERSION
+        assert (await engine.registry.import_("m0", *files)).weights_version == model_folder.MAX_VERSION
         for change in (engine.registry.import_("m0", *files), engine.registry.load("m0")):
             refused = await refusal(change)
             assert refused.reason is Reason.OVER_LIMIT
             assert "there is none after it" in refused.message
     async with running_engine(tmp_path) as engine:
-        assert engine.registry.get("m0").weights_version == storage.MAX_VERSION
+        assert engine.registry.get("m0").weights_version == model_folder.MAX_VERSION
 
 
 async def test_a_model_above_the_bound_of_its_bytes_is_refused_whichever_way_it_comes(tmp_path):
-    size = storage.weights_bytes(SPEC)
+    size = model_folder.weights_bytes(SPEC)
     larger = dataclasses.replace(SPEC, hidden_size=6)
-    storage.save(tmp_path / "m1", Network.create(SPEC, 0))
+    model_folder.save(tmp_path / "m1", Network.create(SPEC, 0))
     async with running_engine(tmp_path, SPEC, max_model_bytes=size) as engine:
-        storage.save(tmp_path / "m2", Network.create(larger, 0))
+        model_folder.save(tmp_path / "m2", Network.create(larger, 0))
         for change in (
             engine.registry.create("m3", larger, 0),
-            engine.registry.import_("m3", *storage.to_bytes(Network.create(larger, 0))),
+            engine.registry.import_("m3", *model_folder.to_bytes(Network.create(larger, 0))),
             engine.registry.load("m2"),
         ):
             refused = await refusal(change)

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 from engine_kit import Device, KnownWeights, make_chunk, sequences_of
-from seqloom_server.engine.fitting import SchedulerLimits
-from seqloom_server.engine.request import Op
+from seqloom_server.engine.core.sequence import Op
+from seqloom_server.engine.scheduling.slice_fit import SchedulerLimits
 
 
 @pytest.mark.parametrize("op", [Op.STREAM, Op.INFER])

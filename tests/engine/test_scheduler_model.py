@@ -5,9 +5,9 @@ from engine_kit import KnownWeights, make_sequence
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
-from seqloom_server.engine.fitting import SchedulerLimits
-from seqloom_server.engine.request import Chunk, Op
-from seqloom_server.engine.scheduler import Scheduler
+from seqloom_server.engine.core.sequence import Chunk, Op
+from seqloom_server.engine.scheduling.scheduler import Scheduler
+from seqloom_server.engine.scheduling.slice_fit import SchedulerLimits
 from seqloom_server.errors import Reason, ServerError
 
 LIMITS = SchedulerLimits(

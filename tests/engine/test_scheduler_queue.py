@@ -2,7 +2,7 @@
 
 import pytest
 from engine_kit import Device, KnownWeights, sequences_of
-from seqloom_server.engine.request import Op
+from seqloom_server.engine.core.sequence import Op
 from seqloom_server.errors import Reason, ServerError
 
 

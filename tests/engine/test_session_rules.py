@@ -6,15 +6,15 @@ from engine_kit import KnownWeights, make_chunk, make_sequence
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
-from seqloom_server.engine.request import Op
-from seqloom_server.engine.sessions import Session, empty_frames, is_idle
+from seqloom_server.engine.core.sequence import Op
+from seqloom_server.engine.core.session_window import SessionWindow, empty_frames, is_idle
 from seqloom_server.errors import Reason, ServerError
 
 WINDOW = 20
 
 
 def make_session(window=WINDOW):
-    return Session(make_sequence(KnownWeights(), Op.STREAM), window, empty_frames(2, "float32"))
+    return SessionWindow(make_sequence(KnownWeights(), Op.STREAM), window, empty_frames(2, "float32"))
 
 
 class SessionMachine(RuleBasedStateMachine):

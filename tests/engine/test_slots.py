@@ -4,7 +4,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
-from seqloom_server.engine.slots import SlotPool, StaleSlot
+from seqloom_server.engine.core.state_slots import SlotPool, StaleSlot
 
 
 class SlotMachine(RuleBasedStateMachine):

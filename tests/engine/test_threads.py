@@ -4,9 +4,9 @@ import threading
 
 import torch
 from engine_kit import feed, make_frames, make_spec, open_sequence, running_engine
-from seqloom_server.engine import served
-from seqloom_server.engine.served import ServedWeights
-from seqloom_server.nn.network import Network
+from seqloom_server.engine.models import served_weights
+from seqloom_server.engine.models.served_weights import ServedWeights
+from seqloom_server.nn.forward.network import Network
 
 SMALL, LARGE = make_spec(), make_spec(sizes=(3, 800, 5))
 
@@ -22,7 +22,7 @@ async def test_a_large_network_gets_all_cores_also_when_a_small_one_has_run(tmp_
         thread = threading.Thread(target=lambda: made.append(ServedWeights("m", 1, Network.create(LARGE, 0))))
         thread.start()
         thread.join()
-        assert made[0].threads == served._CORES
+        assert made[0].threads == served_weights._CORES
         assert ServedWeights("m", 1, Network.create(SMALL, 0)).threads == 1
     finally:
         torch.set_num_threads(before)

@@ -6,10 +6,10 @@ import pytest
 from engine_kit import Device, KnownWeights
 from hypothesis import given
 from hypothesis import strategies as st
-from seqloom_server.engine.fitting import SchedulerLimits
-from seqloom_server.engine.request import Op
-from seqloom_server.engine.training import Task, TrainingBatch, TrainingCall
-from seqloom_server.engine.training_queue import TrainingQueue
+from seqloom_server.engine.core.sequence import Op
+from seqloom_server.engine.core.training_job import Task, TrainingBatch, TrainingCall
+from seqloom_server.engine.scheduling.slice_fit import SchedulerLimits
+from seqloom_server.engine.scheduling.training_queue import TrainingQueue
 from seqloom_server.errors import Reason, ServerError
 
 

@@ -16,8 +16,8 @@ from engine_kit import (
     running_engine,
     sequences_of,
 )
-from seqloom_server.engine.request import Op
-from seqloom_server.engine.sessions import is_idle
+from seqloom_server.engine.core.sequence import Op
+from seqloom_server.engine.core.session_window import is_idle
 from seqloom_server.errors import Reason, ServerError
 
 
@@ -90,7 +90,7 @@ def test_one_that_waits_for_frames_leaves_without_a_trace_when_it_is_cancelled_o
 
 
 async def test_of_more_rows_than_an_output_buffer_takes_every_kind_is_right(tmp_path, monkeypatch):
-    monkeypatch.setattr("seqloom_server.nn.outputs.MAX_BUFFER_BYTES", 8 * 7 * 16)  # sixteen rows
+    monkeypatch.setattr("seqloom_server.nn.forward.outputs.MAX_BUFFER_BYTES", 8 * 7 * 16)  # sixteen rows
     spec = make_spec("gru", bidirectional=True)
     (frames,) = make_frames(spec, 100)
     async with running_engine(tmp_path, spec, max_slice_ms=1.0, bulk_slice_ms=1.0, poison_slots=True) as engine:

@@ -13,7 +13,7 @@ from features import log_mel
 from in_process import class_probabilities
 from recognition import edits, recognise
 from recordings import shipped
-from seqloom_server.nn import storage
+from seqloom_server.nn.files import model_folder
 from wav_bytes import chunk, fmt, riff
 
 STEPS = 40
@@ -44,7 +44,7 @@ def shown(tmp_path_factory):
 def expected(shown):
     """The recordings that the 16 callers say, and what the model makes of each, computed in this process."""
     corpus = shipped()
-    network, _ = storage.load(shown[2] / MODEL)
+    network, _ = model_folder.load(shown[2] / MODEL)
     said = turns(corpus.held_out, 16, 1)
     probs = {one.name: class_probabilities(network, log_mel(one.samples, one.rate)) for queue in said for one in queue}
     return corpus.classes, said, probs

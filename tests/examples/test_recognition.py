@@ -6,7 +6,7 @@ from features import log_mel
 from in_process import class_probabilities
 from recognition import edits, recognise
 from recordings import SPEECH, shipped
-from seqloom_server.nn import storage
+from seqloom_server.nn.files import model_folder
 
 MODELS = SPEECH.parent / "models"
 CLASSES = ("silence", "yi", "er")
@@ -57,7 +57,7 @@ def test_edits_are_the_fewest_that_there_are(said, heard, expected):
 
 def test_the_shipped_model_knows_the_words_of_voices_that_it_has_never_heard():
     corpus = shipped()
-    network, _ = storage.load(MODELS / "digits")
+    network, _ = model_folder.load(MODELS / "digits")
     words = wrong = frames = right = 0
     for recording in corpus.held_out:
         probs = class_probabilities(network, log_mel(recording.samples, recording.rate))

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 from formulas import FORMULAS, apart, backward, forward, loss
-from seqloom_server.nn import cells
-from seqloom_server.nn.network import Network
+from seqloom_server.nn.forward.network import Network
+from seqloom_server.nn.reference import reference_forward
 from seqloom_server.nn.spec import ModelSpec
 from serving import SMALL, write_models
 from zaoshanghao import CLASSES, MODEL, ROOT, greeting, labels
@@ -28,8 +28,8 @@ def run_example(*arguments):
 def log_probs_of(seed):
     """The greeting's log-probabilities under weights drawn from a seed, [100, 6000], by the server's plain twin."""
     parameters = {n: t.double().numpy() for n, t in Network.create(NETWORK, seed, "cpu").parameters().items()}
-    hidden, _ = cells.forward(NETWORK, parameters, greeting().astype(float))
-    return cells.log_softmax(cells.logits(parameters, hidden))
+    hidden, _ = reference_forward.forward(NETWORK, parameters, greeting().astype(float))
+    return reference_forward.log_softmax(reference_forward.logits(parameters, hidden))
 
 
 def losses(output):
@@ -96,10 +96,12 @@ def test_the_formulas_of_the_example_are_those_of_the_plain_twin():
     assert y.shape == (100,)
     small = ModelSpec(cell="elman", input_size=160, hidden_size=20, output_size=30, dtype="float64")
     parameters = {n: t.numpy() for n, t in Network.create(small, 1, "cpu").parameters().items()}
-    hidden, _ = cells.forward(small, parameters, xs.astype(float))
+    hidden, _ = reference_forward.forward(small, parameters, xs.astype(float))
     found = forward(parameters, xs.astype(float))
     np.testing.assert_allclose(found["hidden"], hidden, rtol=1e-12)
-    np.testing.assert_allclose(found["probs"], cells.softmax(cells.logits(parameters, hidden)), rtol=1e-12)
+    np.testing.assert_allclose(
+        found["probs"], reference_forward.softmax(reference_forward.logits(parameters, hidden)), rtol=1e-12
+    )
     assert apart(found["hidden"] + 0.5, found["hidden"]) > 0.4, "it measures something"
 
 

@@ -17,10 +17,10 @@ from engine_kit import (
     until,
 )
 from gpu_kit import always
-from seqloom_server.engine.request import Op
-from seqloom_server.nn.buckets import Grid
-from seqloom_server.nn.graphs import Graphs
-from seqloom_server.nn.masked import takes
+from seqloom_server.engine.core.sequence import Op
+from seqloom_server.nn.cuda_graphs.buckets import Grid
+from seqloom_server.nn.cuda_graphs.graph_layers import GraphLayers
+from seqloom_server.nn.cuda_graphs.masked_layers import takes
 
 MORE = [{}, {"bidirectional": True}, {"conv_channels": 3, "conv_width": 4}]
 
@@ -34,7 +34,7 @@ async def test_each_gets_what_it_gets_alone(tmp_path, cell, activation, more, wa
         weights = engine.registry.current("m0")
         if way == "graphs" and takes(spec):
             grid = Grid((1, 4, 16), (1, 4, 8))
-            weights.rectangles = always(Graphs(weights.network, max_padding=1.0, grid=grid))
+            weights.rectangles = always(GraphLayers(weights.network, max_padding=1.0, grid=grid))
         elif way == "cuDNN":
             weights.rectangles = None
         runs = []

@@ -7,10 +7,10 @@ import pytest
 import torch
 from gpu_kit import always
 from ragged import CELLS, make_network, make_sequences, make_spec, make_state, run
-from seqloom_server.nn import graphs as module
-from seqloom_server.nn.buckets import Grid
-from seqloom_server.nn.graphs import Graphs
-from seqloom_server.nn.network import Network
+from seqloom_server.nn.cuda_graphs import graph_layers as module
+from seqloom_server.nn.cuda_graphs.buckets import Grid
+from seqloom_server.nn.cuda_graphs.graph_layers import GraphLayers
+from seqloom_server.nn.forward.network import Network
 from test_masked import run_masked
 
 GRID = Grid((1, 2, 4, 8, 16, 32), (1, 2, 4, 6, 8))
@@ -20,7 +20,7 @@ class OnGpu:
     """Graphs that take tensors of the CPU, as run_masked has them, and give such."""
 
     def __init__(self, network):
-        self._graphs = always(Graphs(network, grid=GRID, max_padding=1.0))
+        self._graphs = always(GraphLayers(network, grid=GRID, max_padding=1.0))
         self.rectangle = self._graphs.rectangle
 
     def advance(self, rows, shape, lengths, state):
@@ -56,7 +56,7 @@ def test_a_graph_keeps_the_precision_in_which_it_was_recorded(precision):
 def test_what_synchronises_cannot_be_recorded_and_leaves_the_device_usable(caplog):
     network = Network.create(make_spec("elman", dtype="float32"), 0, "cuda")
 
-    class Synchronising(Graphs):
+    class Synchronising(GraphLayers):
         def _run(self, steps, rows):
             self._left.sum().item()
 
@@ -65,7 +65,7 @@ def test_what_synchronises_cannot_be_recorded_and_leaves_the_device_usable(caplo
     assert "cuDNN" in caplog.text
     assert graphs.rectangle(np.array([2, 2])) is None
     assert torch.ones(3, device="cuda").sum().item() == 3
-    another = Graphs(network, grid=Grid((1, 2), (1, 2)))
+    another = GraphLayers(network, grid=Grid((1, 2), (1, 2)))
     another.prepare()
     assert len(another._graphs) == 4
 
@@ -73,7 +73,7 @@ def test_what_synchronises_cannot_be_recorded_and_leaves_the_device_usable(caplo
 def test_all_buckets_of_a_large_network_are_recorded_within_a_minute(caplog):
     caplog.set_level("INFO", module.__name__)
     spec = make_spec("elman", dtype="float32", sizes=(160, 1000, 10))
-    graphs = Graphs(Network.create(spec, 0, "cuda"))
+    graphs = GraphLayers(Network.create(spec, 0, "cuda"))
     graphs.prepare()
     assert len(graphs._graphs) == len(graphs._sizes) == 448
     assert "recorded 448 graphs" in caplog.text

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from seqloom_server.engine.staging import staging_of
+from seqloom_server.engine.device.transfers import staging_of
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_timer_tells_what_was_launched_since(staging):
 
 def test_tf32_is_what_its_name_says_and_only_where_it_is_asked_for():
     from ragged import make_network, make_spec
-    from seqloom_server.nn.network import Network
+    from seqloom_server.nn.forward.network import Network
 
     exact = make_network(make_spec("elman", dtype="float32", sizes=(64, 512, 10)))
     rows, sizes = torch.randn(320, 64, device="cuda"), torch.full((10,), 32)

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from seqloom_server.nn.network import Network
+from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.spec import ModelSpec
 from torch.nn.utils.rnn import pack_sequence
 

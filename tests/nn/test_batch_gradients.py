@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ragged import CELLS
-from seqloom_server.nn.gradients import Wants
+from seqloom_server.nn.gradients.batch_gradients import GradientRequest
 from training_twin import (
     EVERYTHING,
     LOSSES,
@@ -102,7 +102,7 @@ def test_factors_and_norms_are_those_of_the_dense_gradients(cell, activation):
     (call,) = make_calls(spec, "cross_entropy", [[4, 9]], draw)
     found = {}
     for form in ("smallest", "dense", "norms"):
-        batch, _ = run(network, [(call[0], Wants(parameters=form))], max_cells=9)  # a group for each sequence
+        batch, _ = run(network, [(call[0], GradientRequest(parameters=form))], max_cells=9)  # a group for each sequence
         found[form] = batch.calls[0]
     assert found["smallest"].dense is None
     assert_equal(multiplied(found["smallest"], spec), found["dense"].dense, 1e-12)
@@ -121,8 +121,8 @@ def test_factors_and_norms_are_those_of_the_dense_gradients(cell, activation):
 def test_many_steps_are_sent_as_the_products_themselves(form):
     spec = make_spec("elman")
     network, draw = make_network(spec), np.random.default_rng(0)
-    (long,) = make_calls(spec, "mse", [[60]], draw, Wants(parameters=form))
-    batch, _ = run(network, [long, (long[0], Wants(parameters="dense"))])
+    (long,) = make_calls(spec, "mse", [[60]], draw, GradientRequest(parameters=form))
+    batch, _ = run(network, [long, (long[0], GradientRequest(parameters="dense"))])
     own, dense = batch.calls
     assert own.factors is None
     if form == "smallest":
@@ -132,13 +132,13 @@ def test_many_steps_are_sent_as_the_products_themselves(form):
 
 
 @pytest.mark.parametrize("total", [False, True])
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Wants)])
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(GradientRequest)])
 def test_a_call_gets_what_it_wants_and_nothing_else(field, total):
     """Beside one that wants everything."""
     spec = make_spec("lstm", layers=2, conv=(4, 3))
     network, draw = make_network(spec), np.random.default_rng(0)
     everything, alone = make_calls(spec, "cross_entropy", [[3, 8], [5]], draw)
-    wants = Wants(**{field: "dense" if field == "parameters" else True})
+    wants = GradientRequest(**{field: "dense" if field == "parameters" else True})
     batch, _ = run(network, [(alone[0], wants), everything], total=total)
     alike, _ = run(network, [alone, everything], total=total)
     own = batch.calls[0]
@@ -163,11 +163,11 @@ def test_the_gradient_by_the_hidden_states_holds_what_comes_from_later_steps(cel
     batch, _ = run(network, [([example], EVERYTHING)])
     whole = batch.calls[0]
     first = dataclasses.replace(example, xs=example.xs[:4], targets=example.targets[:4])
-    middle, _ = run(network, [([first], Wants(final_state=True))])
+    middle, _ = run(network, [([first], GradientRequest(final_state=True))])
     rest = dataclasses.replace(
         example, xs=example.xs[4:], targets=example.targets[4:], initial_state=middle.calls[0].final_state
     )
-    after, _ = run(network, [([rest], Wants(initial_state=True))])
+    after, _ = run(network, [([rest], GradientRequest(initial_state=True))])
     by_outputs = whole.outputs[3] @ network.parameters()["output.weight"].numpy()
     np.testing.assert_allclose(whole.hidden[3], by_outputs + after.calls[0].initial_state[0][0, 0], atol=1e-12)
 

@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 from ragged import CELLS
-from seqloom_server.nn import cells, cells_backward
+from seqloom_server.nn.reference import reference_backward, reference_forward
 from test_mathematics import NAMES
 from training_twin import EVERYTHING, assert_equal, make_example, make_network, make_spec, run
 
@@ -19,10 +19,10 @@ def test_the_formulas_give_what_callers_get(cell, activation, loss):
     examples = [make_example(spec, length, loss, draw, states=False) for length in (9, 4, 11)]
     batch, _ = run(network, [([example], EVERYTHING) for example in examples])
     for call, example in zip(batch.calls, examples, strict=True):
-        hidden, _ = cells.forward(spec, weights, example.xs)
-        o = cells.logits(weights, hidden)
-        d_o = example.output_gradients if loss is None else getattr(cells_backward, loss)(o, example.targets)
-        by_hand = cells_backward.backward(spec, weights, example.xs, d_o)
+        hidden, _ = reference_forward.forward(spec, weights, example.xs)
+        o = reference_forward.logits(weights, hidden)
+        d_o = example.output_gradients if loss is None else getattr(reference_backward, loss)(o, example.targets)
+        by_hand = reference_backward.backward(spec, weights, example.xs, d_o)
         found = call.dense | {"inputs": call.inputs, "initial_state": call.initial_state[0][0, 0]}
         assert_equal(found, by_hand, 1e-10)
         np.testing.assert_allclose(call.outputs, d_o, atol=1e-12)
@@ -30,9 +30,9 @@ def test_the_formulas_give_what_callers_get(cell, activation, loss):
 
 def test_every_formula_of_it_is_on_the_page():
     public = {
-        f"{cells_backward.__name__}.{name}"
-        for name, member in inspect.getmembers(cells_backward, inspect.isfunction)
-        if member.__module__ == cells_backward.__name__ and not name.startswith("_")
+        f"{reference_backward.__name__}.{name}"
+        for name, member in inspect.getmembers(reference_backward, inspect.isfunction)
+        if member.__module__ == reference_backward.__name__ and not name.startswith("_")
     }
     assert public <= set(NAMES)
     assert len(public) == 7

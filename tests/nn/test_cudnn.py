@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from ragged import CELLS, make_network, make_sequences, make_spec, make_state, run
-from seqloom_server.nn import precision
-from seqloom_server.nn.cudnn import CudnnLayers
-from seqloom_server.nn.network import Network
+from seqloom_server.nn.forward import precision
+from seqloom_server.nn.forward.cudnn_layers import CudnnLayers
+from seqloom_server.nn.forward.network import Network
 
 
 def as_on_a_gpu(network):

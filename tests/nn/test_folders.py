@@ -5,7 +5,7 @@ import os
 import shutil
 
 import pytest
-from seqloom_server.nn import folders
+from seqloom_server.nn.files import atomic_folder
 
 
 def contents(folder):
@@ -13,7 +13,7 @@ def contents(folder):
 
 
 def write(folder, **files):
-    with folders.replaced(folder) as new:
+    with atomic_folder.replaced(folder) as new:
         for name, text in files.items():
             (new / name).write_text(text)
 
@@ -29,7 +29,7 @@ def test_the_new_folder_stands_in_place_of_the_old_one_and_nothing_beside_it(tmp
 
 def test_until_the_body_is_through_the_old_folder_is_whole(tmp_path):
     write(tmp_path / "a", one="old")
-    with folders.replaced(tmp_path / "a") as new:
+    with atomic_folder.replaced(tmp_path / "a") as new:
         (new / "one").write_text("new")
         assert contents(tmp_path / "a") == {"one": "old"}
     assert contents(tmp_path / "a") == {"one": "new"}
@@ -40,7 +40,7 @@ def test_a_body_that_fails_leaves_the_old_folder_alone(error, tmp_path):
     write(tmp_path / "a", one="old")
 
     def fail(folder):
-        with folders.replaced(folder) as new:
+        with atomic_folder.replaced(folder) as new:
             (new / "one").write_text("new")
             raise error
 
@@ -81,14 +81,14 @@ def test_what_a_crash_leaves_is_cleared_up_whatever_the_name(name, stopped_at, t
         (new / "one").write_text("ne")
         if stopped_at == "moved":
             folder.rename(old)
-    folders.recover_all(tmp_path)
+    atomic_folder.recover_all(tmp_path)
     assert contents(folder) == {"one": "new" if stopped_at == "both" else "old"}
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "other"])
 
 
 def test_a_root_that_is_not_there_has_nothing_to_clear_up(tmp_path):
-    folders.recover_all(tmp_path / "nowhere")
-    folders.recover(tmp_path / "nowhere" / "a")
+    atomic_folder.recover_all(tmp_path / "nowhere")
+    atomic_folder.recover(tmp_path / "nowhere" / "a")
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -120,21 +120,21 @@ def test_what_is_removed_is_gone_whatever_it_was_and_a_link_leads_on(kind, tmp_p
         os.mkfifo(path)
     else:
         path.symlink_to(tmp_path / "other")
-    folders.remove(path)
+    atomic_folder.remove(path)
     assert [each.name for each in tmp_path.iterdir()] == ["other"]
     assert contents(tmp_path / "other") == {"one": "other"}
     with pytest.raises(FileNotFoundError):
-        folders.remove(path)
+        atomic_folder.remove(path)
 
 
 def test_a_removal_that_is_cut_off_leaves_no_part_under_the_name(tmp_path, monkeypatch):
     write(tmp_path / "a", one="1")
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", refuse)
-        folders.remove(tmp_path / "a")
+        atomic_folder.remove(tmp_path / "a")
     assert not (tmp_path / "a").exists()
-    assert folders.unfinished(tmp_path) == ["a"]
-    folders.recover_all(tmp_path)
+    assert atomic_folder.unfinished(tmp_path) == ["a"]
+    atomic_folder.recover_all(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -149,22 +149,22 @@ def test_what_cannot_be_cleared_up_is_told_and_the_rest_is_cleared_up(tmp_path, 
     (tmp_path / "c").rename(tmp_path / ".c.being-replaced")
     rmtree = shutil.rmtree
     monkeypatch.setattr(shutil, "rmtree", lambda path: (refuse if ".b." in str(path) else rmtree)(path))
-    assert folders.unfinished(tmp_path) == ["a", "b", "c"]
-    failed = folders.recover_all(tmp_path)
+    assert atomic_folder.unfinished(tmp_path) == ["a", "b", "c"]
+    failed = atomic_folder.recover_all(tmp_path)
     assert {name: error.strerror for name, error in failed.items()} == {"b": "no rights here"}
-    assert folders.unfinished(tmp_path) == ["b"]
+    assert atomic_folder.unfinished(tmp_path) == ["b"]
     assert contents(tmp_path / "c") == {"one": "c"}
 
 
 def test_a_folder_is_the_same_until_it_is_replaced(tmp_path):
     path = tmp_path / "a"
-    assert folders.identity(path) is None
+    assert atomic_folder.identity(path) is None
     seen = []
     for number in range(20):
         write(path, one=str(number))
-        assert folders.identity(path) == folders.identity(path)
-        assert folders.identity(path) not in seen, "an inode that was another's is another one"
-        seen.append(folders.identity(path))
-    folders.remove(path)
+        assert atomic_folder.identity(path) == atomic_folder.identity(path)
+        assert atomic_folder.identity(path) not in seen, "an inode that was another's is another one"
+        seen.append(atomic_folder.identity(path))
+    atomic_folder.remove(path)
     path.symlink_to("nowhere")
-    assert folders.identity(path) not in (None, *seen)
+    assert atomic_folder.identity(path) not in (None, *seen)

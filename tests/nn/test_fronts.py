@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from precisions import near
 from ragged import CELLS, make_network, make_sequences, make_spec, make_state, run, run_twin, torch_twin
-from seqloom_server.nn import cells, conv
-from seqloom_server.nn import outputs as nn_outputs
+from seqloom_server.nn.files.state_dict import from_state_dict
+from seqloom_server.nn.files.torch_import import from_torch
+from seqloom_server.nn.forward import causal_conv
+from seqloom_server.nn.forward import outputs as nn_outputs
+from seqloom_server.nn.reference import reference_forward
 from seqloom_server.nn.spec import InvalidSpec
-from seqloom_server.nn.state_dicts import from_state_dict
-from seqloom_server.nn.torch_modules import from_torch
 
 LENGTHS = [7, 1, 60, 13, 13, 2]
 SHAPES = {
@@ -43,7 +44,7 @@ def test_float64_is_torch_nn_and_the_plain_twin(cell, activation, layers, shape)
     hidden, after = run(network, sequences, state)
     for i, sequence in enumerate(sequences):
         expected, logits, final = run_twin(module, sequence, part_of(state, i))
-        plain, plain_final = cells.forward(network.spec, parameters, sequence, part_of(state, i))
+        plain, plain_final = reference_forward.forward(network.spec, parameters, sequence, part_of(state, i))
         values, _ = network.outputs(torch.tensor(hidden[i]), "logits")
         assert_all_close([hidden[i], values.numpy(), *part_of(after, i)], [expected, logits, *final])
         assert_all_close([plain, *plain_final], [expected, *final])
@@ -105,7 +106,7 @@ def test_in_any_batch_and_in_chunks_a_convolution_gives_what_it_gives_alone(case
 def test_the_way_back_from_columns_is_the_way_there_transposed(lengths, width, cut):
     lengths = sorted(lengths, reverse=True)
     batch_sizes = np.array([sum(length > t for length in lengths) for t in range(lengths[0])])
-    unfolding = conv.Unfolding(batch_sizes, width, torch.device("cpu"))
+    unfolding = causal_conv.Unfolding(batch_sizes, width, torch.device("cpu"))
     draw = torch.Generator().manual_seed(0)
     rows = torch.randn(sum(lengths), 2, dtype=torch.float64, generator=draw, requires_grad=True)
     inputs = torch.randn(width - 1, len(lengths), 2, dtype=torch.float64, generator=draw, requires_grad=True)
@@ -128,14 +129,14 @@ def test_columns_beyond_the_bound_are_made_some_rows_at_a_time(monkeypatch):
     expected, final = run(network, sequences)
     monkeypatch.setattr(nn_outputs, "MAX_BUFFER_BYTES", 7 * 8 * 3 * 5)  # seven rows of columns
     sizes = []
-    columns = conv.Unfolding.columns
+    columns = causal_conv.Unfolding.columns
 
     def told(self, source, start=0, stop=None):
         made = columns(self, source, start, stop)
         sizes.append(len(made))
         return made
 
-    monkeypatch.setattr(conv.Unfolding, "columns", told)
+    monkeypatch.setattr(causal_conv.Unfolding, "columns", told)
     hidden, after = run(network, sequences)
     assert max(sizes) == 7
     assert sum(sizes) == sum(LENGTHS)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from ragged import CELLS
-from seqloom_server.nn import outputs
-from seqloom_server.nn.gradients import Wants, gradients
+from seqloom_server.nn.forward import outputs
+from seqloom_server.nn.gradients.batch_gradients import GradientRequest, gradients
 from test_outputs import LargestBuffer
 from torch.utils.flop_counter import FlopCounterMode
 from training_twin import LOSSES, assert_equal, make_example, make_network, make_spec, named, run
@@ -29,7 +29,7 @@ def flops_of_pieces(network, calls, piece_flops):
 def test_no_piece_does_much_more_than_it_may(cell, activation, loss):
     spec = make_spec(cell, activation, layers=2, conv=(32, 3), bidirectional=True, sizes=(20, 48, 200), dtype="float32")
     network, draw = make_network(spec), np.random.default_rng(0)
-    calls = [([make_example(spec, 40, loss, draw) for _ in range(4)], Wants(inputs=True)) for _ in range(3)]
+    calls = [([make_example(spec, 40, loss, draw) for _ in range(4)], GradientRequest(inputs=True)) for _ in range(3)]
     pieces = flops_of_pieces(network, calls, 4e6)
     assert max(pieces) <= 2.2 * 4e6  # what was left of one, and a block
     assert sum(pieces) > 10 * 4e6
@@ -39,7 +39,7 @@ def test_no_piece_does_much_more_than_it_may(cell, activation, loss):
 def test_where_it_stops_is_no_matter_of_chance():
     spec = make_spec("elman", sizes=(20, 48, 200))
     network, draw = make_network(spec), np.random.default_rng(0)
-    calls = [([make_example(spec, 40, "mse", draw) for _ in range(4)], Wants()) for _ in range(3)]
+    calls = [([make_example(spec, 40, "mse", draw) for _ in range(4)], GradientRequest()) for _ in range(3)]
     assert flops_of_pieces(network, calls, 1e6) == flops_of_pieces(network, calls, 1e6)
 
 
@@ -49,7 +49,7 @@ def test_no_buffer_of_outputs_is_larger_than_its_bound(loss, monkeypatch):
     spec = make_spec("elman", sizes=(3, 5, 500))
     network, draw = make_network(spec), np.random.default_rng(0)
     examples = [make_example(spec, length, loss, draw, states=False) for length in (700, 300)]
-    wants = Wants(parameters="dense", inputs=True, initial_state=True, final_state=True)
+    wants = GradientRequest(parameters="dense", inputs=True, initial_state=True, final_state=True)
     if loss == "ctc":  # few labels
         examples[0] = examples[1] = make_example(spec, 12, loss, draw, states=False)
         examples *= 40
@@ -72,7 +72,7 @@ def test_what_is_held_grows_with_the_steps_and_not_with_steps_times_parameters(c
     network, draw = make_network(spec), np.random.default_rng(0)
     example = make_example(spec, 400, "cross_entropy", draw)
     with LargestBuffer() as seen:
-        run(network, [([example], Wants(parameters="dense"))], total=True)
+        run(network, [([example], GradientRequest(parameters="dense"))], total=True)
     assert max(seen.sizes.values()) <= 401 * 4 * 64 * 4
     assert max(seen.sizes.values()) < 400 * spec.parameter_count * 4 / 10
 
@@ -80,7 +80,9 @@ def test_what_is_held_grows_with_the_steps_and_not_with_steps_times_parameters(c
 def test_pieces_of_any_size_give_the_same_gradients():
     spec = make_spec("gru", layers=2, bidirectional=True, dtype="float32")
     network, draw = make_network(spec), np.random.default_rng(0)
-    wants = Wants(parameters="dense", inputs=True, initial_state=True, outputs=True, hidden=True, final_state=True)
+    wants = GradientRequest(
+        parameters="dense", inputs=True, initial_state=True, outputs=True, hidden=True, final_state=True
+    )
     call = ([make_example(spec, length, "mse", draw) for length in (20, 7, 13)], wants)
     (small, many), (large, one) = (run(network, [call], piece_flops=flops) for flops in (1.0, 1e12))
     assert (many > 100, one) == (True, 1)

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from seqloom_server.nn.gradients import Wants
+from seqloom_server.nn.gradients.batch_gradients import GradientRequest
 from training_twin import EVERYTHING, make_example, make_network, make_spec, named, run
 
 SPEC = make_spec("elman", "relu", dtype="float32", layers=2)
@@ -67,7 +67,7 @@ def test_the_call_is_named_and_the_others_are_as_they_are(breaks, name, total, f
 @pytest.mark.parametrize(("breaks", "name"), CASES)
 def test_the_sum_is_to_the_bit_that_of_the_others(breaks, name):
     network = make_network(SPEC)
-    calls = make_calls(Wants(), breaks)
+    calls = make_calls(GradientRequest(), breaks)
     batch, _ = run(network, calls, total=True)
     assert [call.overflow for call in batch.calls] == ["", name, ""]
     others, _ = run(network, [calls[0], calls[2]], total=True)
@@ -77,7 +77,7 @@ def test_the_sum_is_to_the_bit_that_of_the_others(breaks, name):
 
 def test_there_is_no_sum_where_every_call_overflows():
     network = make_network(SPEC)
-    calls = make_calls(Wants(), huge_inputs)[1:2]
+    calls = make_calls(GradientRequest(), huge_inputs)[1:2]
     batch, _ = run(network, calls, total=True)
     assert batch.calls[0].overflow == "the loss of sequence 1"
     assert batch.total is None
@@ -89,7 +89,7 @@ def test_finite_gradients_whose_sum_is_not_are_told():
     draw = np.random.default_rng(0)
     example = make_example(SPEC, 1, None, draw, states=False)
     example = dataclasses.replace(example, output_gradients=np.full((1, SPEC.output_size), 2e38, "f4"))
-    call = ([example], Wants())
+    call = ([example], GradientRequest())
     alone, _ = run(network, [call], total=True)
     assert alone.calls[0].overflow == ""
     both, _ = run(network, [call, call], total=True)
@@ -104,6 +104,6 @@ def test_large_numbers_that_fit_are_no_overflow():
     example = make_example(SPEC, 3, None, draw)
     example = dataclasses.replace(example, output_gradients=example.output_gradients * np.float32(1e30))
     for form in ("smallest", "dense"):
-        batch, _ = run(network, [([example], Wants(parameters=form))], total=True)
+        batch, _ = run(network, [([example], GradientRequest(parameters=form))], total=True)
         assert batch.calls[0].overflow == ""
         assert batch.total is not None

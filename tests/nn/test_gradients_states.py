@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 from ragged import CELLS
-from seqloom_server.nn.gradients import Wants
-from seqloom_server.nn.network import Network
+from seqloom_server.nn.forward.network import Network
+from seqloom_server.nn.gradients.batch_gradients import GradientRequest
 from training_twin import EVERYTHING, LOSSES, assert_equal, make_example, make_network, make_spec, run
 
 
 def objective(network, examples):
     """The scaled losses, and the final states times what comes back into them."""
-    batch, _ = run(network, [(examples, Wants(final_state=True))])
+    batch, _ = run(network, [(examples, GradientRequest(final_state=True))])
     (call,) = batch.calls
     value = call.losses.sum()
     for n, example in enumerate(examples):
@@ -77,7 +77,7 @@ def test_chunks_that_pass_states_on_and_gradients_back_are_the_whole(cell, activ
             output_gradients=None if example.output_gradients is None else example.output_gradients[start:stop],
             initial_state=state,
         )
-        batch, _ = run(network, [([chunk], Wants(final_state=True))])
+        batch, _ = run(network, [([chunk], GradientRequest(final_state=True))])
         state = batch.calls[0].final_state
         chunks.append(chunk)
     found, losses, back = {}, 0.0, example.final_state_gradient

@@ -5,8 +5,8 @@ import logging
 import numpy as np
 import pytest
 from ragged import CELLS, make_network, make_sequences, make_spec, make_state, run
-from seqloom_server.nn.buckets import Grid
-from seqloom_server.nn.graphs import Graphs
+from seqloom_server.nn.cuda_graphs.buckets import Grid
+from seqloom_server.nn.cuda_graphs.graph_layers import GraphLayers
 from test_masked import run_masked
 
 GRID = Grid((1, 2, 4, 8, 16, 32), (1, 2, 4, 8))
@@ -31,7 +31,7 @@ def prepared(network, faster=lambda steps, rows: True, **more):
         run_it()
         return 1.0 if len(played) == before or not faster(*at[-1]) else 0.5
 
-    graphs = Graphs(network, record=record, seconds=seconds, grid=GRID, **more)
+    graphs = GraphLayers(network, record=record, seconds=seconds, grid=GRID, **more)
     graphs.prepare()
     played.clear()
     return graphs, played
@@ -65,7 +65,7 @@ def test_what_cannot_be_recorded_is_left_to_cudnn_with_one_line(caplog):
     def record(_):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    graphs = Graphs(make_network(make_spec("gru")), record=record, seconds=lambda run_it: 1.0, grid=GRID)
+    graphs = GraphLayers(make_network(make_spec("gru")), record=record, seconds=lambda run_it: 1.0, grid=GRID)
     with caplog.at_level(logging.WARNING):
         graphs.prepare()
     assert len(caplog.records) == 1

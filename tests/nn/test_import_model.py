@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 from ragged import make_network, make_spec, torch_twin
 from seqloom_server.__main__ import main
-from seqloom_server.nn import storage
+from seqloom_server.nn.files import model_folder
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_a_convolution_is_taken_where_it_is_said_to_be_causal_or_can_be_nothing_
     else:
         flags = []
     assert take(tmp_path / "m.safetensors", *flags) == (0, "")
-    assert storage.load(tmp_path / "models" / "taken")[0].spec == network.spec
+    assert model_folder.load(tmp_path / "models" / "taken")[0].spec == network.spec
 
 
 def test_tied_tensors_are_imported_as_the_module_has_them(take, tmp_path):
@@ -71,6 +71,6 @@ def test_tied_tensors_are_imported_as_the_module_has_them(take, tmp_path):
     twin["rnn"].weight_ih_l1 = twin["rnn"].weight_ih_l0
     safetensors.torch.save_model(twin, str(tmp_path / "m.safetensors"))
     assert take(tmp_path / "m.safetensors") == (0, "")
-    network, _ = storage.load(tmp_path / "models" / "taken")
+    network, _ = model_folder.load(tmp_path / "models" / "taken")
     for name, tensor in network.parameters().items():
         assert torch.equal(tensor, twin.state_dict()[name])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from seqloom_server.nn.labels import labels_of
+from seqloom_server.nn.forward.argmax_labels import labels_of
 
 # few values, so that there are ties; zeros of both signs, and rows without a positive number
 VALUES = st.sampled_from([-np.inf, -3.0e38, -2.5, -1.0, -0.0, 0.0, 1e-3, 1.0, 1.0078125, 2.5, np.inf])

@@ -10,15 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ragged import CELLS, make_network, make_sequences, make_spec, make_state
-from seqloom_server.nn import linear
-from seqloom_server.nn.network import Network
+from seqloom_server.nn.forward import packed_linear
+from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.spec import InvalidSpec
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 
-@pytest.fixture(autouse=True, params=[1, linear._WORTH], ids=["packed", "as they are"])
+@pytest.fixture(autouse=True, params=[1, packed_linear._WORTH], ids=["packed", "as they are"])
 def _worth(request, monkeypatch):
-    monkeypatch.setattr(linear, "_WORTH", request.param)
+    monkeypatch.setattr(packed_linear, "_WORTH", request.param)
 
 
 STEP = 2.0**-8  # between numbers of bfloat16 that are a little above 1

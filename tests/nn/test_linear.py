@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from precisions import alike, near
 from ragged import CELLS, logits_of, make_network, make_sequences, make_spec, make_state, run, run_twin, torch_twin
-from seqloom_server.nn import linear
-from seqloom_server.nn.linear import Linear
+from seqloom_server.nn.forward import packed_linear
+from seqloom_server.nn.forward.packed_linear import PackedLinear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @pytest.fixture(autouse=True)
 def _small_ones_are_worth_it(monkeypatch):
-    monkeypatch.setattr(linear, "_WORTH", 1)
+    monkeypatch.setattr(packed_linear, "_WORTH", 1)
 
 
 def draw(*shape, dtype=torch.float32, seed=0):
@@ -26,7 +26,7 @@ def draw(*shape, dtype=torch.float32, seed=0):
 @given(st.integers(0, 70), st.integers(1, 40), st.integers(1, 40))
 def test_it_is_the_product_in_float64_and_packed_where_onednn_is(bias, rows, inputs, classes):
     weight, b, x = draw(classes, inputs), draw(classes) if bias else None, draw(rows, inputs, seed=1)
-    own = Linear(weight, b)
+    own = PackedLinear(weight, b)
     assert own.packed == torch.backends.mkldnn.is_available()
     wanted = x.double() @ weight.double().t()
     with torch.inference_mode():
@@ -36,9 +36,9 @@ def test_it_is_the_product_in_float64_and_packed_where_onednn_is(bias, rows, inp
 
 
 def test_float64_and_small_ones_are_not_packed(monkeypatch):
-    assert not Linear(draw(3, 4, dtype=torch.float64), None).packed
-    monkeypatch.setattr(linear, "_WORTH", 13)
-    small = Linear(draw(3, 4), draw(3))
+    assert not PackedLinear(draw(3, 4, dtype=torch.float64), None).packed
+    monkeypatch.setattr(packed_linear, "_WORTH", 13)
+    small = PackedLinear(draw(3, 4), draw(3))
     assert not small.packed
     assert small.packed_bytes == 0
     out = torch.empty(2, 3)
@@ -61,9 +61,9 @@ class RowsOfProducts(TorchDispatchMode):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_products_of_bfloat16_come_in_few_sizes_where_they_are_not_packed_either(bias, monkeypatch):
-    monkeypatch.setattr(linear, "_WORTH", 1000)
+    monkeypatch.setattr(packed_linear, "_WORTH", 1000)
     weight, b = draw(20, 30).bfloat16(), draw(20).bfloat16() if bias else None
-    own, x = Linear(weight, b), draw(600, 30, seed=1).bfloat16()
+    own, x = PackedLinear(weight, b), draw(600, 30, seed=1).bfloat16()
     wanted = x.double() @ weight.double().t()
     assert not own.packed
     with torch.inference_mode(), RowsOfProducts() as seen:

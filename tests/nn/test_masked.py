@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from precisions import alike
 from ragged import CELLS, make_network, make_sequences, make_spec, make_state, run, specs
-from seqloom_server.nn import buckets
-from seqloom_server.nn.masked import Masked, takes
+from seqloom_server.nn.cuda_graphs import buckets
+from seqloom_server.nn.cuda_graphs.masked_layers import MaskedLayers, takes
 
 TOLERANCE = {"float32": alike(rtol=1e-6)["rtol"], "float64": 1e-12}
 
@@ -49,7 +49,7 @@ def test_a_rectangle_gives_what_packed_rows_give_whatever_its_padding_holds(case
     network = make_network(spec)
     sequences, state = make_sequences(spec, lengths), make_state(spec, len(lengths))
     expected, after_expected = run(network, sequences, state)
-    hidden, after = run_masked(Masked(network, max_padding=1.0), sequences, state, padding=padding)
+    hidden, after = run_masked(MaskedLayers(network, max_padding=1.0), sequences, state, padding=padding)
     tolerance = {"rtol": TOLERANCE[spec.dtype], "atol": TOLERANCE[spec.dtype]}
     for got, wanted in [*zip(hidden, expected, strict=True), *zip(after, after_expected, strict=True)]:
         np.testing.assert_allclose(got, wanted, **tolerance)
@@ -58,7 +58,7 @@ def test_a_rectangle_gives_what_packed_rows_give_whatever_its_padding_holds(case
 @pytest.mark.parametrize(("cell", "activation"), CELLS)
 def test_a_rectangle_in_blocks_is_the_whole_one(cell, activation):
     spec = make_spec(cell, activation, layers=2)
-    masked = Masked(make_network(spec))
+    masked = MaskedLayers(make_network(spec))
     rows = torch.from_numpy(np.stack(make_sequences(spec, [40] * 3), 1))
     left, state = torch.tensor([40, 17, 0]), tuple(map(torch.from_numpy, make_state(spec, 3)))
     hidden, after = masked.block(rows, left, state)
@@ -80,7 +80,7 @@ def test_bfloat16_has_the_digits_that_the_packed_way_has(cell, activation):
     )
     sequences, state = make_sequences(full.spec, [40, 33, 21, 40]), make_state(full.spec, 4)
     exact, _ = run(full, sequences, state)
-    hidden, after = run_masked(Masked(half, max_padding=1.0), [*sequences], state)
+    hidden, after = run_masked(MaskedLayers(half, max_padding=1.0), [*sequences], state)
     worst = max(np.abs(got - wanted).max() for got, wanted in zip(hidden, exact, strict=True))
     largest = max(np.abs(wanted).max() for wanted in exact)
     assert 0 < worst < 0.03 * largest, "near, but not in full precision"

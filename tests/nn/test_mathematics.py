@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ragged import make_network, make_sequences, make_spec, make_state
-from seqloom_server.nn import cells
+from seqloom_server.nn.reference import reference_forward
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "mathematics.md").read_text()
 NAMES = sorted(set(re.findall(r"`(seqloom(?:_server)?\.[\w.]+)`", PAGE)))
@@ -36,9 +36,9 @@ def test_every_function_that_is_named_exists(name):
 
 def test_every_formula_of_the_plain_twin_is_on_the_page():
     public = {
-        f"{cells.__name__}.{name}"
-        for name, member in inspect.getmembers(cells, inspect.isfunction)
-        if member.__module__ == cells.__name__ and not name.startswith("_")
+        f"{reference_forward.__name__}.{name}"
+        for name, member in inspect.getmembers(reference_forward, inspect.isfunction)
+        if member.__module__ == reference_forward.__name__ and not name.startswith("_")
     }
     assert public <= set(NAMES)
     assert len(public) >= 8
@@ -60,9 +60,9 @@ def test_the_backward_formulas_are_the_gradients(activation):
     targets = np.random.default_rng(2).integers(0, spec.output_size, len(xs))
 
     # as the page has it
-    hidden, _ = cells.forward(spec, weights, xs, (s0,))
+    hidden, _ = reference_forward.forward(spec, weights, xs, (s0,))
     before = np.concatenate([s0[0], hidden[:-1]])
-    d_o = cells.softmax(cells.logits(weights, hidden)) - np.eye(spec.output_size)[targets]
+    d_o = reference_forward.softmax(reference_forward.logits(weights, hidden)) - np.eye(spec.output_size)[targets]
     slope = 1 - hidden * hidden if activation == "tanh" else (hidden > 0).astype("f8")
     delta = np.zeros((len(xs) + 1, spec.hidden_size))
     for t in reversed(range(len(xs))):

@@ -18,8 +18,8 @@ from ragged import (
     specs,
     torch_twin,
 )
-from seqloom_server.nn import cells
-from seqloom_server.nn.network import Network
+from seqloom_server.nn.forward.network import Network
+from seqloom_server.nn.reference import reference_forward
 from seqloom_server.nn.spec import ModelSpec
 
 LENGTHS = [7, 1, 300, 43, 43, 2]
@@ -53,7 +53,7 @@ def test_float64_is_the_plain_twin(cell, activation, layers):
     sequences, state = make_sequences(network.spec, LENGTHS), make_state(network.spec, len(LENGTHS))
     hidden, after = run(network, sequences, state)
     for i, sequence in enumerate(sequences):
-        expected, final = cells.forward(network.spec, parameters, sequence, part_of(state, i))
+        expected, final = reference_forward.forward(network.spec, parameters, sequence, part_of(state, i))
         np.testing.assert_allclose(hidden[i], expected, rtol=1e-10, atol=1e-10)
         for got, wanted in zip(part_of(after, i), final, strict=True):
             np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-10)

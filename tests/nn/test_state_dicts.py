@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from precisions import near
 from ragged import logits_of, make_network, make_sequences, make_spec, make_state, run, run_twin, torch_twin
+from seqloom_server.nn.files.state_dict import from_state_dict
 from seqloom_server.nn.spec import InvalidSpec
-from seqloom_server.nn.state_dicts import from_state_dict
 from shapes import shapes
 
 

@@ -12,8 +12,8 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 from ragged import make_network, make_spec
-from seqloom_server.nn import state_files, storage
-from seqloom_server.nn.state_files import NoStateDict
+from seqloom_server.nn.files import model_folder, state_dict_file
+from seqloom_server.nn.files.state_dict_file import NoStateDict
 
 
 class Trap:
@@ -29,7 +29,7 @@ def parameters():
 
 def refused(path):
     with pytest.raises(NoStateDict) as caught:
-        state_files.read(path)
+        state_dict_file.read(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -60,7 +60,7 @@ def test_what_another_library_wrote_becomes_a_safetensors_file_as_is_said(case, 
     monkeypatch.chdir(tmp_path)
     command = re.search(r"safetensors\.\w+\.save_file\(.*\)(?= makes one)", words)[0]
     eval(command, {"numpy": np, "safetensors": safetensors, "torch": torch})
-    read = state_files.read("m.safetensors")
+    read = state_dict_file.read("m.safetensors")
     assert sorted(read) == sorted(parameters())
     for name, tensor in read.items():
         assert torch.equal(tensor, parameters()["rnn.bias_hh_l0" if "tied" in case and "bias_ih" in name else name])
@@ -123,11 +123,11 @@ def test_other_files_are_told_by_what_they_are(case, tmp_path):
 @pytest.mark.parametrize("case", ["an archive of torch.save with a trap", "a pickle", "nothing", "ONNX"])
 def test_in_the_place_of_a_models_weights_they_are_told_too(case, tmp_path):
     content, said = FOREIGN[case]
-    config, _ = storage.to_bytes(make_network(make_spec("gru")))
+    config, _ = model_folder.to_bytes(make_network(make_spec("gru")))
     (tmp_path / "config.json").write_bytes(config)
     (tmp_path / "model.safetensors").write_bytes(content)
-    for reading in (lambda: storage.load(tmp_path), lambda: storage.load_bytes(config, content)):
-        with pytest.raises(storage.BrokenModel, match=rf"model\.safetensors: .*; it {said.partition(':')[0]}$"):
+    for reading in (lambda: model_folder.load(tmp_path), lambda: model_folder.load_bytes(config, content)):
+        with pytest.raises(model_folder.BrokenModel, match=rf"model\.safetensors: .*; it {said.partition(':')[0]}$"):
             reading()
 
 

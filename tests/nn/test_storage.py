@@ -11,8 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 from ragged import CELLS, make_network, make_sequences, make_spec, make_state, run, run_twin, torch_twin
-from seqloom_server.nn import storage
-from seqloom_server.nn.storage import BrokenModel
+from seqloom_server.nn.files import model_folder
+from seqloom_server.nn.files.model_folder import BrokenModel
 
 
 def same(left, right):
@@ -24,21 +24,21 @@ def same(left, right):
 @pytest.mark.parametrize(("cell", "activation"), CELLS)
 def test_what_is_saved_is_loaded(cell, activation, dtype, tmp_path):
     network = make_network(make_spec(cell, activation, layers=2, dtype=dtype))
-    storage.save(tmp_path / "m", network, 7)
-    loaded, version = storage.load(tmp_path / "m", "cpu")
+    model_folder.save(tmp_path / "m", network, 7)
+    loaded, version = model_folder.load(tmp_path / "m", "cpu")
     assert version == 7
     assert same(loaded, network)
-    again, version = storage.load_bytes(*storage.to_bytes(network, 8), "cpu")
+    again, version = model_folder.load_bytes(*model_folder.to_bytes(network, 8), "cpu")
     assert version == 8
     assert same(again, network)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.json", "m", "model.safetensors"]
 
 
 def test_a_folder_is_replaced_whole_even_by_another_model(tmp_path):
-    storage.save(tmp_path / "m", make_network(make_spec("gru")), 1)
+    model_folder.save(tmp_path / "m", make_network(make_spec("gru")), 1)
     (tmp_path / "m" / "notes.txt").write_text("of the old one")
-    storage.save(tmp_path / "m", make_network(make_spec("lstm", layers=2)), 2)
-    network, version = storage.load(tmp_path / "m")
+    model_folder.save(tmp_path / "m", make_network(make_spec("lstm", layers=2)), 2)
+    network, version = model_folder.load(tmp_path / "m")
     assert (network.spec.cell, version) == ("lstm", 2)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.json", "m", "model.safetensors"]
 
@@ -46,7 +46,7 @@ def test_a_folder_is_replaced_whole_even_by_another_model(tmp_path):
 @pytest.mark.parametrize(("cell", "activation"), CELLS)
 def test_torch_nn_loads_an_exported_folder(cell, activation, tmp_path):
     network = make_network(make_spec(cell, activation, layers=2))
-    storage.save(tmp_path / "m", network)
+    model_folder.save(tmp_path / "m", network)
     fields = json.loads((tmp_path / "m" / "config.json").read_text())
     module = torch_twin(make_network(make_spec(cell, activation, layers=2), seed=1))
     module.load_state_dict(safetensors.torch.load_file(tmp_path / "m" / "model.safetensors"), strict=True)
@@ -164,9 +164,9 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_model_is_refused_by_name(case, tmp_path):
     change, said = BROKEN[case]
-    text, weights = change(*storage.to_bytes(make_network(make_spec("gru", layers=2))))
+    text, weights = change(*model_folder.to_bytes(make_network(make_spec("gru", layers=2))))
     with pytest.raises(BrokenModel) as caught:
-        storage.load_bytes(text, weights)
+        model_folder.load_bytes(text, weights)
     assert said in str(caught.value)
     assert len(str(caught.value)) < 1000
     folder = tmp_path / "digits"
@@ -174,41 +174,41 @@ def test_a_broken_model_is_refused_by_name(case, tmp_path):
     (folder / "config.json").write_bytes(text)
     (folder / "model.safetensors").write_bytes(weights)
     with pytest.raises(BrokenModel) as caught:
-        storage.load(folder)
+        model_folder.load(folder)
     assert str(caught.value).startswith("digits: ")
     assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_missing_file_is_named(name, tmp_path):
-    storage.save(tmp_path / "digits", make_network(make_spec("gru")))
+    model_folder.save(tmp_path / "digits", make_network(make_spec("gru")))
     (tmp_path / "digits" / name).unlink()
     with pytest.raises(BrokenModel, match=f"^digits: {name} is missing"):
-        storage.load(tmp_path / "digits")
+        model_folder.load(tmp_path / "digits")
     (tmp_path / "digits" / name).mkdir()
     with pytest.raises(BrokenModel, match=f"^digits: {name} is no regular file$"):
-        storage.load(tmp_path / "digits")
+        model_folder.load(tmp_path / "digits")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_pipe_in_the_place_of_a_file_holds_up_nobody(name, tmp_path):
-    storage.save(tmp_path / "digits", make_network(make_spec("gru")))
+    model_folder.save(tmp_path / "digits", make_network(make_spec("gru")))
     (tmp_path / "digits" / name).unlink()
     os.mkfifo(tmp_path / "digits" / name)
     with pytest.raises(BrokenModel, match=f"^digits: {name} is no regular file$"):
-        storage.load(tmp_path / "digits")
+        model_folder.load(tmp_path / "digits")
 
 
 def test_a_type_of_tensor_that_torch_does_not_know_is_told_in_words():
-    _, weights = of_type("F4")(b"", storage.to_bytes(make_network(make_spec("gru", layers=2)))[1])
-    config, _ = storage.to_bytes(make_network(make_spec("gru", layers=2)))
+    _, weights = of_type("F4")(b"", model_folder.to_bytes(make_network(make_spec("gru", layers=2)))[1])
+    config, _ = model_folder.to_bytes(make_network(make_spec("gru", layers=2)))
     with pytest.raises(BrokenModel, match=r"a tensor has the type 'F4': config.json says float64"):
-        storage.load_bytes(config, weights)
+        model_folder.load_bytes(config, weights)
 
 
 def test_a_folder_that_is_not_there_is_missing_its_config(tmp_path):
     with pytest.raises(BrokenModel, match=r"^digits: config\.json is missing"):
-        storage.load(tmp_path / "digits")
+        model_folder.load(tmp_path / "digits")
 
 
 WRITER = """
@@ -240,8 +240,8 @@ def test_a_writer_that_is_killed_leaves_a_whole_model(saves, tmp_path):
         process.stdout.readline()
     process.kill()
     process.communicate()
-    storage.recover_all(tmp_path)
-    network, version = storage.load(tmp_path / "m")
+    model_folder.recover_all(tmp_path)
+    network, version = model_folder.load(tmp_path / "m")
     assert version >= saves
     for tensor in network.parameters().values():
         assert torch.equal(tensor, torch.full_like(tensor, version))
@@ -251,10 +251,10 @@ def test_a_writer_that_is_killed_leaves_a_whole_model(saves, tmp_path):
 @pytest.mark.parametrize("stopped_at", ["written in part", "moved away", "both there"])
 def test_every_place_at_which_a_save_can_stop_is_recovered_from(stopped_at, tmp_path):
     network = make_network(make_spec("gru"))
-    storage.save(tmp_path / "m", network, 1)
+    model_folder.save(tmp_path / "m", network, 1)
     half, old = tmp_path / ".m.being-written", tmp_path / ".m.being-replaced"
     if stopped_at == "both there":  # the new one has its name, the old one was not yet removed
-        storage.save(tmp_path / "copy", network, 1)
+        model_folder.save(tmp_path / "copy", network, 1)
         (tmp_path / "copy").rename(old)
         (old / "config.json").unlink()
     else:
@@ -262,24 +262,24 @@ def test_every_place_at_which_a_save_can_stop_is_recovered_from(stopped_at, tmp_
         (half / "config.json").write_text("{")
         if stopped_at == "moved away":
             (tmp_path / "m").rename(old)
-    storage.recover_all(tmp_path)
-    assert same(storage.load(tmp_path / "m")[0], network)
+    model_folder.recover_all(tmp_path)
+    assert same(model_folder.load(tmp_path / "m")[0], network)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_a_disk_that_is_full_leaves_the_old_model(tmp_path):
-    storage.save(tmp_path / "m", make_network(make_spec("gru")), 3)
+    model_folder.save(tmp_path / "m", make_network(make_spec("gru")), 3)
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
     process = writer(tmp_path / "m", limit)
     printed, complaint = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "\nOSError: " in complaint
     assert printed == ""
-    assert storage.load(tmp_path / "m")[1] == 3
+    assert model_folder.load(tmp_path / "m")[1] == 3
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_who_may_read_the_one_file_may_read_the_other(tmp_path):
-    storage.save(tmp_path / "m", make_network(make_spec("gru")))
-    modes = {(tmp_path / "m" / name).stat().st_mode for name in (storage.CONFIG, storage.WEIGHTS)}
+    model_folder.save(tmp_path / "m", make_network(make_spec("gru")))
+    modes = {(tmp_path / "m" / name).stat().st_mode for name in (model_folder.CONFIG, model_folder.WEIGHTS)}
     assert len(modes) == 1

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ragged import make_network, make_sequences, make_spec, make_state, run, run_twin, torch_twin
-from seqloom_server.nn import state_files, storage, tied
+from seqloom_server.nn.files import model_folder, state_dict_file, tied_tensors
+from seqloom_server.nn.files.model_folder import BrokenModel
+from seqloom_server.nn.files.state_dict import from_state_dict
 from seqloom_server.nn.spec import InvalidSpec
-from seqloom_server.nn.state_dicts import from_state_dict
-from seqloom_server.nn.storage import BrokenModel
 from shapes import shapes
 
 
@@ -27,7 +27,7 @@ def tie(twin, left, right):
 
 def written(folder, network, twin):
     """The folder, with a model that safetensors' own save_model has written."""
-    (folder / "config.json").write_bytes(storage.to_bytes(network)[0])
+    (folder / "config.json").write_bytes(model_folder.to_bytes(network)[0])
     safetensors.torch.save_model(twin, str(folder / "model.safetensors"))
     return folder
 
@@ -45,11 +45,11 @@ def test_tied_tensors_are_read_as_the_module_has_them(spec, data):
     with tempfile.TemporaryDirectory() as path:
         folder = written(pathlib.Path(path), network, twin)
         both = (folder / "config.json").read_bytes(), (folder / "model.safetensors").read_bytes()
-        parameters = state_files.read(folder / "model.safetensors")
+        parameters = state_dict_file.read(folder / "model.safetensors")
         readings = (
             from_state_dict(parameters, spec.activation, causal_convolution=bool(spec.conv_channels)),
-            storage.load(folder)[0],
-            storage.load_bytes(*both)[0],
+            model_folder.load(folder)[0],
+            model_folder.load_bytes(*both)[0],
         )
     (sequence,), state = make_sequences(spec, [6]), make_state(spec, 1)
     expected, _, _ = run_twin(twin, sequence, state)
@@ -60,7 +60,7 @@ def test_tied_tensors_are_read_as_the_module_has_them(spec, data):
         assert len({tensor.data_ptr() for tensor in reading.parameters().values()}) == len(names)  # and trained apart
         (hidden,), _ = run(reading, [sequence], state)
         np.testing.assert_allclose(hidden, expected, rtol=1e-9, atol=1e-9)
-        assert storage.to_bytes(reading)[1]  # safetensors saves no tensors that share memory
+        assert model_folder.to_bytes(reading)[1]  # safetensors saves no tensors that share memory
 
 
 def test_a_gru_whose_layers_share_their_weights_has_two_of_them(tmp_path):
@@ -69,7 +69,7 @@ def test_a_gru_whose_layers_share_their_weights_has_two_of_them(tmp_path):
     for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
         tie(twin, f"rnn.{name}_l0", f"rnn.{name}_l1")
     written(tmp_path, network, twin)
-    read = from_state_dict(state_files.read(tmp_path / "model.safetensors"))
+    read = from_state_dict(state_dict_file.read(tmp_path / "model.safetensors"))
     assert read.spec.num_layers == 2
     assert torch.equal(read.parameters()["rnn.weight_hh_l1"], twin["rnn"].weight_hh_l0)
 
@@ -120,14 +120,14 @@ def test_names_that_contradict_the_tensors_are_refused(case, tmp_path):
     change, said = WRONG[case]
     kept, metadata = tied_biases()
     change(kept, metadata)
-    config, _ = storage.to_bytes(make_network(make_spec("gru")))
+    config, _ = model_folder.to_bytes(make_network(make_spec("gru")))
     weights = safetensors.torch.save(kept, metadata)
     (tmp_path / "config.json").write_bytes(config)
     (tmp_path / "model.safetensors").write_bytes(weights)
     with pytest.raises(InvalidSpec) as caught:
-        from_state_dict(state_files.read(tmp_path / "model.safetensors"))
+        from_state_dict(state_dict_file.read(tmp_path / "model.safetensors"))
     assert str(caught.value).startswith(said)
-    for reading in (lambda: storage.load(tmp_path), lambda: storage.load_bytes(config, weights)):
+    for reading in (lambda: model_folder.load(tmp_path), lambda: model_folder.load_bytes(config, weights)):
         with pytest.raises(BrokenModel) as caught:
             reading()
         assert f"model.safetensors: tensor {said}" in str(caught.value)
@@ -143,8 +143,8 @@ def test_what_else_is_noted_in_a_file_is_no_name_of_a_tensor(tmp_path):
     }
     weights = safetensors.torch.save(kept, metadata | notes)
     (tmp_path / "m.safetensors").write_bytes(weights)
-    assert tied.metadata_of(weights) == metadata | notes
-    parameters = state_files.read(tmp_path / "m.safetensors")
+    assert tied_tensors.metadata_of(weights) == metadata | notes
+    parameters = state_dict_file.read(tmp_path / "m.safetensors")
     assert sorted(parameters) == sorted(make_network(make_spec("gru")).parameters())
     assert torch.equal(parameters["rnn.bias_ih_l0"], kept["rnn.bias_hh_l0"])
 
@@ -154,12 +154,12 @@ def test_a_name_that_is_there_too_with_the_same_numbers_is_no_doubt(tmp_path):
     kept["rnn.bias_ih_l0"] = kept["rnn.bias_hh_l0"].clone()
     metadata["rnn.bias_ih_l0"] = "rnn.bias_hh_l0"
     safetensors.torch.save_file(kept, tmp_path / "m.safetensors", metadata)
-    assert from_state_dict(state_files.read(tmp_path / "m.safetensors")).spec == make_spec("gru")
+    assert from_state_dict(state_dict_file.read(tmp_path / "m.safetensors")).spec == make_spec("gru")
 
 
 def test_a_file_of_no_metadata_has_the_names_of_its_tensors(tmp_path):
     weights = safetensors.torch.save({"a": torch.zeros(2)})
     assert "__metadata__" not in json.loads(weights[8:-8])
-    assert tied.metadata_of(weights) is None
+    assert tied_tensors.metadata_of(weights) is None
     (tmp_path / "m.safetensors").write_bytes(weights)
-    assert list(state_files.read(tmp_path / "m.safetensors")) == ["a"]
+    assert list(state_dict_file.read(tmp_path / "m.safetensors")) == ["a"]

@@ -5,9 +5,9 @@ import pytest
 import torch
 from precisions import near
 from ragged import CELLS, logits_of, make_network, make_sequences, make_spec, make_state, run, run_twin, torch_twin
+from seqloom_server.nn.files.state_dict import from_state_dict
+from seqloom_server.nn.files.torch_import import from_torch
 from seqloom_server.nn.spec import InvalidSpec
-from seqloom_server.nn.state_dicts import from_state_dict
-from seqloom_server.nn.torch_modules import from_torch
 from torch.nn.utils.parametrizations import weight_norm
 
 

@@ -4,11 +4,13 @@ import dataclasses
 
 import numpy as np
 import torch
-from seqloom_server.nn.gradients import Example, Wants, gradients
-from seqloom_server.nn.network import Network
+from seqloom_server.nn.forward.network import Network
+from seqloom_server.nn.gradients.batch_gradients import Example, GradientRequest, gradients
 from seqloom_server.nn.spec import ModelSpec
 
-EVERYTHING = Wants(parameters="dense", inputs=True, initial_state=True, outputs=True, hidden=True, final_state=True)
+EVERYTHING = GradientRequest(
+    parameters="dense", inputs=True, initial_state=True, outputs=True, hidden=True, final_state=True
+)
 LOSSES = ["cross_entropy", "mse", "ctc", None]
 
 

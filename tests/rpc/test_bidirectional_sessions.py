@@ -7,7 +7,7 @@ from calls import infer as infer_once
 from precisions import near
 from seqloom.v1 import inference_service_pb2 as pb
 from seqloom_server.nn.spec import ModelSpec
-from seqloom_server.rpc import outbox
+from seqloom_server.rpc.inference import outbox
 from serving import open_channel
 
 BOTH = ModelSpec("gru", 5, 7, 3, bidirectional=True)

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from seqloom import tensors
 from seqloom.v1 import tensor_pb2
 from seqloom_server.errors import Reason, ServerError
-from seqloom_server.rpc import convert
+from seqloom_server.rpc.calls import converters
 
 LARGE = np.finfo("f4").max
-FEW = convert._FEW_BYTES // 4  # numbers that are looked at in one way; more of them in another
+FEW = converters._FEW_BYTES // 4  # numbers that are looked at in one way; more of them in another
 
 
 @given(
@@ -35,9 +35,9 @@ def test_only_finite_numbers_are_taken(dtype, count, placed):
     wrong = np.flatnonzero(~np.isfinite(array))
     model = "float64" if dtype == "float64" else "float32"
     if not len(wrong):
-        np.testing.assert_array_equal(convert.array(message, model, "field"), array)
+        np.testing.assert_array_equal(converters.array(message, model, "field"), array)
         return
     with pytest.raises(ServerError) as caught:
-        convert.array(message, model, "field")
+        converters.array(message, model, "field")
     assert caught.value.reason is Reason.INVALID_FIELD
     assert f"at [{wrong[0]}]" in caught.value.message

@@ -10,11 +10,11 @@ from precisions import near
 from seqloom._version import __version__
 from seqloom.v1 import model_service_pb2 as pb
 from seqloom.v1 import model_service_pb2_grpc, tensor_pb2
-from seqloom_server.nn import storage
-from seqloom_server.nn.network import Network
+from seqloom_server.nn.files import model_folder
+from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.spec import ModelSpec
-from seqloom_server.rpc import models
-from seqloom_server.rpc import parts as request_parts
+from seqloom_server.rpc.calls import request_parts
+from seqloom_server.rpc.models import model_servicer
 from serving import SMALL, open_channel, until
 
 TINY = pb.ModelSpec(cell=pb.CELL_TYPE_GRU, input_size=2, hidden_size=3, output_size=4, num_layers=1)
@@ -34,7 +34,7 @@ async def import_parts(stub, *parts, **more):
 
 
 def parts_of(name, spec, *, seed=0, size=1 << 20):
-    config, weights = storage.to_bytes(Network.create(spec, seed))
+    config, weights = model_folder.to_bytes(Network.create(spec, seed))
     yield pb.ImportModelRequest(name=name, config=config)
     for start in range(0, len(weights), size):
         yield pb.ImportModelRequest(weights=weights[start : start + size])
@@ -71,7 +71,7 @@ async def test_a_created_model_is_served_and_on_disk_and_the_seed_decides_its_we
     assert reply.model.spec.precision == pb.PRECISION_FULL
     served.networks["made"] = Network.create(SMALL, 11)
     await assert_serves(served, channel, "made")
-    network, version = storage.load(served.models / "made")
+    network, version = model_folder.load(served.models / "made")
     assert version == 1
     assert network.spec == dataclasses.replace(SMALL, precision="full")
 
@@ -132,11 +132,11 @@ async def test_a_model_above_the_bound_of_all_parameters_is_refused(stub):
 
 async def test_a_folder_that_was_put_there_is_loaded_and_read_anew_with_a_higher_version(served, channel, stub):
     served.networks["later"] = Network.create(SMALL, 1)
-    storage.save(served.models / "later", served.networks["later"])
+    model_folder.save(served.models / "later", served.networks["later"])
     assert (await stub.LoadModel(pb.LoadModelRequest(name="later"))).model.weights_version == 1
     await assert_serves(served, channel, "later")
     served.networks["later"] = Network.create(SMALL, 2)
-    storage.save(served.models / "later", served.networks["later"])
+    model_folder.save(served.models / "later", served.networks["later"])
     assert (await stub.LoadModel(pb.LoadModelRequest(name="later"))).model.weights_version == 2
     await assert_serves(served, channel, "later")
     assert served.value("weights_version", model="later") == 2
@@ -183,7 +183,7 @@ async def test_no_more_versions_live_at_once_than_are_allowed(serve):
     ],
 )
 async def test_a_broken_folder_is_refused_by_name_and_what_is_served_stays(served, channel, stub, break_it, words):
-    storage.save(served.models / "broken", Network.create(SMALL, 1))
+    model_folder.save(served.models / "broken", Network.create(SMALL, 1))
     break_it(served.models / "broken")
     break_it(served.models / "small")
     for name in ("broken", "small"):
@@ -240,7 +240,7 @@ async def test_a_model_goes_out_in_parts_and_comes_in_as_the_same(serve):
 
 
 def with_weights(change):
-    config, weights = storage.to_bytes(Network.create(SMALL, 0))
+    config, weights = model_folder.to_bytes(Network.create(SMALL, 0))
     return [pb.ImportModelRequest(name="made", config=config), pb.ImportModelRequest(weights=change(weights))]
 
 
@@ -264,7 +264,7 @@ WRONG_IMPORTS = {
         "more than",
     ),
     "another model's weights": (
-        with_weights(lambda _: storage.to_bytes(Network.create(OTHER, 0))[1]),
+        with_weights(lambda _: model_folder.to_bytes(Network.create(OTHER, 0))[1]),
         "weights",
         "rnn.weight_ih_l0",
     ),
@@ -363,7 +363,7 @@ async def test_an_import_of_which_no_more_comes_holds_up_no_other_and_is_ended(s
 
 async def test_imports_that_are_together_too_large_are_told_to_come_later(serve):
     wide = ModelSpec("elman", 5, 7, 100_000)
-    size = storage.weights_bytes(wide)
+    size = model_folder.weights_bytes(wide)
     async with serve(max_model_bytes=size) as served, open_channel(served.address) as channel:
         stub = model_service_pb2_grpc.ModelServiceStub(channel)
         parts = list(parts_of("made", wide))
@@ -384,7 +384,7 @@ async def test_exports_that_nobody_reads_are_bounded_and_ended(serve, monkeypatc
     wide = ModelSpec("elman", 5, 100, 100_000)
     async with serve({"wide": wide}) as served, open_channel(served.address) as channel:
         stub = model_service_pb2_grpc.ModelServiceStub(channel)
-        monkeypatch.setattr(models, "SECONDS_WITHOUT_PROGRESS", 0.5)
+        monkeypatch.setattr(model_servicer, "SECONDS_WITHOUT_PROGRESS", 0.5)
         unread = [stub.ExportModel(pb.ExportModelRequest(name="wide")) for _ in range(2)]
         for call in unread:
             assert (await call.read()).config
@@ -392,7 +392,7 @@ async def test_exports_that_nobody_reads_are_bounded_and_ended(serve, monkeypatc
         assert (failure.code, failure.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
         await until(lambda: served.value("requests_total", code="CANCELLED") == 2)
         whole = [part async for part in stub.ExportModel(pb.ExportModelRequest(name="wide"))]
-        assert sum(len(part.weights) for part in whole) > storage.weights_bytes(wide)
+        assert sum(len(part.weights) for part in whole) > model_folder.weights_bytes(wide)
 
 
 async def test_a_model_above_the_bound_of_its_bytes_is_refused_before_its_weights_come(serve):

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from seqloom.v1 import inference_service_pb2 as pb
-from seqloom_server.rpc import outbox
-from seqloom_server.rpc.budget import ByteBudget
+from seqloom_server.rpc.calls.byte_budget import ByteBudget
+from seqloom_server.rpc.inference import outbox
 
 
 def floats(*shape):

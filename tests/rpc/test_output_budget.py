@@ -4,7 +4,7 @@ import numpy as np
 from calls import Sessions, assert_serves, entry, frames, infer, infer_request
 from precisions import near
 from seqloom_server.nn.spec import ModelSpec
-from seqloom_server.rpc import outbox
+from seqloom_server.rpc.inference import outbox
 from serving import open_channel, until
 
 WIDE = ModelSpec(cell="elman", input_size=5, hidden_size=3, output_size=2000)  # 512,000 bytes for 64 steps

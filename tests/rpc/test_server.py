@@ -18,7 +18,7 @@ from seqloom import tensors
 from seqloom.v1 import inference_service_pb2_grpc, model_service_pb2_grpc, tensor_pb2
 from seqloom.v1 import model_service_pb2 as models_pb
 from seqloom_server.config import ServerConfig
-from seqloom_server.engine import runner
+from seqloom_server.engine.device import slice_runner
 from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc import server
 from seqloom_server.rpc.server import SERVICES, CannotStart, Server
@@ -202,7 +202,7 @@ async def test_when_the_device_thread_dies_all_is_told_and_health_says_so(serve,
         def broken(*arguments, **options):
             raise SystemError("the device is gone")
 
-        monkeypatch.setattr(runner, "launch", broken)
+        monkeypatch.setattr(slice_runner, "launch", broken)
         for number in range(2, 12):  # a failed slice is its members' alone; too many in a row are the device's
             await sessions.send(entry(number, frames(2), open="small", end=True))
             assert (await sessions.error(number)).code in ("INTERNAL", "UNAVAILABLE")

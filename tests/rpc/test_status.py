@@ -5,7 +5,7 @@ from calls import failure_of
 from google.rpc import code_pb2
 from seqloom import errors as sdk_errors
 from seqloom_server.errors import Reason, ServerError, invalid
-from seqloom_server.rpc.status import CODES, status_of
+from seqloom_server.rpc.calls.status import CODES, status_of
 
 SHAPES = [
     {},

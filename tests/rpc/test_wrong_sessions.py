@@ -10,7 +10,7 @@ from seqloom import tensors
 from seqloom.v1 import inference_service_pb2 as pb
 from seqloom.v1 import tensor_pb2
 from seqloom_server.nn.spec import ModelSpec
-from seqloom_server.rpc import outbox
+from seqloom_server.rpc.inference import outbox
 from serving import SMALL, open_channel, until
 
 CLOSE = near(rtol=1e-4, atol=1e-5)

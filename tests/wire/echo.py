@@ -8,9 +8,9 @@ import collections
 
 import numpy as np
 from seqloom import tensors, wire
+from seqloom._streaming.deadline_timer import Clock
 from seqloom.v1 import inference_service_pb2 as pb
 from seqloom.v1 import tensor_pb2
-from seqloom.waiting import Clock
 
 
 class Echo:

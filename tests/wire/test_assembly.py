@@ -13,7 +13,7 @@ import seqloom
 from echo import Echo
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from seqloom.session import Session
+from seqloom._streaming.session import Session
 from seqloom.v1 import inference_service_pb2 as pb
 
 WINDOW = 16

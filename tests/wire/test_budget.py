@@ -15,8 +15,8 @@ from echo import Echo
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from seqloom.budget import CHUNK_BYTES, Budget, Share
-from seqloom.session import Session
+from seqloom._streaming.session import Session
+from seqloom._streaming.stream_budget import CHUNK_BYTES, Share, StreamBudget
 
 WINDOW = 16
 SIZE = 20 * CHUNK_BYTES
@@ -85,7 +85,7 @@ class Streams(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.budget = Budget(SIZE)
+        self.budget = StreamBudget(SIZE)
         self.streams = []
         for width in (1, 16, 60, 60):
             self.open(width)
@@ -204,7 +204,7 @@ def stalled(budget, width=60):
 
 
 async def test_windows_shrink_as_more_sessions_stall_and_one_that_reads_goes_on():
-    budget = Budget(SIZE)
+    budget = StreamBudget(SIZE)
     held, tasks = [], []
     for _ in range(10):
         stream, task = stalled(budget)
@@ -226,7 +226,7 @@ async def test_windows_shrink_as_more_sessions_stall_and_one_that_reads_goes_on(
 
 
 async def test_a_send_that_the_budget_holds_up_says_to_receive_and_goes_when_there_is_room():
-    budget = Budget(SIZE)
+    budget = StreamBudget(SIZE)
     first, second = Stream(budget, 60), Stream(budget, 60)
     for stream, count in ((first, 3), (second, 2)):
         for _ in range(count):
@@ -251,7 +251,7 @@ async def test_a_send_that_the_budget_holds_up_says_to_receive_and_goes_when_the
 
 @pytest.mark.parametrize("closed", [False, True])
 async def test_what_a_session_held_that_nobody_keeps_goes_back(closed):
-    budget = Budget(SIZE)
+    budget = StreamBudget(SIZE)
     stream, other = Stream(budget, 60), Stream(budget, 60)
     for _ in range(4):
         await stream.session.send(np.zeros((2, 60), "f4"), math.inf)
@@ -271,7 +271,7 @@ async def test_what_a_session_held_that_nobody_keeps_goes_back(closed):
 
 
 async def test_a_chunk_that_came_with_others_keeps_none_of_them_in_memory():
-    stream = Stream(Budget(), 60)
+    stream = Stream(StreamBudget(), 60)
     for _ in range(4):
         await stream.session.send(np.zeros((4, 60), "f4"), math.inf)
         stream.write()
@@ -282,7 +282,7 @@ async def test_a_chunk_that_came_with_others_keeps_none_of_them_in_memory():
 
 
 async def test_one_that_gives_up_in_the_moment_at_which_it_could_go_lets_the_next_go():
-    budget = Budget(SIZE)
+    budget = StreamBudget(SIZE)
     reader, first, second = (Stream(budget, 60) for _ in range(3))
     await reader.session.send(np.zeros((12, 60), "f4"), math.inf)
     reader.write()
@@ -300,7 +300,7 @@ async def test_one_that_gives_up_in_the_moment_at_which_it_could_go_lets_the_nex
 
 async def test_a_session_that_fails_in_the_moment_at_which_there_is_room_sends_nothing():
     for width, already, size in ((1, WINDOW, SIZE), (60, 8, SIZE // 2)):  # the window is full; the budget is spent
-        stream = Stream(Budget(size), width)
+        stream = Stream(StreamBudget(size), width)
         await stream.session.send(np.zeros((already, width), "f4"), math.inf)
         stream.write()
         stream.session.take(stream.reply(WINDOW))
@@ -316,7 +316,7 @@ async def test_a_session_that_fails_in_the_moment_at_which_there_is_room_sends_n
 
 
 async def test_a_session_that_fails_keeps_what_can_be_received_and_nothing_else_in_memory():
-    stream = Stream(Budget(SIZE), 60)
+    stream = Stream(StreamBudget(SIZE), 60)
     for _ in range(2):
         await stream.session.send(np.zeros((4, 60), "f4"), math.inf)
         stream.write()
@@ -328,7 +328,7 @@ async def test_a_session_that_fails_keeps_what_can_be_received_and_nothing_else_
 
 
 async def test_a_send_that_the_budget_holds_up_goes_when_the_sessions_own_frames_are_written():
-    budget = Budget(SIZE)
+    budget = StreamBudget(SIZE)
     stream = Stream(budget, 60)
     await stream.session.send(np.zeros((9, 60), "f4"), math.inf)
     stream.begin_to_send(2)
@@ -340,7 +340,7 @@ async def test_a_send_that_the_budget_holds_up_goes_when_the_sessions_own_frames
 
 
 async def test_one_that_is_told_and_finds_it_taken_is_told_again():
-    budget = Budget(SIZE)
+    budget = StreamBudget(SIZE)
     reader, waiting, third = (Stream(budget, 60) for _ in range(3))
     for stream, steps in ((reader, 12), (waiting, 1)):
         await stream.session.send(np.zeros((steps, 60), "f4"), math.inf)
@@ -360,7 +360,7 @@ async def test_one_that_is_told_and_finds_it_taken_is_told_again():
 
 
 def test_as_many_are_told_as_can_go_and_those_that_need_least_first():
-    budget, told = Budget(1000), []
+    budget, told = StreamBudget(1000), []
     holder, *shares = (Share(budget) for _ in range(6))
     with contextlib.ExitStack() as stack:
         for held, share in zip((600, 10, 30, 20, 50, 40), (holder, *shares), strict=True):
@@ -378,7 +378,7 @@ def test_as_many_are_told_as_can_go_and_those_that_need_least_first():
 
 
 def test_what_is_noted_of_those_that_wait_is_bounded_and_forgets_nobody():
-    budget, told = Budget(10_000), []
+    budget, told = StreamBudget(10_000), []
     holder, small, large = (Share(budget) for _ in range(3))
     for share, held in ((holder, 9_000), (small, 400), (large, 500)):
         assert share.take(held)

@@ -6,7 +6,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from hypothesis import given
 from hypothesis import strategies as st
 from seqloom import tensors, wire
-from seqloom.entry import Outgoing
+from seqloom._streaming.outgoing_entry import OutgoingEntry
 from seqloom.v1 import inference_service_pb2, tensor_pb2
 from test_tensors import arrays
 
@@ -56,5 +56,5 @@ def test_entries_are_what_protobuf_would_have_written(entries):
             entry.acknowledged_steps = received
         opened = None if opening is None else opening.SerializeToString()
         sender = SimpleNamespace(number=number, failure=None, received=received)
-        parts += Outgoing(sender, open=opened, reset=reset, frames=frames, end=end, cancel=cancel).buffers()
+        parts += OutgoingEntry(sender, open=opened, reset=reset, frames=frames, end=end, cancel=cancel).buffers()
     assert inference_service_pb2.StreamInferRequest.FromString(wire.joined(parts)) == expected

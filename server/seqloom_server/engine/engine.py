@@ -13,20 +13,22 @@ from collections.abc import Callable, Iterable, Set
 import torch
 
 from seqloom_server.config import ServerConfig
-from seqloom_server.engine.device import DeviceThread, Results, TrainingResults
-from seqloom_server.engine.fitting import SchedulerLimits
-from seqloom_server.engine.holder import InUse
-from seqloom_server.engine.jobs import Jobs
-from seqloom_server.engine.programs import Settings
-from seqloom_server.engine.registry import Registry
-from seqloom_server.engine.report import Report
-from seqloom_server.engine.request import Chunk, Op, OutputSpec, Sequence, Sink, StateArrays
-from seqloom_server.engine.runs import Runs
-from seqloom_server.engine.scheduler import Scheduler
-from seqloom_server.engine.served import ServedWeights
-from seqloom_server.engine.sessions import is_idle
-from seqloom_server.engine.staging import staging_of
-from seqloom_server.engine.training import Job
+from seqloom_server.engine.core.limits import SchedulerLimits
+from seqloom_server.engine.core.overload import ONE_SECOND, memory_exhausted, overloaded
+from seqloom_server.engine.core.sequence import Chunk, Op, OutputSpec, Sequence, Sink, StateArrays
+from seqloom_server.engine.core.session_window import is_idle
+from seqloom_server.engine.core.training_job import Job
+from seqloom_server.engine.device.device_thread import DeviceThread, Results, TrainingResults
+from seqloom_server.engine.device.transfers import staging_of
+from seqloom_server.engine.engine_metrics import EngineMetrics
+from seqloom_server.engine.models.registry import Registry
+from seqloom_server.engine.models.served_weights import ServedWeights
+from seqloom_server.engine.open_jobs import OpenJobs
+from seqloom_server.engine.scheduling.scheduler import Scheduler
+from seqloom_server.engine.training.batch_programs import BatchPrograms
+from seqloom_server.engine.training.run_table import RunTable
+from seqloom_server.engine.training.run_weights import RunWeights
+from seqloom_server.engine.training.runs_holder import InUse
 from seqloom_server.errors import Reason, ServerError
 from seqloom_server.metrics import Metrics
 
@@ -52,10 +54,10 @@ class Engine:
             pathlib.Path(config.models), self.device, config.max_live_versions, config.max_model_bytes
         )
         self._scheduler = Scheduler(_limits(config, self.device))
-        self.runs = Runs(
+        self.runs = RunTable(
             pathlib.Path(config.runs), self.registry, self, self.device, config.max_runs, config.max_held_calls
         )
-        self._report = Report(
+        self._metrics = EngineMetrics(
             metrics,
             self._scheduler,
             self.registry,
@@ -65,14 +67,14 @@ class Engine:
         self._device_thread = DeviceThread(
             self._scheduler,
             self._lock,
-            self._report,
+            self._metrics,
             self,
+            BatchPrograms(config.training_piece_gflop * 1e9, config.max_activation_bytes).start,
             threads=config.threads,
             poison=config.poison_slots,
-            settings=Settings(config.training_piece_gflop * 1e9, config.max_activation_bytes),
             staging=staging_of(self.device),
         )
-        self.jobs = Jobs(self._scheduler.training, self._lock, self._report, self._look_if_empty)
+        self.jobs = OpenJobs(self._scheduler.training, self._lock, self._metrics, self._look_if_empty)
         self._open: dict[Sequence, None] = {}  # every sequence that has not ended
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle_watch: asyncio.Task[None] | None = None
@@ -154,7 +156,7 @@ class Engine:
         self.registry.hold(weights)
         if op is Op.STREAM:
             self._scheduler.live_sessions += 1
-            self._report.session_opened(sequence)
+            self._metrics.session_opened(sequence)
         return sequence
 
     def feed(self, items: Iterable[tuple[Sequence, list[Chunk]]]) -> list[tuple[Sequence, ServerError]]:
@@ -171,13 +173,13 @@ class Engine:
             self._lock.notify()
         self._drop(sequence for sequence, _ in refused)
         for _, refusal in refused:
-            self._report.rejected(refusal.reason)
+            self._metrics.rejected(refusal.reason)
         return refused
 
     def cancel(self, sequences: Iterable[Sequence]) -> None:
         """Drops sequences whose caller no longer wants them; nothing more is delivered for them."""
         for sequence in self._drop(sequences):
-            self._report.cancelled("running" if sequence.started else "queued")
+            self._metrics.cancelled("running" if sequence.started else "queued")
 
     def train(self, job: Job) -> None:
         """Takes a job on; its outcome comes once. Raises ServerError OVERLOADED, SHUTTING_DOWN or ENGINE_DEAD."""
@@ -189,13 +191,17 @@ class Engine:
         self._check_alive()
         self.jobs.add(job)
 
+    def end_jobs(self, weights: RunWeights, error: ServerError) -> None:
+        """Ends every job under a run's weights with the error."""
+        self.jobs.abandon([job for job in self.jobs if job.weights is weights], error)
+
     def stepped(self, model: str) -> None:
         """A run of the model has applied a step."""
-        self._report.stepped(model)
+        self._metrics.stepped(model)
 
     def deduplicated(self, model: str) -> None:
         """A call on a run of the model was a repeat."""
-        self._report.deduplicated(model)
+        self._metrics.deduplicated(model)
 
     def trained(self, results: TrainingResults) -> None:
         """The device thread's: outcomes of training jobs."""
@@ -257,8 +263,8 @@ class Engine:
             else (len(self._open) - live, self._config.max_queue_items, "sequences")
         )
         if count >= most:
-            self._report.rejected(Reason.OVERLOADED)
-            raise ServerError(Reason.OVERLOADED, f"{count} {what} are open: no more now", retry_after=1.0)
+            self._metrics.rejected(Reason.OVERLOADED)
+            raise overloaded(f"{count} {what} are open: no more now", ONE_SECOND)
 
     def _drop(self, sequences: Iterable[Sequence]) -> list[Sequence]:
         """Ends sequences without an outcome; returns those of them that were open."""
@@ -277,7 +283,7 @@ class Engine:
         del self._open[sequence]
         if sequence.op is Op.STREAM:
             self._scheduler.live_sessions -= 1
-            self._report.session_closed(sequence)
+            self._metrics.session_closed(sequence)
         self.registry.release(sequence.weights)
         self._look_if_empty()
 
@@ -297,12 +303,12 @@ class Engine:
 
     def ran(self, results: Results) -> None:
         """The device thread's: hands out what a slice gave."""
-        for member, piece in results:
+        for member, result in results:
             sequence = member.sequence
             if sequence.dropped:
                 continue
             try:
-                sequence.sink.deliver(sequence, piece)
+                sequence.sink.deliver(sequence, result)
             except Exception:
                 log.exception("outputs could not be handed out")
                 self._fail([sequence], ServerError(Reason.INTERNAL, "outputs could not be handed out"))
@@ -315,15 +321,15 @@ class Engine:
 
     def exhausted(self, sequences: list[Sequence]) -> None:
         """The device thread's: there was no memory for a slice."""
-        error = ServerError(Reason.OVERLOADED, "the server's memory is exhausted", retry_after=1.0)
+        error = memory_exhausted()
         for _ in self._fail(sequences, error):
-            self._report.rejected(error.reason)
+            self._metrics.rejected(error.reason)
 
     def expired(self, sequences: list[Sequence]) -> None:
         """The device thread's: deadlines passed in the queue."""
         error = ServerError(Reason.DEADLINE_EXCEEDED, "the deadline passed while the request was queued")
         for _ in self._fail(sequences, error):
-            self._report.cancelled("deadline")
+            self._metrics.cancelled("deadline")
 
     def died(self, error: BaseException) -> None:
         """The device thread's: it will run nothing more."""
@@ -343,7 +349,7 @@ class Engine:
             with self._lock:
                 idle = [sequence for sequence in self._open if is_idle(sequence, now, limit)]
             for _ in self._fail(idle, error):
-                self._report.cancelled("idle")
+                self._metrics.cancelled("idle")
 
 
 def _limits(config: ServerConfig, device: str) -> SchedulerLimits:

@@ -21,12 +21,12 @@ from seqloom.v1 import (
 from seqloom_server.config import ServerConfig, split_address, unix_socket
 from seqloom_server.engine.engine import CannotStart, Engine
 from seqloom_server.metrics import Metrics
-from seqloom_server.rpc.accounts import RequestAccounts
-from seqloom_server.rpc.budget import ByteBudget
-from seqloom_server.rpc.inference import InferenceServicer
-from seqloom_server.rpc.interceptors import CallInterceptor
-from seqloom_server.rpc.models import ModelServicer
-from seqloom_server.rpc.training import TrainingServicer
+from seqloom_server.rpc.calls.byte_budget import ByteBudget
+from seqloom_server.rpc.calls.interceptors import CallInterceptor
+from seqloom_server.rpc.calls.request_metrics import RequestMetrics
+from seqloom_server.rpc.inference.inference_servicer import InferenceServicer
+from seqloom_server.rpc.models.model_servicer import ModelServicer
+from seqloom_server.rpc.training.training_servicer import TrainingServicer
 from seqloom_server.rpc.unix_sockets import claim, release
 from seqloom_server.web.http import HttpServer
 
@@ -61,11 +61,11 @@ class Server:
         _make_folder("runs", config.runs)
         _check_apart(config.models, config.runs)
         self.engine = Engine(config, self.metrics)
-        accounts = RequestAccounts(self.metrics)
-        self.engine.registry.watchers.append(accounts)
-        self._grpc = grpc.aio.server(interceptors=[CallInterceptor(accounts)], options=_options(config))
+        request_metrics = RequestMetrics(self.metrics)
+        self.engine.registry.watchers.append(request_metrics)
+        self._grpc = grpc.aio.server(interceptors=[CallInterceptor(request_metrics)], options=_options(config))
         outputs = ByteBudget(config.max_output_bytes)
-        self._inference = InferenceServicer(self.engine, config, accounts, outputs)
+        self._inference = InferenceServicer(self.engine, config, request_metrics, outputs)
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(self._inference, self._grpc)  # type: ignore[no-untyped-call]
         models = ModelServicer(self.engine, config)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, self._grpc)  # type: ignore[no-untyped-call]

@@ -1,0 +1,1 @@
+"""The blocking client: a twin of the asynchronous one, whose loop runs in a thread."""

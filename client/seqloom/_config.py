@@ -1,0 +1,130 @@
+"""A client's settings, checked, and the channel options that follow from them."""
+
+import ipaddress
+import math
+import os
+import re
+import time
+from dataclasses import dataclass, field
+
+import grpc
+
+from seqloom._retries import INITIAL_BACKOFF, MAX_BACKOFF, checked_seconds
+from seqloom._version import __version__
+from seqloom.errors import InvalidArgument
+from seqloom.types import TLS
+
+MESSAGE_BYTES = 1 << 20  # the most that one message of the shared call takes, and one part of a model
+MAX_RECEIVE_BYTES = 16 << 20  # an entry has one row at least, and a row has up to a million classes
+MAX_SEND_BYTES = 4 << 20  # the server's limit, gRPC's default
+
+_HOST_PORT = re.compile(r"([A-Za-z0-9._-]+|\[[^\s\[\]]+\]):([0-9]{1,5})")
+# what gRPC calls a target (its doc/naming.md); any other scheme it would take for the beginning of a host's name
+_TARGET = re.compile(r"(?:(dns|ipv4|ipv6)|unix|unix-abstract|vsock|xds):(/*[^\s/]\S*)", re.IGNORECASE)
+_TARGETS_PORT = re.compile(r":([0-9]+)(?=,|$)")
+_MAX_PORT = 65535  # of a larger one gRPC takes what is left after division by 65536
+
+_MIN_KEEPALIVE, _MAX_KEEPALIVE = 10.0, 86_400.0  # seconds; servers end connections that ping more often
+_KEEPALIVE_TIMEOUT = 10.0  # seconds that an answer to a ping may take
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A client's settings, checked.
+
+    address: "host:port", or a target as gRPC names it, such as "unix:/run/seqloom.sock". timeout: seconds for each
+    call that names none, math.inf for no limit. retries: how often a call that is safe to repeat is repeated without
+    success. keepalive: seconds of silence before a ping.
+    """
+
+    address: str
+    token: str | None = field(repr=False)
+    tls: TLS | None
+    timeout: float
+    retries: int
+    keepalive: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.address, str) or not _is_address(self.address):
+            raise InvalidArgument(
+                f"address: is {self.address!r}: expected 'host:port' alone, an IPv6 host in brackets and a port from 1 "
+                "to 65535, or a target of gRPC such as 'unix:/run/seqloom.sock'; TLS is tls=seqloom.TLS()"
+            )
+        if self.token is not None and not (
+            isinstance(self.token, str) and self.token.isascii() and self.token.isprintable()
+        ):
+            raise InvalidArgument("token: expected a string of printable ASCII characters")
+        if self.tls is not None and not isinstance(self.tls, TLS):
+            raise InvalidArgument(f"tls: is a {type(self.tls).__name__}: expected seqloom.TLS")
+        for name in ("timeout", "keepalive"):
+            checked_seconds(getattr(self, name), name)
+        if not _MIN_KEEPALIVE <= self.keepalive <= _MAX_KEEPALIVE and self.keepalive != math.inf:
+            raise InvalidArgument(
+                f"keepalive: is {self.keepalive}: expected seconds from {_MIN_KEEPALIVE:.0f} to {_MAX_KEEPALIVE:.0f}, "
+                "or math.inf for none"
+            )
+        if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
+            raise InvalidArgument(f"retries: is {self.retries!r}: expected a count, 0 for none")
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with every call."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """Raises InvalidArgument where a file of `tls` cannot be read."""
+        if self.tls is None:
+            return None
+        parts = (self.tls.root_certificates, self.tls.private_key, self.tls.certificate_chain)
+        return grpc.ssl_channel_credentials(*(_pem(part) for part in parts))
+
+    def channel_options(self) -> list[tuple[str, str | int]]:
+        options: list[tuple[str, str | int]] = [
+            ("grpc.primary_user_agent", f"seqloom-python/{__version__}"),
+            ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
+            ("grpc.max_send_message_length", MAX_SEND_BYTES),
+            ("grpc.use_local_subchannel_pool", 1),  # a client has a connection of its own
+            ("grpc.initial_reconnect_backoff_ms", int(INITIAL_BACKOFF * 1e3)),
+            ("grpc.min_reconnect_backoff_ms", int(INITIAL_BACKOFF * 1e3)),
+            ("grpc.max_reconnect_backoff_ms", int(MAX_BACKOFF * 1e3)),
+        ]
+        if math.isfinite(self.keepalive):
+            options += [
+                ("grpc.keepalive_time_ms", int(self.keepalive * 1e3)),
+                ("grpc.keepalive_timeout_ms", int(_KEEPALIVE_TIMEOUT * 1e3)),
+                ("grpc.http2.max_pings_without_data", 0),
+            ]
+        if self.tls is not None and self.tls.server_name is not None:
+            options.append(("grpc.ssl_target_name_override", self.tls.server_name))
+        return options
+
+    def deadline(self, timeout: float | None) -> float:
+        """When a call that starts now must be over, on time.monotonic's clock; None takes the client's timeout."""
+        seconds = self.timeout if timeout is None else checked_seconds(timeout, "timeout")
+        return time.monotonic() + seconds
+
+
+def _is_address(address: str) -> bool:
+    target = _TARGET.fullmatch(address)
+    if target is not None:
+        ports = _TARGETS_PORT.findall(target[2]) if target[1] else []
+        return all(int(port) <= _MAX_PORT for port in ports)
+    found = _HOST_PORT.fullmatch(address)
+    if found is None or not 1 <= int(found[2]) <= _MAX_PORT:
+        return False
+    if not found[1].startswith("["):
+        return True
+    try:
+        ipaddress.IPv6Address(found[1][1:-1])
+    except ValueError:
+        return False
+    return True
+
+
+def _pem(part: bytes | str | None) -> bytes | None:
+    if part is None or isinstance(part, bytes):
+        return part
+    try:
+        with open(os.fspath(part), "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise InvalidArgument(f"tls: {part}: {error.strerror}") from None

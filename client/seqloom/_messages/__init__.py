@@ -1,0 +1,1 @@
+"""From callers' arguments to protobuf messages and back."""

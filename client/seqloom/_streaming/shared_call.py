@@ -1,0 +1,183 @@
+"""The one StreamInfer call that all sessions of a client share: what is due goes out together, in few messages.
+
+The call is opened when the first session needs it and lives as long as the client; when it breaks, its sessions fail
+and the next session opens another.
+"""
+
+import asyncio
+import collections
+import contextlib
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from seqloom import wire
+from seqloom._config import MESSAGE_BYTES
+from seqloom._streaming.deadline_timer import Clock
+from seqloom._streaming.outgoing_entry import OutgoingEntry
+from seqloom._streaming.session import INITIAL_WINDOW, Session
+from seqloom._streaming.stream_budget import StreamBudget
+from seqloom.errors import Cancelled, DeadlineExceeded, Internal, SeqloomError, Unavailable, from_transport
+from seqloom.v1 import inference_service_pb2
+
+StreamCall = grpc.aio.StreamStreamCall[bytes, inference_service_pb2.StreamInferResponse]
+
+_MAX_ENTRIES = 4096  # in one message
+_LAST_WORDS = 1.0  # seconds that the server gets to end a call that we have ended
+
+
+class SharedCall:
+    """The sessions of one client, by number, over one call. Belongs to one event loop."""
+
+    def __init__(self, begin: Callable[[], StreamCall]) -> None:
+        self._begin = begin
+        self._call: _Call | None = None
+        self._windows: dict[Any, int] = {}  # by what determines them, as servers told them last
+        self._budget = StreamBudget()
+        self._closed = False
+
+    def session(self, kind: Any, frames_name: str = "frames") -> Session:
+        """Returns a new session, not opened yet. `kind`: what the size of its window hangs on."""
+        if self._closed:
+            raise Cancelled("the client is closed", reason="CLIENT_CLOSED")
+        if self._call is None or self._call.broken:
+            self._windows.clear()
+            self._call = _Call(self._begin(), self._budget)
+        window = self._windows.get(kind, INITIAL_WINDOW)
+        return self._call.add(window, frames_name)
+
+    async def opened(self, message: inference_service_pb2.OpenSession, kind: Any, deadline: float) -> Session:
+        """Opens a live session; returns it when the server has. Raises what it fails with, and DeadlineExceeded."""
+        session = self.session(kind)
+        session.open(message)
+        try:
+            await session.wait(lambda: session.weights_version > 0, deadline)
+        except TimeoutError:
+            raise DeadlineExceeded("no answer came in time", reason="TIMEOUT") from None
+        finally:
+            if not session.weights_version:
+                session.cancel(Cancelled("the stream was given up", reason="CANCELLED"))
+        self.learn(kind, session)
+        return session
+
+    def learn(self, kind: Any, session: Session) -> None:
+        """Remembers the window that an opened session was told."""
+        self._windows[kind] = session.window
+
+    async def close(self) -> None:
+        """Ends the call and fails what is open."""
+        self._closed = True
+        if self._call is not None:
+            await self._call.close()
+
+
+class _Call:
+    """One call: a task that writes what is due, a task that reads and hands out."""
+
+    def __init__(self, call: StreamCall, budget: StreamBudget) -> None:
+        self.broken = False
+        self.clock = Clock()
+        self._call = call
+        self._budget = budget
+        self._sessions: dict[int, Session] = {}
+        self._numbers = 0
+        self._outbox: collections.deque[OutgoingEntry] = collections.deque()
+        self._wake = asyncio.Event()
+        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
+
+    def add(self, window: int, frames_name: str) -> Session:
+        self._numbers += 1
+        session = Session(self, self._numbers, window, frames_name=frames_name, budget=self._budget)
+        self._sessions[session.number] = session
+        return session
+
+    def put(self, entry: OutgoingEntry) -> None:
+        """Sends an entry with the next message."""
+        if entry.cancel:
+            self._sessions.pop(entry.session.number, None)
+        if self.broken:
+            entry.gone()
+            return
+        self._outbox.append(entry)
+        self._wake.set()
+
+    async def close(self) -> None:
+        quiet = not self._sessions and not self.broken
+        self._fail(Cancelled("the client is closed", reason="CLIENT_CLOSED"))
+        if quiet:  # a call that ends by itself is no cancelled one to the server
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS):
+                    await self._call.done_writing()
+                    await asyncio.wait(self._tasks[1:])
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._call.cancel()
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                while self._outbox:
+                    await self._call.write(self._next_message())
+                self._wake.clear()
+                await self._wake.wait()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # what ended the call is for the reader to tell: a write only knows that it has ended
+        except Exception as bug:
+            self._fail(Internal(f"what was to be sent could not be: {bug!r}", reason="UNSENT"))
+            self._call.cancel()
+
+    async def _read(self) -> None:
+        error: SeqloomError
+        try:
+            while True:
+                message = await self._call.read()
+                if not isinstance(message, inference_service_pb2.StreamInferResponse):  # grpc.aio.EOF
+                    break
+                for entry in message.entries:
+                    session = self._sessions.get(entry.session)
+                    if session is not None:
+                        session.take(entry)
+                        if session.ended:
+                            del self._sessions[entry.session]
+            code = await self._call.code()
+            error = Unavailable(f"the server ended the call ({code.name})", reason="CALL_ENDED")
+        except asyncio.CancelledError:
+            error = Cancelled("the call was cancelled", reason="CANCELLED")
+            raise
+        except Exception as failed:
+            found = from_transport(failed)
+            if found is None:  # a message that is none of this protocol
+                found = Internal(f"the server sent what cannot be read: {failed!r}", reason="MALFORMED_REPLY")
+                self._call.cancel()
+            error = found
+        finally:
+            self._fail(error)
+            self._tasks[0].cancel()
+
+    def _fail(self, error: SeqloomError) -> None:
+        self.broken = True
+        sessions, self._sessions = self._sessions, {}
+        for session in sessions.values():
+            session.fail(copy.copy(error))  # each is raised with a traceback of its own
+        while self._outbox:
+            self._outbox.popleft().gone()
+        self.clock.stop()
+
+    def _next_message(self) -> bytes:
+        """The bytes of a StreamInferRequest."""
+        parts: wire.Buffers = []
+        entries, room = 0, MESSAGE_BYTES
+        while self._outbox and entries < _MAX_ENTRIES:
+            size = self._outbox[0].size
+            if size > room and entries:
+                break
+            entry = self._outbox.popleft()
+            entry.gone()
+            room -= size
+            if not entry.session.failure or entry.cancel:
+                parts += entry.buffers()
+                entries += 1
+        return wire.joined(parts)

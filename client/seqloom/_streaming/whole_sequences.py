@@ -1,0 +1,96 @@
+"""Whole sequences over the shared call, each a session whose frames are all there: so callers travel together."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from seqloom._messages import arguments
+from seqloom._retries import remaining, until
+from seqloom._streaming.session import Session
+from seqloom._streaming.shared_call import SharedCall
+from seqloom.errors import Cancelled, DeadlineExceeded, VersionMismatch
+from seqloom.types import Array, InferenceResult, ModelSpec, Outputs, State, Timing
+from seqloom.v1 import inference_service_pb2, tensor_pb2
+
+_MIXED_VERSIONS = 3  # how often a call is repeated whose sequences met different weights
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One checked `infer` call: N sequences [T_i, D], and the state [L, 1, H] of each, or None."""
+
+    model: str
+    spec: ModelSpec
+    outputs: Outputs
+    output: tensor_pb2.OutputSpec
+    sequences: list[Array]
+    states: list[tensor_pb2.State | None]
+    weights_version: int
+
+    @classmethod
+    def checked(
+        cls, model: str, spec: ModelSpec, xs: Any, outputs: Outputs, initial_state: State | None, version: int | None
+    ) -> "Request":
+        """Raises InvalidArgument."""
+        sequences = arguments.sequences(xs, spec)
+        states = arguments.state(initial_state, spec, len(sequences))
+        return cls(model, spec, outputs, arguments.output_spec(outputs), sequences, states, arguments.version(version))
+
+
+async def infer(call: SharedCall, request: Request, deadline: float) -> InferenceResult:
+    """Runs all sequences of a request under one version of the weights. Raises what they fail with."""
+    for _ in range(_MIXED_VERSIONS):
+        try:
+            sessions = await _run(call, request, deadline)
+        except TimeoutError:
+            raise DeadlineExceeded("no answer came in time", reason="TIMEOUT") from None
+        if len({session.weights_version for session in sessions}) == 1:
+            return _result(sessions)
+    raise VersionMismatch("the model's weights were replaced again and again while the call ran", reason="MIXED")
+
+
+async def _run(call: SharedCall, request: Request, deadline: float) -> list[Session]:
+    kind = (request.spec, request.outputs)
+    sessions: list[Session] = []
+    seconds = remaining(deadline)
+    try:
+        for i, frames in enumerate(request.sequences):
+            session = call.session(kind, f"xs[{i}]")
+            sessions.append(session)
+            message = inference_service_pb2.OpenSession(
+                model=request.model,
+                output=request.output,
+                initial_state=request.states[i],
+                weights_version=request.weights_version,
+                timeout_seconds=0.0 if seconds is None else max(1e-3, seconds),
+            )
+            session.open_whole(message, frames)
+        unsent = [
+            session.feed_rest(frames)
+            for session, frames in zip(sessions, request.sequences, strict=True)
+            if not session.ending
+        ]
+        if unsent:
+            async with until(deadline):
+                await asyncio.gather(*unsent)
+        for session in sessions:
+            await session.wait(lambda session=session: session.final_state is not None, deadline)  # type: ignore[misc]
+        call.learn(kind, sessions[0])
+        return sessions
+    finally:
+        for session in sessions:
+            if not session.ended:
+                session.cancel(Cancelled("the call is over", reason="CANCELLED"))
+
+
+def _result(sessions: list[Session]) -> InferenceResult:
+    timings = [session.timing for session in sessions if session.timing is not None]
+    states = [session.final_state for session in sessions if session.final_state is not None]
+    return InferenceResult(
+        outputs=[session.receive().outputs for session in sessions],
+        final_state=states[0] if len(states) == 1 else arguments.joined_states(states),
+        weights_version=sessions[0].weights_version,
+        timing=Timing(
+            max(timing.queue_seconds for timing in timings), max(timing.compute_seconds for timing in timings)
+        ),
+    )

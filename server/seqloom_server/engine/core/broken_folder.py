@@ -1,0 +1,32 @@
+"""Why the folder of one model or one run cannot be loaded, in one line for people; whatever it is, it is that one's."""
+
+import logging
+
+import torch
+
+from seqloom_server.errors import ServerError
+from seqloom_server.nn.files.atomic_folder import BrokenFolder
+from seqloom_server.nn.spec import InvalidSpec
+
+_MAX_CHARACTERS = 500
+
+log = logging.getLogger(__name__)
+
+
+def why_broken(name: str, error: BaseException) -> str:
+    """Returns one line of printable text, without the folder's name, which stands beside it."""
+    match error:
+        case ServerError():
+            text = error.message
+        case MemoryError() | torch.OutOfMemoryError():
+            text = "the server has no memory for it"
+        case OSError():
+            text = error.strerror or str(error)
+        case BrokenFolder() | InvalidSpec():
+            text = str(error)
+        case _:
+            log.error("%s:", name, exc_info=error)  # nobody has thought of this one
+            text = f"{type(error).__name__}: {error}"
+    line = " ".join(text.removeprefix(f"{name}: ").split())
+    shown = "".join(character if character.isprintable() else "?" for character in line)
+    return shown[: _MAX_CHARACTERS - 3] + "..." if len(shown) > _MAX_CHARACTERS else shown or type(error).__name__

@@ -1,0 +1,74 @@
+"""What moves through the training queue: calls that share batches, and tasks that run alone.
+
+Work under the same weights is done in the order in which it came. So a task, an optimizer's step or a snapshot, is a
+barrier for its run and for nobody else. Nothing here knows torch or gRPC, or reads a clock.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from seqloom_server.errors import ServerError
+
+if TYPE_CHECKING:
+    from seqloom_server.nn.gradients.batch_gradients import Example, GradientRequest
+
+# A piece of device work after each `next`; in the end an outcome for each job, or the error of that job alone.
+Program = Generator[None, None, list[Any | ServerError]]
+
+_ids = itertools.count()
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """Work of one caller. weights: whatever it is done under; jobs of equal weights keep their order.
+
+    outcome: where it ends, once; cancelled where nobody wants it any more. deadline: until it begins, on the clock of
+    time.monotonic. call: (client, number) of a call on a run.
+    """
+
+    weights: Any
+    outcome: "asyncio.Future[Any]"
+    deadline: float | None = None
+    call: tuple[str, int] | None = None
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    arrived: float = 0.0
+    id: int = field(default_factory=_ids.__next__)
+
+
+@dataclass(slots=True, eq=False)
+class TrainingCall(Job):
+    """Sequences with what they are differentiated for; calls that follow one another share a batch.
+
+    steps: of all its sequences. nbytes: of its arrays.
+    """
+
+    examples: "list[Example]" = field(default_factory=list)
+    request: "GradientRequest | None" = None
+    steps: int = 0
+    nbytes: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Task(Job):
+    """A program of its own, which nothing shares."""
+
+    start: "Callable[[], Generator[None, None, Any]] | None" = None
+
+
+@dataclass(slots=True, eq=False)
+class TrainingBatch:
+    """Jobs that are done together, one task or many calls, and how far the device has come. program: None before."""
+
+    weights: Any
+    jobs: list[Job]
+    program: Program | None = None
+    seconds: float = 0.0
+
+    @property
+    def calls(self) -> list[TrainingCall]:
+        """The jobs, where they are calls."""
+        return [job for job in self.jobs if isinstance(job, TrainingCall)]

@@ -1,0 +1,273 @@
+"""The device thread: takes the next slice as soon as it is free, runs it, and hands its outcomes back in one call.
+
+A GPU computes on its own: there the next slice is launched while the last one is under way, and how long work took is
+told by the device's clock.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from seqloom_server.engine.core.overload import memory_exhausted
+from seqloom_server.engine.core.sequence import Member, Sequence, Slice, SliceResult
+from seqloom_server.engine.core.training_job import Job, Program, TrainingBatch
+from seqloom_server.engine.device import slice_runner
+from seqloom_server.engine.device.slice_in_flight import SliceInFlight
+from seqloom_server.engine.device.transfers import InPlace, Staging
+from seqloom_server.engine.models.served_weights import ServedWeights
+from seqloom_server.engine.scheduling.scheduler import Scheduler
+from seqloom_server.errors import Reason, ServerError
+from seqloom_server.nn.forward import precision
+
+log = logging.getLogger(__name__)
+
+_FAILURES_IN_A_ROW = 5  # after these the device is taken for dead
+# What a longer slice loses, while its successor is launched only when it has computed, is not worth that live frames
+# would wait for two slices instead of one.
+_LAUNCHED_AHEAD = 0.005  # seconds, as expected
+_ENOUGH = 0.5  # of a slice's steps must wait, or a successor launched ahead would be small
+
+Results = list[tuple[Member, SliceResult]]
+TrainingResults = list[tuple[Job, Any]]  # or the ServerError of that job
+
+
+class Outcomes(Protocol):
+    """Who hears of outcomes, on the event loop."""
+
+    def ran(self, results: Results) -> None: ...
+
+    def failed(self, sequences: list[Sequence]) -> None: ...
+
+    def exhausted(self, sequences: list[Sequence]) -> None: ...
+
+    def expired(self, sequences: list[Sequence]) -> None: ...
+
+    def trained(self, results: TrainingResults) -> None: ...
+
+    def died(self, error: BaseException) -> None: ...
+
+
+class DeviceMetrics(Protocol):
+    """Who counts what the device does, on the device thread. busy: with a slice, or with a piece of training."""
+
+    def busy(self, seconds: float) -> None: ...
+
+    def ran(self, slice_: Slice, seconds: float) -> None: ...
+
+    def trained(self, batch: TrainingBatch) -> None: ...
+
+
+class DeviceThread:
+    """The one thread that runs networks.
+
+    ready: the lock around `scheduler`, notified when there is something to do. threads: torch's; 0 chooses by network.
+    start_program: makes the program of a training batch. staging: the copies between the device and the CPU.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        ready: threading.Condition,
+        metrics: DeviceMetrics,
+        outcomes: Outcomes,
+        start_program: Callable[[TrainingBatch], Program],
+        *,
+        threads: int = 0,
+        poison: bool = False,
+        staging: Staging | None = None,
+    ) -> None:
+        self._staging = staging or InPlace()
+        self._flight: SliceInFlight | None = None  # launched, not finished
+        self._start_program = start_program
+        self._scheduler = scheduler
+        self._ready = ready
+        self._metrics = metrics
+        self._outcomes = outcomes
+        self._threads = threads
+        self._in_use = 0
+        self._poison = poison
+        self._stopping = False
+        self._failures = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._serve, name="seqloom-device", daemon=True)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Starts; outcomes go to `loop`."""
+        self._loop = loop
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Stops after the slice in flight; waits for that at most `timeout` seconds."""
+        with self._ready:
+            self._stopping = True
+            self._ready.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def _serve(self) -> None:
+        try:
+            while self._turn():
+                pass
+        except BaseException as error:
+            log.critical("the device thread has died", exc_info=True)
+            self._hand_back(self._outcomes.died, error)
+
+    def _turn(self) -> bool:
+        """Waits until there is something to do and does it; returns False when it is to stop.
+
+        What ran is held by this call alone, so that an idle thread keeps no weights and no outputs alive.
+        """
+        before, self._flight = self._flight, None
+        if before is not None:
+            self._let_come(before)
+        expired: list[Sequence] = []
+        late: list[Job] = []
+        work: Slice | TrainingBatch | None = None
+        with self._ready:
+            while not self._stopping:
+                now = time.monotonic()
+                expired = self._scheduler.expire(now)
+                late = self._scheduler.training.expire(now)
+                work = self._scheduler.next_work(now)
+                if expired or late or work is not None or before is not None:
+                    break
+                deadline = self._scheduler.next_deadline()
+                # a whole sequence whose frames never come has a deadline, too
+                self._ready.wait(None if deadline is None else min(deadline - now, threading.TIMEOUT_MAX))
+            stopping = self._stopping
+        if expired:
+            self._hand_back(self._outcomes.expired, expired)
+        if late:
+            error = ServerError(Reason.DEADLINE_EXCEEDED, "the deadline passed while the request was queued")
+            self._hand_back(self._outcomes.trained, [(job, error) for job in late])
+        if isinstance(work, TrainingBatch):
+            self._advance(work, before)
+        elif work is not None:
+            self._run(work, before)
+        elif before is not None:
+            self._finish(before, None)
+        return not stopping
+
+    def _run(self, slice_: Slice, before: SliceInFlight | None) -> None:
+        """Launches a slice, then finishes the one before it; without a device apart it is finished at once."""
+        assert isinstance(slice_.weights, ServedWeights)
+        self._set_threads(self._threads or slice_.weights.threads)
+        start = time.monotonic()
+        try:
+            flight = slice_runner.launch(slice_, self._staging, poison=self._poison)
+        except Exception as error:
+            if before is not None:
+                self._finish(before, None)
+            self._failed(slice_, time.monotonic() - start, error)
+            return
+        if self._staging.apart:
+            self._flight = flight
+            if before is not None:
+                self._finish(before, None)
+        else:
+            self._finish(flight, start)
+
+    def _let_come(self, flight: SliceInFlight) -> None:
+        """Returns when the time has come to launch what is behind a flight: at once where enough waits and it is short,
+        else when it has computed, since until then what is behind it may grow."""
+        slice_ = flight.slice_
+        expected = slice_.weights.cost.seconds(slice_.steps, slice_.cells)
+        if expected > _LAUNCHED_AHEAD or self._scheduler.waiting_steps < _ENOUGH * slice_.cells:
+            with contextlib.suppress(Exception):  # finish() raises it again
+                flight.computed()
+
+    def _finish(self, flight: SliceInFlight, start: float | None) -> None:
+        """Waits for a slice's results and hands them back; a failure is its members' alone, until there are too many
+        in a row. start: when it began, where the device does not tell how long it took."""
+        slice_, begun = flight.slice_, time.monotonic() if start is None else start
+        try:
+            results = flight.finish()
+        except Exception as error:
+            self._failed(slice_, time.monotonic() - begun, error)
+            return
+        now = time.monotonic()
+        seconds = now - begun if flight.seconds is None else flight.seconds
+        with self._ready:
+            self._scheduler.complete(slice_, seconds, now)
+        self._failures = 0
+        self._hand_back(self._outcomes.ran, results)
+        # the callers have their outputs: now there is time for the books
+        slice_.weights.cost.observe(slice_.steps, slice_.cells, seconds)
+        self._metrics.busy(seconds)
+        self._metrics.ran(slice_, seconds)
+
+    def _failed(self, slice_: Slice, seconds: float, error: Exception) -> None:
+        """Ends the members of a slice that failed. Raises RuntimeError when too many have failed in a row."""
+        now = time.monotonic()
+        with self._ready:
+            self._scheduler.complete(slice_, seconds, now, failed=True)
+        sequences = [member.sequence for member in slice_.members]
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):  # no fault of the device
+            log.error("no memory for a slice of %d sequences, %d steps", len(sequences), slice_.cells)
+            self._hand_back(self._outcomes.exhausted, sequences)
+            return
+        log.error("a slice of %d sequences failed", len(sequences), exc_info=error)
+        self._failures += 1
+        self._hand_back(self._outcomes.failed, sequences)
+        if self._failures >= _FAILURES_IN_A_ROW:
+            raise RuntimeError(f"{self._failures} slices failed in a row")
+
+    def _advance(self, batch: TrainingBatch, before: SliceInFlight | None) -> None:
+        """Runs one piece of a training batch; a failure is that batch's alone, until there are too many in a row.
+
+        before: a slice that is under way; its results are handed back while the piece computes.
+        """
+        self._set_threads(self._threads or batch.weights.threads)
+        outcomes: list[Any] | None = None
+        failed = False
+        stop = self._staging.timer()
+        try:
+            if batch.program is None:
+                batch.program = self._start_program(batch)
+            with precision.products("full", batch.weights.network.device):
+                next(batch.program)
+        except StopIteration as end:
+            outcomes = end.value
+        except (MemoryError, torch.OutOfMemoryError):
+            log.error("no memory for a training batch of %d jobs", len(batch.jobs))
+            outcomes = [memory_exhausted()] * len(batch.jobs)
+        except Exception:
+            log.exception("a training batch of %d jobs failed", len(batch.jobs))
+            outcomes = [ServerError(Reason.INTERNAL, "the batch failed on the device")] * len(batch.jobs)
+            failed = True
+        if before is not None:
+            self._finish(before, None)
+        try:
+            seconds = stop()
+        except Exception:  # a GPU tells late what went wrong
+            log.exception("a training batch of %d jobs failed", len(batch.jobs))
+            outcomes = [ServerError(Reason.INTERNAL, "the batch failed on the device")] * len(batch.jobs)
+            failed, seconds = True, 0.0
+        batch.seconds += seconds
+        self._metrics.busy(seconds)
+        with self._ready:
+            self._scheduler.advanced(seconds, time.monotonic(), finished=outcomes is not None)
+        if outcomes is None:
+            return
+        for job in batch.jobs:
+            job.compute_seconds = batch.seconds
+        self._hand_back(self._outcomes.trained, list(zip(batch.jobs, outcomes, strict=True)))
+        self._failures = self._failures + 1 if failed else 0
+        if self._failures >= _FAILURES_IN_A_ROW:
+            raise RuntimeError(f"{self._failures} batches failed in a row")
+        self._metrics.trained(batch)
+
+    def _set_threads(self, count: int) -> None:
+        if count != self._in_use:  # it would tell OpenMP anew each time
+            torch.set_num_threads(count)
+            self._in_use = count
+
+    def _hand_back(self, callback: Callable[..., object], argument: object) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(callback, argument)

@@ -1,0 +1,140 @@
+"""Tells the metrics what the engine does: once a slice, once a session, or when they are read."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from seqloom_server.engine.core.sequence import Op, Sequence, Slice
+from seqloom_server.engine.core.training_job import TrainingBatch
+from seqloom_server.engine.models.registry import Registry
+from seqloom_server.engine.scheduling.scheduler import Scheduler
+from seqloom_server.metrics import Metrics
+
+
+class _Work:
+    """The metrics of one class of work on one model; looked up once, since labels() costs more than counting."""
+
+    def __init__(self, metrics: Metrics, op: Op, model: str) -> None:
+        self.queue_seconds: Histogram = metrics.queue_duration_seconds.labels(op=op, model=model)
+        self.compute_seconds: Histogram = metrics.compute_duration_seconds.labels(op=op, model=model)
+        self.sequences: Histogram = metrics.batch_sequences.labels(op=op, model=model)
+        self.steps: Histogram = metrics.batch_steps.labels(op=op, model=model)
+        self.steps_total: Counter = metrics.steps_total.labels(op=op, model=model)
+        self.padded_total: Counter = metrics.padded_steps_total.labels(op=op, model=model)
+
+
+@dataclass(slots=True)
+class _Model:
+    """The metrics of one model, from when it is first served until it is gone."""
+
+    work: dict[Op, _Work]
+    active_streams: Gauge
+    optimizer_steps: Counter
+    deduplicated_calls: Counter
+
+
+class EngineMetrics:
+    """The engine's side of the metrics: a watcher of the registry, told of sessions on the event loop and of slices
+    on the device thread."""
+
+    def __init__(
+        self, metrics: Metrics, scheduler: Scheduler, registry: Registry, device_bytes: Callable[[], float]
+    ) -> None:
+        self._metrics = metrics
+        self._models: dict[str, _Model] = {}
+        for op in Op:
+            metrics.queue_items.labels(op=op).set_function(functools.partial(scheduler.items.__getitem__, op))
+        metrics.state_bytes.set_function(lambda: sum(weights.state_bytes for weights in registry.alive()))
+        metrics.device_memory_bytes.set_function(device_bytes)
+        registry.watchers.append(self)
+
+    def serving(self, name: str, version: int) -> None:
+        self._metrics.weights_version.labels(model=name).set(version)
+        if name not in self._models:
+            self._models[name] = _Model(
+                {op: _Work(self._metrics, op, name) for op in Op},
+                self._metrics.active_streams.labels(model=name),
+                self._metrics.optimizer_steps_total.labels(model=name),
+                self._metrics.deduplicated_calls_total.labels(model=name),
+            )
+
+    def unloaded(self, name: str) -> None:
+        self._metrics.weights_version.remove(name)
+
+    def gone(self, name: str) -> None:
+        """Takes the model's series away, so that there are never more than models."""
+        del self._models[name]
+        metrics = self._metrics
+        metrics.active_streams.remove(name)
+        metrics.optimizer_steps_total.remove(name)
+        metrics.deduplicated_calls_total.remove(name)
+        for metric in (
+            metrics.queue_duration_seconds,
+            metrics.compute_duration_seconds,
+            metrics.batch_sequences,
+            metrics.batch_steps,
+            metrics.steps_total,
+            metrics.padded_steps_total,
+        ):
+            for op in Op:
+                metric.remove(op, name)
+
+    def session_opened(self, sequence: Sequence) -> None:
+        self._models[sequence.weights.model].active_streams.inc()
+
+    def session_closed(self, sequence: Sequence) -> None:
+        self._models[sequence.weights.model].active_streams.dec()
+
+    def rejected(self, reason: str) -> None:
+        self._metrics.rejected_total.labels(reason=reason).inc()
+
+    def cancelled(self, stage: str) -> None:
+        self._metrics.cancelled_total.labels(stage=stage).inc()
+
+    def busy(self, seconds: float) -> None:
+        """The device has computed a slice, or a piece of training."""
+        self._metrics.device_busy_seconds_total.inc(seconds)
+
+    def trained(self, batch: TrainingBatch) -> None:
+        """Observes a training batch that has run."""
+        model = self._models.get(batch.weights.model)
+        if model is None or not batch.calls:
+            return
+        work = model.work[Op.TRAIN]
+        for job in batch.calls:
+            work.queue_seconds.observe(job.queue_seconds)
+        work.compute_seconds.observe(batch.seconds)
+        work.sequences.observe(sum(len(call.examples) for call in batch.calls))
+        steps = sum(call.steps for call in batch.calls)
+        work.steps.observe(steps)
+        work.steps_total.inc(steps)
+
+    def stepped(self, model: str) -> None:
+        """A run of the model has applied a step."""
+        if model in self._models:
+            self._models[model].optimizer_steps.inc()
+
+    def deduplicated(self, model: str) -> None:
+        """A call on a run of the model was a repeat."""
+        if model in self._models:
+            self._models[model].deduplicated_calls.inc()
+
+    def ran(self, slice_: Slice, seconds: float) -> None:
+        """Observes a slice, each class of work in it for itself."""
+        model = self._models.get(slice_.weights.model)
+        if model is None:  # all of its sequences were cancelled while they ran, and the model was unloaded
+            return
+        for op, work in model.work.items():
+            members = [member for member in slice_.members if member.sequence.op is op]
+            for member in members:
+                if member.waited is not None:
+                    work.queue_seconds.observe(member.waited)
+            steps = [member.steps for member in members if member.steps]
+            if steps:
+                work.compute_seconds.observe(seconds)
+                work.sequences.observe(len(steps))
+                work.steps.observe(sum(steps))
+                work.steps_total.inc(sum(steps))
+                work.padded_total.inc(slice_.padded * sum(steps) / slice_.cells)

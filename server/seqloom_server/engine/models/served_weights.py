@@ -1,0 +1,107 @@
+"""One version of a model's weights on the device: the states of the sequences under it, and its first runs."""
+
+import time
+
+import numpy as np
+import torch
+
+from seqloom_server.engine.core.slice_cost import SliceCost
+from seqloom_server.engine.core.state_slots import SlotPool
+from seqloom_server.nn.cuda_graphs import masked_layers
+from seqloom_server.nn.cuda_graphs.graph_layers import GraphLayers
+from seqloom_server.nn.cuda_graphs.masked_layers import MaskedLayers
+from seqloom_server.nn.forward.network import Network
+from seqloom_server.nn.forward.outputs import chunk_rows
+from seqloom_server.nn.spec import ModelSpec
+
+ZERO, DISCARD = 0, 1  # the reserved slots
+# A smaller network's products end before a second thread has joined in, and the event loop has a use for its core
+# (benchmarks/results: the tuning tables).
+_THREADED_PARAMETERS = 500_000
+_CORES = torch.get_num_threads()  # as torch finds them, before anybody tells it otherwise
+_FLOPS_GUESS = {"cpu": 5e10, "cuda": 1e13}  # only until the first slices have run
+_WARM_UP = ((1, 1), (1, 16), (8, 8), (64, 4))  # sequences, steps
+
+States = tuple[torch.Tensor, ...]  # one [rows, N, width] per part of the model's state
+
+
+def threads_for(spec: ModelSpec) -> int:
+    """How many of torch's threads a network of this size is run with on the CPU."""
+    return _CORES if spec.parameter_count >= _THREADED_PARAMETERS else 1
+
+
+class ServedWeights:
+    """One version of one model's weights on the device, with the states of the sequences that run under it.
+
+    states: [rows, capacity, width] per part of spec.state_shapes(); slot 0 stays zero, slot 1 takes what nobody needs.
+    max_cells: a slice has no more rows, so that no [rows, O] buffer is too large. threads: torch's, on the CPU.
+    rectangles: what runs the recurrence in few shapes where it is the faster way, as on a GPU, or None.
+    """
+
+    def __init__(self, model: str, version: int, network: Network, rectangles: MaskedLayers | None = None) -> None:
+        self.model = model
+        self.version = version
+        self.network = network
+        self.rectangles = rectangles
+        self.slots = SlotPool(reserved=2)
+        self.cost = SliceCost(2.0 * network.spec.parameter_count, _FLOPS_GUESS[network.device.type])
+        self.states = self._allocate(16)
+        self.threads = threads_for(network.spec)
+        self.whole_only = network.spec.bidirectional
+        self.max_cells = chunk_rows(network.spec.output_size, self.states[0].element_size())
+
+    def _allocate(self, capacity: int) -> States:
+        spec = self.network.spec
+        dtype = getattr(torch, spec.dtype)
+        return tuple(
+            torch.zeros((rows, capacity, width), dtype=dtype, device=self.network.device)
+            for rows, width in spec.state_shapes().values()
+        )
+
+    def reserve(self) -> None:
+        """Grows the states to the slots handed out."""
+        capacity, wanted = self.states[0].shape[1], self.slots.capacity
+        if wanted > capacity:
+            grown = self._allocate(max(wanted, 2 * capacity))
+            for new, old in zip(grown, self.states, strict=True):
+                new[:, :capacity] = old
+            self.states = grown
+
+    def poison(self) -> None:
+        """Fills every slot that no one holds with NaN, so that state which outlives its sequence is seen."""
+        free = torch.tensor([DISCARD, *self.slots.free]).to(self.network.device)
+        for state in self.states:
+            state.index_fill_(1, free, float("nan"))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        return self.network.nbytes + self.state_bytes + (self.rectangles.nbytes if self.rectangles else 0)
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(state.nbytes for state in self.states)
+
+
+@torch.inference_mode()
+def warm_up(weights: ServedWeights) -> None:
+    """Runs zeros through the network, so that the first caller pays for no allocation and slices are of known cost."""
+    network, spec = weights.network, weights.network.spec
+    if network.device.type == "cuda" and masked_layers.takes(spec):
+        graphs = GraphLayers(network)
+        graphs.prepare()
+        weights.rectangles = graphs
+    for count, steps in _WARM_UP:
+        rows = torch.zeros((count * steps, spec.input_size), dtype=weights.states[0].dtype, device=network.device)
+        batch_sizes = torch.from_numpy(np.full(steps, count, np.int64))
+        for attempt in range(2):
+            start = time.perf_counter()
+            before = tuple(state[:, :1].expand(-1, count, -1).contiguous() for state in weights.states)
+            with network.products:
+                hidden, _ = network.advance(rows, batch_sizes, before)
+                results = network.outputs(hidden, "labels", 0)
+            for result in results:
+                if result is not None:
+                    result.cpu()
+            if attempt:
+                weights.cost.observe(steps, count * steps, time.perf_counter() - start)

@@ -1,0 +1,83 @@
+"""The training jobs that have been taken on: each goes to the device thread once, and each ends exactly once."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Set
+from typing import Any
+
+from seqloom_server.engine.core.training_job import Job
+from seqloom_server.engine.engine_metrics import EngineMetrics
+from seqloom_server.engine.scheduling.training_queue import TrainingQueue
+from seqloom_server.errors import ServerError
+
+
+class OpenJobs:
+    """Those of one engine, on its event loop. ready: the lock around `queue`, which the device thread waits at.
+
+    ended: is told whenever one has ended.
+    """
+
+    def __init__(
+        self, queue: TrainingQueue, ready: threading.Condition, metrics: EngineMetrics, ended: Callable[[], None]
+    ) -> None:
+        self._queue = queue
+        self._ready = ready
+        self._metrics = metrics
+        self._ended = ended
+        self._open: dict[Job, None] = {}
+        self._waking = False
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(list(self._open))
+
+    def add(self, job: Job) -> None:
+        """Takes a job on. Raises ServerError OVERLOADED."""
+        with self._ready:
+            try:
+                self._queue.push(job, time.monotonic())
+            except ServerError as error:
+                self._metrics.rejected(error.reason)
+                raise
+        self._open[job] = None
+        if not self._waking:  # after what else has just come, which may share its batch
+            self._waking = True
+            asyncio.get_running_loop().call_soon(self._wake)
+
+    def begun(self) -> Set[Job]:
+        """Those on the device."""
+        with self._ready:
+            return set(self._queue.begun())
+
+    def abandon(self, jobs: Iterable[Job], error: ServerError | None = None) -> None:
+        """Takes jobs that have not begun out of the queue, and ends all of them: with the error, or without a word."""
+        ended = [job for job in jobs if job in self._open]
+        with self._ready:
+            for job in ended:
+                self._queue.cancel(job)
+        for job in ended:
+            self.end(job, error)
+            if error is None:
+                self._metrics.cancelled("running" if job.queue_seconds else "queued")
+
+    def end(self, job: Job, outcome: Any) -> None:
+        """The one place where a job ends: with its outcome, a ServerError, or None where nobody wants it any more."""
+        if job not in self._open:
+            return
+        del self._open[job]
+        if not job.outcome.done():
+            if outcome is None:
+                job.outcome.cancel()
+            elif isinstance(outcome, ServerError):
+                job.outcome.set_exception(outcome)
+            else:
+                job.outcome.set_result(outcome)
+        self._ended()
+
+    def _wake(self) -> None:
+        self._waking = False
+        with self._ready:
+            self._ready.notify()

@@ -1,0 +1,1 @@
+"""Training batches and runs: numbered calls done once, steps, checkpoints. Knows no gRPC and no live streams."""

@@ -1,0 +1,252 @@
+"""Checkpoints of training runs: folders of state.json and tensors.safetensors, written whole or not at all.
+
+A run's folder holds "latest", from which it goes on after a restart, and "checkpoints/NAME". Tensors are named
+"parameters.NAME", "optimizer.NAME", "accumulated.NAME" and "generator". Nothing is ever unpickled.
+"""
+
+import contextlib
+import os
+import pathlib
+import re
+import shutil
+import stat
+from dataclasses import replace
+
+import safetensors
+import torch
+
+from seqloom_server.engine.core.names import check_name, is_name
+from seqloom_server.engine.training.run_state import (
+    BrokenCheckpoint,
+    CallsDone,
+    Header,
+    RunMeta,
+    RunState,
+    StoredReply,
+    Tensors,
+    from_bytes,
+    header_of,
+    to_bytes,
+)
+from seqloom_server.nn.files import atomic_folder, model_folder
+from seqloom_server.nn.optimizer_spec import STEP
+
+__all__ = ["BrokenCheckpoint", "CallsDone", "RunMeta", "RunState", "StoredReply"]
+
+STATE = "state.json"
+TENSORS = "tensors.safetensors"
+LATEST = "latest"
+NAMED = "checkpoints"
+RUN_ID = re.compile(r"run-[0-9a-f]{12}")  # as the server gives them
+
+_MAX_STATE_BYTES = 256 << 20
+_MAX_HEADER_BYTES = 1 << 20  # of tensors.safetensors: names and shapes of some hundred tensors
+_TYPES = {"float32": "F32", "float64": "F64"}
+
+Layout = dict[str, tuple[str, tuple[int, ...]]]  # by tensor: safetensors' name of its type, and its shape
+
+
+def check_checkpoint_name(name: str) -> str:
+    """Returns the name. Raises ServerError INVALID_FIELD for one that could not be a folder's."""
+    return check_name(name, "name")
+
+
+def save(folder: pathlib.Path, state: RunState) -> None:
+    """Writes a checkpoint in place of one that stands there; a failure or a crash leaves the old one.
+
+    Raises OSError, and BrokenCheckpoint where load() would refuse what is to be written, weights that are not finite
+    among it.
+    """
+    header = header_of(state)
+    text = to_bytes(header)
+    if len(text) > _MAX_STATE_BYTES:
+        raise BrokenCheckpoint(f"{STATE} has more than {_MAX_STATE_BYTES} bytes")
+    tensors = _named(state)
+    found = {name: (_type_of(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()}
+    _check_layout(_layout(header), found)
+    _check_numbers(tensors)
+    with atomic_folder.replaced(folder) as new:
+        (new / STATE).write_bytes(text)
+        model_folder.write_tensors(new / TENSORS, tensors)
+        shutil.copymode(new / STATE, new / TENSORS)
+
+
+def load(folder: pathlib.Path) -> RunState:
+    """Raises FileNotFoundError where there is no such folder, OSError, and BrokenCheckpoint for what is in doubt."""
+    if not folder.exists():
+        atomic_folder.recover(folder)
+    if not stat.S_ISDIR(folder.lstat().st_mode):
+        raise BrokenCheckpoint(f"{folder.name} is no folder")
+    for file in (STATE, TENSORS):
+        _check_file(folder / file)
+    try:
+        header = from_bytes(_read(folder / STATE))
+    except BrokenCheckpoint as error:
+        raise BrokenCheckpoint(f"{folder.name}: {STATE}: {error}") from error
+    try:
+        tensors = _read_tensors(folder / TENSORS, _layout(header))
+        _check_numbers(tensors)
+    except BrokenCheckpoint as error:
+        raise BrokenCheckpoint(f"{folder.name}: {TENSORS}: {error}") from error
+    return RunState(
+        meta=header.meta,
+        spec=header.spec,
+        step=header.step,
+        loss=header.loss,
+        accumulated_calls=header.accumulated_calls,
+        parameters=_under("parameters.", tensors),
+        optimizer=_under("optimizer.", tensors),
+        accumulated=_under("accumulated.", tensors) if header.accumulated else None,
+        calls=header.calls,
+        generator=tensors.get("generator"),
+    )
+
+
+def save_run(folder: pathlib.Path, name: str, state: RunState) -> None:
+    """Writes a run's latest checkpoint, and the same under `name` where one is given. Raises as save() does."""
+    if not name:
+        save(folder / LATEST, state)
+    else:
+        named = folder / NAMED / check_checkpoint_name(name)
+        save(named, state)
+        with atomic_folder.replaced(folder / LATEST) as new:
+            for file in (STATE, TENSORS):
+                _link(named / file, new / file)
+    for parent in (folder, folder.parent):  # of "checkpoints" and of the run itself
+        atomic_folder.sync(parent)
+
+
+def load_latest(folder: pathlib.Path) -> RunState:
+    """Returns what a run goes on from. Raises OSError, and BrokenCheckpoint for what is in doubt."""
+    if not stat.S_ISDIR(folder.lstat().st_mode):
+        raise BrokenCheckpoint("is no folder")
+    try:
+        state = load(folder / LATEST)
+    except FileNotFoundError:
+        raise BrokenCheckpoint(f"{LATEST} is missing") from None
+    if state.meta.id != folder.name:
+        raise BrokenCheckpoint(f"{LATEST}: {STATE}: meta.id: is {state.meta.id!r}: the folder is {folder.name!r}")
+    return state
+
+
+def load_named(folder: pathlib.Path, name: str) -> RunState:
+    """Returns a run's checkpoint of that name, as of the run that it is in. Raises as load() does."""
+    state = load(folder / NAMED / check_checkpoint_name(name))
+    return replace(state, meta=replace(state.meta, id=folder.name))
+
+
+def delete_named(folder: pathlib.Path, name: str) -> None:
+    """Raises FileNotFoundError or OSError."""
+    atomic_folder.remove(folder / NAMED / check_checkpoint_name(name))
+
+
+def names(folder: pathlib.Path) -> list[str]:
+    """Returns the names of a run's checkpoints, in order."""
+    return [path.name for path in _folders_in(folder / NAMED)]
+
+
+def run_folders(root: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the folders of all runs, in order, after clearing up what a crash left in them.
+
+    Also what stands in the place of a run's folder and is none. Raises OSError where the root cannot be read.
+    """
+    atomic_folder.recover_all(root)  # of runs that were being removed
+    runs = [path for path in root.iterdir() if RUN_ID.fullmatch(path.name)] if root.is_dir() else []
+    for folder in _folders_in(root):
+        with contextlib.suppress(OSError):  # whoever loads it is told
+            for place in (folder, folder / NAMED):
+                atomic_folder.recover_all(place)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # empty: of a run that was never saved, so that nobody knows it
+        runs.append(folder)
+    return sorted({folder for folder in runs if os.path.lexists(folder)})
+
+
+def _folders_in(root: pathlib.Path) -> list[pathlib.Path]:
+    paths = sorted(root.iterdir()) if root.is_dir() else []
+    return [path for path in paths if is_name(path.name) and path.is_dir() and not path.is_symlink()]
+
+
+def _link(source: pathlib.Path, target: pathlib.Path) -> None:
+    """The same bytes under another name, written once where the file system can."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)
+
+
+def _check_file(path: pathlib.Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        raise BrokenCheckpoint(f"{path.parent.name}: {path.name} is missing") from None
+    if not stat.S_ISREG(mode):  # to open a pipe would wait for a writer
+        raise BrokenCheckpoint(f"{path.parent.name}: {path.name} is no regular file")
+
+
+def _read(path: pathlib.Path) -> bytes:
+    with open(path, "rb") as file:
+        text = file.read(_MAX_STATE_BYTES + 1)
+    if len(text) > _MAX_STATE_BYTES:
+        raise BrokenCheckpoint(f"has more than {_MAX_STATE_BYTES} bytes")
+    return text
+
+
+def _read_tensors(path: pathlib.Path, layout: Layout) -> Tensors:
+    open(path, "rb").close()  # safetensors says of a file without rights that it is not there
+    try:
+        with safetensors.safe_open(path, "pt") as archive:
+            slices = {name: archive.get_slice(name) for name in archive.keys()}  # noqa: SIM118 - no mapping
+            _check_layout(layout, {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()})
+            # copies, since a tensor of an archive is a view on the file
+            return {name: archive.get_tensor(name).clone() for name in layout}
+    except safetensors.SafetensorError as error:
+        raise BrokenCheckpoint(str(error)) from error
+
+
+def _layout(header: Header) -> Layout:
+    shapes, kind = header.spec.parameter_shapes(), _TYPES[header.spec.dtype]
+    layout: Layout = {f"parameters.{name}": (kind, shape) for name, shape in shapes.items()}
+    for name, shape in header.meta.optimizer.state_shapes(shapes).items():
+        layout[f"optimizer.{name}"] = ("I64" if name == STEP else kind, shape)
+    if header.accumulated:
+        layout |= {f"accumulated.{name}": (kind, shape) for name, shape in shapes.items()}
+    if header.generator:
+        layout["generator"] = ("U8", (header.generator,))
+    return layout
+
+
+def _named(state: RunState) -> Tensors:
+    groups = {"parameters": state.parameters, "optimizer": state.optimizer, "accumulated": state.accumulated or {}}
+    tensors = {f"{group}.{name}": tensor for group, each in groups.items() for name, tensor in each.items()}
+    return tensors if state.generator is None else {**tensors, "generator": state.generator}
+
+
+def _under(prefix: str, tensors: Tensors) -> Tensors:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _type_of(tensor: torch.Tensor) -> str:
+    known = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.uint8: "U8"}
+    return known.get(tensor.dtype, str(tensor.dtype))
+
+
+def _check_layout(expected: Layout, found: Layout) -> None:
+    for name, (kind, shape) in expected.items():
+        if name not in found:
+            raise BrokenCheckpoint(f"tensor {name} is missing")
+        if found[name][1] != shape:
+            raise BrokenCheckpoint(f"tensor {name} has shape {list(found[name][1])}: expected {list(shape)}")
+        if found[name][0] != kind:
+            raise BrokenCheckpoint(f"tensor {name} is {found[name][0]}: expected {kind}")
+    for name in sorted(found.keys() - expected.keys()):
+        raise BrokenCheckpoint(f"tensor {name[:80]!r} belongs to no such run")
+
+
+def _check_numbers(tensors: Tensors) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise BrokenCheckpoint(f"tensor {name} holds a number that is not finite")
+        never_negative = name.startswith("optimizer.exp_avg_sq.") or name == f"optimizer.{STEP}"
+        if never_negative and bool((tensor < 0).any()):
+            raise BrokenCheckpoint(f"tensor {name} holds a number below 0")

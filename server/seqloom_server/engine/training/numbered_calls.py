@@ -1,0 +1,251 @@
+"""The numbered calls on one run: each is done once, in its turn, and its reply is kept for whoever asks again."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from seqloom_server.engine.core.overload import HALF_A_SECOND, overloaded
+from seqloom_server.engine.training.call_order import CallOrder
+from seqloom_server.engine.training.replies import Reply
+from seqloom_server.engine.training.run_state import MAX_CLIENTS, MAX_REPLIES
+from seqloom_server.errors import Reason, ServerError, invalid
+
+_MAX_ID = 64
+_HOLD_SECONDS = 60.0  # for which a call waits for earlier ones
+
+Begin = Callable[[], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class CallId:
+    """Which call on a run this is.
+
+    acknowledged: the caller has the replies up to this one. step: of a call that is sent again after a restart, the
+    step that its reply had named; 0 if none came.
+    """
+
+    client: str
+    number: int
+    acknowledged: int = 0
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 < len(self.client) <= _MAX_ID and self.client.isascii() and self.client.isalnum()):
+            raise invalid("call.client", f"is {self.client[:80]!r}: expected 1 to {_MAX_ID} ASCII letters and digits")
+        if self.number < 1:
+            raise invalid("call.number", f"is {self.number}: expected at least 1")
+        if self.acknowledged >= self.number:
+            raise invalid("call.acknowledged", f"is {self.acknowledged}: expected less than call.number, {self.number}")
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """A call that waits, is under way or is done. begin: starts it, and returns what its reply comes from."""
+
+    id: CallId
+    digest: str
+    reply: "asyncio.Future[Reply]"
+    begin: Begin | None = None  # None once it is on its way
+    is_step: bool = False
+    waiters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KeptReply:
+    """A reply, or the error that was one, as it is kept for a repeat of the call."""
+
+    client: str
+    number: int
+    digest: str
+    reply: Reply | ServerError
+
+
+class NumberedCalls:
+    """The calls of all clients on one run. max_held: how many may wait. deduplicated: is told of each repeat, and
+    forgotten of clients that give way to others."""
+
+    def __init__(
+        self,
+        order: CallOrder,
+        max_held: int,
+        deduplicated: Callable[[], None],
+        forgotten: Callable[[str], None],
+    ) -> None:
+        self.order = order
+        self._max_held = max_held
+        self._deduplicated = deduplicated
+        self._forgotten = forgotten
+        self._clients: OrderedDict[str, dict[int, _Entry]] = OrderedDict()  # that used longest ago first
+        self._held: dict[_Entry, None] = {}
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def call(self, call: CallId, digest: str, begin: Begin, *, is_step: bool = False) -> Reply:
+        """Returns the reply, of this try or of an earlier one. The call goes on where its caller does not wait for it.
+
+        begin: called when it is the call's turn; may raise OVERLOADED, and then the call may be tried again.
+        Raises ServerError CALL_CHANGED, CALL_FORGOTTEN, OVERLOADED, RUN_WAITS, or what the call itself ended with.
+        """
+        entry = self._entry(call, digest, begin, is_step)
+        entry.waiters += 1
+        try:
+            await asyncio.wait({entry.reply}, timeout=_HOLD_SECONDS if entry in self._held else None)
+            if entry in self._held:
+                raise self._waits(entry)
+            return await asyncio.shield(entry.reply)
+        finally:
+            entry.waiters -= 1
+            if not entry.waiters and entry in self._held:  # nobody wants it any more, and nothing of it has been done
+                del self._held[entry]
+                del self._clients[call.client][call.number]
+
+    def _entry(self, call: CallId, digest: str, begin: Begin, is_step: bool) -> _Entry:
+        entries = self._entries_of(call.client)
+        for number in [number for number in entries if number <= call.acknowledged]:
+            if entries[number].reply.done():
+                del entries[number]
+        entry = entries.get(call.number)
+        if entry is not None:
+            if entry.digest != digest:
+                raise ServerError(
+                    Reason.CALL_CHANGED,
+                    f"call {call.number} of client {call.client} came before with another content",
+                    field="call.number",
+                )
+            self._deduplicated()
+            return entry
+        if call.number <= self.order.last(call.client):
+            raise ServerError(
+                Reason.CALL_FORGOTTEN, f"call {call.number} of client {call.client} is done, and its reply forgotten"
+            )
+        next_one = self.order.may_go(call.client, call.number, call.step)
+        if len(entries) >= MAX_REPLIES or (len(self._held) >= self._max_held and not next_one):
+            raise overloaded(
+                f"{len(self._held)} calls wait for earlier ones, {len(entries)} of this client are kept", HALF_A_SECOND
+            )
+        entry = _Entry(call, digest, asyncio.get_running_loop().create_future(), begin, is_step)
+        entry.reply.add_done_callback(lambda reply: reply.cancelled() or reply.exception())  # nobody may have waited
+        entries[call.number] = entry
+        self._held[entry] = None
+        self._let_go()
+        return entry
+
+    def _entries_of(self, client: str) -> dict[int, _Entry]:
+        """A client's calls. Beyond the bound who was here longest ago, and waits for nothing, is forgotten."""
+        entries = self._clients.setdefault(client, {})
+        self._clients.move_to_end(client)
+        if len(self._clients) > MAX_CLIENTS:
+            for other, theirs in self._clients.items():
+                if other != client and all(entry.reply.done() for entry in theirs.values()):
+                    del self._clients[other]
+                    self.order.forget(other)
+                    self._forgotten(other)
+                    break
+        return entries
+
+    def _waits(self, entry: _Entry) -> ServerError:
+        last = self.order.last(entry.id.client)
+        if entry.id.number != last + 1:
+            return ServerError(
+                Reason.RUN_WAITS, f"call {entry.id.number} waits for call {last + 1}, which has not come"
+            )
+        return ServerError(Reason.RUN_WAITS, self.order.waiting_for() or "an earlier call is under way for too long")
+
+    def _let_go(self) -> None:
+        """Sends every call on its way whose turn it is."""
+        moved = True
+        while moved and not self._closed:
+            moved = False
+            for entry in list(self._held):
+                call = entry.id
+                if not self.order.may_go(call.client, call.number, call.step):
+                    continue
+                del self._held[entry]
+                if self._begin(entry):
+                    self.order.went(call.client, call.number, is_step=entry.is_step)
+                    moved = True
+                if self._closed:
+                    break
+
+    def _begin(self, entry: _Entry) -> bool:
+        """False where it is refused for now, which uses up no number."""
+        assert entry.begin is not None
+        try:
+            outcome = entry.begin()
+        except ServerError as error:
+            entry.reply.set_exception(error)
+            del self._clients[entry.id.client][entry.id.number]
+            return False
+        entry.begin = None  # with which the call's arrays go
+        task = asyncio.ensure_future(self._finish(entry, outcome))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return True
+
+    async def _finish(self, entry: _Entry, outcome: Awaitable[Any]) -> None:
+        try:
+            reply = await outcome
+        except BaseException as error:
+            if entry.is_step:
+                self.order.step_failed()
+            failure: BaseException = error
+            if not isinstance(error, Exception):
+                failure = ServerError(Reason.CANCELLED, "the run has ended")
+            elif isinstance(error, ServerError) and error.reason is Reason.OVERLOADED:
+                # its number is used up, so that the same call again would get the same reply again
+                failure = ServerError(Reason.NOT_DONE, f"{error.message}: nothing was done, and it may be called anew")
+            if not entry.reply.done():
+                entry.reply.set_exception(failure)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            if not entry.reply.done():
+                entry.reply.set_result(reply)
+
+    def close(self) -> "set[asyncio.Task[None]]":
+        """Lets nothing new go; returns what is under way. For a call that begins, which is not among that yet."""
+        self._closed = True
+        return set(self._under_way)
+
+    def open(self) -> None:
+        """Lets calls go again after close()."""
+        self._closed = False
+        self._let_go()
+
+    def end(self, error: ServerError) -> None:
+        """Ends the calls that wait."""
+        for entry in list(self._held):
+            del self._held[entry]
+            if not entry.reply.done():
+                entry.reply.set_exception(error)
+
+    def kept(self, done: dict[str, int]) -> list[KeptReply]:
+        """Returns what is kept of calls up to those that are done, by client."""
+        return [
+            KeptReply(client, number, entry.digest, _outcome(entry))
+            for client, entries in self._clients.items()
+            for number, entry in sorted(entries.items())
+            if number <= done.get(client, 0) and entry.reply.done() and not entry.reply.cancelled()
+        ]
+
+    def keep(self, kept: KeptReply) -> None:
+        """Takes in a reply that a checkpoint kept."""
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        if isinstance(kept.reply, ServerError):
+            future.set_exception(kept.reply)
+            future.exception()
+        else:
+            future.set_result(kept.reply)
+        entries = self._clients.setdefault(kept.client, {})
+        entries[kept.number] = _Entry(CallId(kept.client, kept.number), kept.digest, future)
+
+
+def _outcome(entry: _Entry) -> Reply | ServerError:
+    error = entry.reply.exception()
+    if error is None:
+        return entry.reply.result()
+    if isinstance(error, ServerError):
+        return error
+    return ServerError(Reason.INTERNAL, "the call failed on the server")

@@ -1,0 +1,248 @@
+"""The training runs of one server: made, found again after a restart, listed, ended, saved, handed over at its end."""
+
+import asyncio
+import contextlib
+import logging
+import pathlib
+import secrets
+from typing import Any, Protocol
+
+from seqloom_server.engine.core.broken_folder import why_broken
+from seqloom_server.engine.core.overload import FIVE_SECONDS, overloaded
+from seqloom_server.engine.core.worker_thread import in_worker_thread
+from seqloom_server.engine.models.registry import Registry
+from seqloom_server.engine.models.served_weights import ServedWeights
+from seqloom_server.engine.training import checkpoint_files
+from seqloom_server.engine.training.checkpoint_files import RunMeta, RunState
+from seqloom_server.engine.training.checkpoint_writer import snapshot_of
+from seqloom_server.engine.training.run_weights import RunWeights
+from seqloom_server.engine.training.runs_holder import RunsHolder
+from seqloom_server.engine.training.step_journal import StepJournal, StepRecord
+from seqloom_server.engine.training.training_run import RunEngine, TrainingRun
+from seqloom_server.errors import Reason, ServerError
+from seqloom_server.nn.files import atomic_folder
+from seqloom_server.nn.forward.network import Network
+from seqloom_server.nn.optimizer_spec import OptimizerSpec
+
+log = logging.getLogger(__name__)
+
+
+class Engine(RunEngine, Protocol):
+    """What the table needs of the engine, beside what each of its runs does."""
+
+    def check_serving(self) -> None: ...
+
+    def end_jobs(self, weights: RunWeights, error: ServerError) -> None: ...
+
+
+class RunTable:
+    """Every run that is alive. root: the folder of their folders, which this server alone writes in from hold() to
+    let_go(). max_runs: how many there may be; those that are broken are none of them."""
+
+    def __init__(
+        self, root: pathlib.Path, registry: Registry, engine: Engine, device: str, max_runs: int, max_held_calls: int
+    ) -> None:
+        self._max_held_calls = max_held_calls
+        self._root = root
+        self._registry = registry
+        self._engine = engine
+        self._device = device
+        self._max_runs = max_runs
+        self._runs: dict[str, TrainingRun] = {}
+        self._broken: dict[str, str] = {}  # why by id
+        self._changing = asyncio.Lock()
+        self._holder = RunsHolder(root)
+        self._given_up = False
+
+    async def hold(self, address: str, *, wait: bool = True) -> bool:
+        """Makes the folder this server's; see Holder.take(). address: HOST:PORT. Raises InUse or OSError."""
+        return await self._holder.take(address, wait=wait)
+
+    def get(self, run_id: str) -> TrainingRun:
+        """Raises ServerError RUN_NOT_FOUND, RUN_BROKEN, or SHUTTING_DOWN where the folder has been given up."""
+        self._check_held()
+        run = self._runs.get(run_id)
+        if run is None:
+            if run_id in self._broken:
+                why = self._broken[run_id]
+                raise ServerError(Reason.RUN_BROKEN, f"run {run_id} cannot be loaded: {why}", field="run")
+            raise ServerError(Reason.RUN_NOT_FOUND, f"there is no run {run_id[:80]!r}", field="run")
+        return run
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """Why by id for each run whose folder cannot be loaded."""
+        return dict(self._broken)
+
+    def all(self) -> list[TrainingRun]:
+        """The runs, by id."""
+        return [self._runs[run_id] for run_id in sorted(self._runs)]
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of all runs on the device."""
+        return sum(run.weights.nbytes for run in self._runs.values())
+
+    async def create(
+        self,
+        served: ServedWeights,
+        optimizer: OptimizerSpec,
+        clip_norm: float,
+        checkpoint_interval: int,
+        request_id: str,
+    ) -> TrainingRun:
+        """Forks a model's weights; returns the run that an earlier try of the same request made.
+
+        clip_norm, checkpoint_interval: 0 for none. Raises ServerError OVERLOADED or STORAGE_FAILED.
+        """
+        async with self._changing:
+            self._engine.check_serving()
+            self._check_held()
+            for run in self._runs.values():
+                if request_id and run.meta.request_id == request_id:
+                    return run
+            if len(self._runs) >= self._max_runs:
+                raise overloaded(f"there are {len(self._runs)} runs: no more now", FIVE_SECONDS)
+            meta = RunMeta(
+                id=f"run-{secrets.token_hex(6)}",
+                model=served.model,
+                weights_version=served.version,
+                optimizer=optimizer,
+                clip_norm=clip_norm,
+                checkpoint_interval=checkpoint_interval,
+                request_id=request_id,
+            )
+            made: TrainingRun = await _to_the_end(self._make(served.network, meta))
+            return made
+
+    async def _make(self, network: Network, meta: RunMeta) -> TrainingRun:
+        folder = self._root / meta.id
+        try:
+            await in_worker_thread("runs", lambda: folder.mkdir(parents=True))
+            weights = await in_worker_thread("runs", self._weights, network, meta)
+            run = self._run(folder, meta, weights)
+            await run.save_now()
+        except BaseException:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(atomic_folder.remove, folder)
+            raise
+        self._runs[meta.id] = run
+        return run
+
+    def _run(
+        self, folder: pathlib.Path, meta: RunMeta, weights: RunWeights, lost: list[StepRecord] | None = None
+    ) -> TrainingRun:
+        return TrainingRun(self._engine, self._registry, folder, meta, weights, self._max_held_calls, lost)
+
+    def _weights(self, network: Network, meta: RunMeta) -> RunWeights:
+        copies = {name: tensor.detach().clone() for name, tensor in network.parameters().items()}
+        fork = Network(network.spec, copies, network.device)
+        return RunWeights(
+            meta.model, fork, meta.optimizer, meta.clip_norm, StepJournal(self._root / meta.id / "steps.jsonl")
+        )
+
+    async def delete(self, run_id: str) -> None:
+        """Ends a run and removes its folder, also one that is broken.
+
+        Raises ServerError RUN_NOT_FOUND, STORAGE_FAILED, or SHUTTING_DOWN where the folder has been given up.
+        """
+        async with self._changing:
+            self._check_held()
+            if run_id not in self._broken:
+                self.get(run_id)
+            await _to_the_end(self._delete(run_id))
+
+    async def _delete(self, run_id: str) -> None:
+        run = self._runs.pop(run_id, None)
+        if run is not None:
+            gone = ServerError(Reason.RUN_NOT_FOUND, f"run {run_id} has been deleted", field="run")
+            self._engine.end_jobs(run.weights, gone)
+            await run.end(gone)
+            run.weights.journal.close(gone)
+        try:
+            await in_worker_thread("runs", atomic_folder.remove, self._root / run_id)
+        except ServerError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):  # somebody has removed it by hand
+                self._broken[run_id] = f"it has ended, and cannot be removed: {error.message}"
+                raise
+        self._broken.pop(run_id, None)
+
+    async def recover(self, *, strict: bool = False) -> None:
+        """Finds the runs of an earlier server; one that is broken is left where it is, logged and told of.
+
+        strict: raises RUN_BROKEN at the first of these. Raises STORAGE_FAILED where the root cannot be read.
+        """
+        for folder in await in_worker_thread("runs", checkpoint_files.run_folders, self._root):
+            try:
+                await self._recover(folder)
+            except Exception as error:
+                why = self._broken[folder.name] = why_broken(folder.name, error)
+                if strict:
+                    raise ServerError(Reason.RUN_BROKEN, f"{folder.name}: {why}") from error
+                log.error("run %s cannot be loaded, and is left alone: %s", folder.name, why)
+
+    async def _recover(self, folder: pathlib.Path) -> None:
+        state, weights, lost, names = await asyncio.to_thread(self._read, folder)
+        run = self._run(folder, state.meta, weights, lost)
+        run.checkpoints.names = names
+        run.take_replies(state.calls)
+        self._runs[state.meta.id] = run
+        log.info(
+            "run %s goes on from step %d; %d steps after it are to be sent again", folder.name, run.step, len(lost)
+        )
+
+    def _read(self, folder: pathlib.Path) -> tuple[RunState, RunWeights, list[StepRecord], list[str]]:
+        state = checkpoint_files.load_latest(folder)
+        weights = self._restored(state)
+        return state, weights, weights.journal.read(weights.step), checkpoint_files.names(folder)
+
+    def _restored(self, state: RunState) -> RunWeights:
+        network = Network(state.spec, state.parameters, self._device)
+        weights = self._weights(network, state.meta)
+        snapshot = snapshot_of(state)
+        for _ in weights.restore(snapshot):
+            pass
+        weights.done = dict(snapshot.done)
+        return weights
+
+    async def save_all(self) -> None:
+        """Saves every run, while the server shuts down; one that cannot be saved is logged."""
+        for run in [] if self._given_up else self.all():
+            try:
+                await run.save_now()
+            except (ServerError, asyncio.CancelledError) as error:
+                log.error("run %s could not be saved at step %d: %s", run.meta.id, run.step, error)
+
+    async def tell_draining(self) -> None:
+        """Tells a server that wants the runs that it will have them."""
+        await asyncio.to_thread(self._holder.tell_draining)
+
+    async def let_go(self) -> None:
+        """Ends every run as it was saved, and gives the folder up: after this nothing is written in it any more."""
+        async with self._changing:  # what is being made or deleted
+            if self._given_up:
+                return
+            self._given_up = True
+            for run in self.all():
+                await run.end(_given_up())
+                await asyncio.to_thread(run.weights.journal.close, _given_up())
+            await asyncio.to_thread(self._holder.give_back)
+
+    def _check_held(self) -> None:
+        if self._given_up:
+            raise _given_up()
+
+
+def _given_up() -> ServerError:
+    return ServerError(Reason.SHUTTING_DOWN, "the server is shutting down, and has given up its runs")
+
+
+async def _to_the_end(coroutine: Any) -> Any:
+    """Finishes what has begun, also where its caller goes away."""
+    task = asyncio.ensure_future(coroutine)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with contextlib.suppress(Exception):
+            await task
+        raise

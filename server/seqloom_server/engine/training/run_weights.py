@@ -1,0 +1,194 @@
+"""What a run trains: weights of its own, what was accumulated, the optimizer. All of it belongs to the device thread.
+
+Its programs are generators that do a bounded piece of work at a time; an accumulator or weights that half changed are
+never seen, as the programs of one run do not overlap.
+"""
+
+import logging
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from seqloom_server.engine.models.served_weights import threads_for
+from seqloom_server.engine.training.step_journal import StepJournal, StepRecord
+from seqloom_server.errors import Reason, ServerError
+from seqloom_server.nn.forward.network import Network
+from seqloom_server.nn.gradients.batch_gradients import CallGradients
+from seqloom_server.nn.optim import Optimizer, Overflow, largest_of
+from seqloom_server.nn.optimizer_spec import OptimizerSpec
+
+log = logging.getLogger(__name__)
+
+_PIECE_NUMBERS = 1 << 20  # elements that a piece updates or copies
+
+Tensors = dict[str, torch.Tensor]
+Pieces = Generator[None, None, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Accumulated:
+    """A call whose gradient is in the accumulator. losses: [N]. step: that which it goes into."""
+
+    losses: npt.NDArray[np.float64]
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """A step that was applied. norm: of the gradient, before it was clipped. calls: see StepRecord."""
+
+    step: int
+    norm: float
+    calls: dict[str, int]
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """A run at one moment, on the CPU: everything that it needs to go on. done: by client, its last call."""
+
+    parameters: Tensors
+    optimizer: Tensors
+    accumulated: Tensors | None
+    accumulated_calls: int
+    step: int
+    loss: float | None
+    done: dict[str, int] = field(default_factory=dict)
+
+
+class RunWeights:
+    """The weights of one run on the device. step: steps applied. done: by client, the last call that was done."""
+
+    def __init__(
+        self, model: str, network: Network, optimizer: OptimizerSpec, clip_norm: float, journal: StepJournal
+    ) -> None:
+        self.model = model
+        self.network = network
+        self.threads = threads_for(network.spec)
+        self.step = 0
+        self.done: dict[str, int] = {}
+        self.accumulated_calls = 0
+        self.loss: float | None = None
+        self._clip_norm = clip_norm or None
+        self._parameters = network.parameters()
+        self._optimizer = Optimizer(optimizer, self._parameters)
+        self._accumulated: Tensors | None = None
+        self.journal = journal
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        tensors = [*self._parameters.values(), *self._optimizer.state().values(), *(self._accumulated or {}).values()]
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def mark(self, call: tuple[str, int] | None) -> None:
+        """A call of a client is done, whatever came of it."""
+        if call is not None:
+            client, number = call
+            self.done[client] = max(number, self.done.get(client, 0))
+
+    def forget(self, client: str) -> None:
+        """A client will not come again. Safe from any thread."""
+        self.done.pop(client, None)
+
+    def accumulate(self, total: Tensors | None, calls: int) -> Pieces:
+        """Adds the gradient of so many calls, which is overwritten, to what the next step applies.
+
+        Raises OVERFLOW where the sum would not be finite, and then nothing was added.
+        """
+        if total is None:
+            return
+        largest: list[torch.Tensor] = []
+        for name, before in (self._accumulated or {}).items():
+            # into the new tensors, so that the old ones stay whole
+            largest.append(largest_of(total[name].add_(before)))
+            if before.numel() >= _PIECE_NUMBERS:
+                yield
+        if largest and not bool(torch.isfinite(torch.stack(largest)).all()):
+            raise ServerError(
+                Reason.OVERFLOW, f"the gradient, summed over the calls of step {self.step + 1}, would overflow"
+            )
+        self._accumulated = total
+        self.accumulated_calls += calls
+
+    def accumulated_reply(self, call: CallGradients | ServerError) -> Accumulated | ServerError:
+        """What the caller of forward_backward hears."""
+        if isinstance(call, ServerError):
+            return call
+        self.loss = float(call.losses.sum())
+        return Accumulated(call.losses, self.step + 1)
+
+    def apply(self, call: tuple[str, int], learning_rate: float | None, expected_step: int) -> Pieces:
+        """Applies what was accumulated and clears it; returns Stepped.
+
+        Raises STEP_MISMATCH or NOTHING_ACCUMULATED, and then nothing has changed; OVERFLOW where the sum of all
+        calls' gradients, a weight or a moment would not be finite: then only what was accumulated is cleared.
+        """
+        number = self.step + 1
+        if expected_step and expected_step != number:
+            raise ServerError(
+                Reason.STEP_MISMATCH,
+                f"expected_step is {expected_step}: this would be step {number}",
+                field="expected_step",
+            )
+        if self._accumulated is None:
+            raise ServerError(Reason.NOTHING_ACCUMULATED, f"step {number} has no gradient: call forward_backward first")
+        try:
+            norm = yield from self._optimizer.step(self._accumulated, learning_rate, self._clip_norm, _PIECE_NUMBERS)
+        except Overflow as error:
+            self._accumulated, self.accumulated_calls = None, 0
+            raise ServerError(
+                Reason.OVERFLOW,
+                f"step {number} was not applied: {error} would overflow; weights and moments are as before, what was "
+                "accumulated is dropped",
+            ) from None
+        self._accumulated, self.accumulated_calls = None, 0
+        self.step = number
+        self.mark(call)
+        calls = dict(self.done)
+        try:
+            self.journal.append(StepRecord(number, *call, calls))
+        except OSError as error:
+            log.error("step %d is not in the journal, and can only be lost with those after it: %s", number, error)
+        return Stepped(number, norm, calls)
+
+    def snapshot(self) -> Generator[None, None, Snapshot]:
+        """Copies everything to the CPU."""
+        parts: list[Tensors] = []
+        for tensors in (self._parameters, self._optimizer.state(), self._accumulated or {}):
+            copies: Tensors = {}
+            for name, tensor in tensors.items():
+                copies[name] = tensor.detach().to("cpu", copy=True)
+                if tensor.numel() >= _PIECE_NUMBERS:
+                    yield
+            parts.append(copies)
+        accumulated = parts[2] if self._accumulated is not None else None
+        return Snapshot(parts[0], parts[1], accumulated, self.accumulated_calls, self.step, self.loss, dict(self.done))
+
+    def restore(self, snapshot: Snapshot) -> Generator[None, None, None]:
+        """Takes a snapshot's place in everything but the calls that are done."""
+        with torch.no_grad():
+            for name, tensor in snapshot.parameters.items():
+                self._parameters[name].copy_(tensor)
+                yield
+        self._optimizer.load_state(snapshot.optimizer)
+        self._accumulated = None
+        if snapshot.accumulated is not None:
+            self._accumulated = {
+                name: tensor.to(self.network.device, copy=True) for name, tensor in snapshot.accumulated.items()
+            }
+        self.accumulated_calls, self.step, self.loss = snapshot.accumulated_calls, snapshot.step, snapshot.loss
+
+    def fork(self) -> Generator[None, None, Network]:
+        """Returns a network with a copy of the weights. Raises OVERFLOW where one is not finite."""
+        copies: Tensors = {}
+        for name, tensor in self._parameters.items():
+            copies[name] = tensor.detach().clone()
+            if not bool(torch.isfinite(copies[name]).all()):
+                raise ServerError(Reason.OVERFLOW, f"the run's {name} holds a number that is not finite")
+            if tensor.numel() >= _PIECE_NUMBERS:
+                yield
+        return Network(self.network.spec, copies, self.network.device)

@@ -1,0 +1,289 @@
+"""One training run on the event loop: what each call on it does."""
+
+import asyncio
+import logging
+import pathlib
+from collections.abc import Awaitable, Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from seqloom_server.engine.core.training_job import Job, Task, TrainingCall
+from seqloom_server.engine.models.registry import Registry
+from seqloom_server.engine.training.call_order import CallOrder
+from seqloom_server.engine.training.checkpoint_files import CallsDone, RunMeta
+from seqloom_server.engine.training.checkpoint_writer import CheckpointWriter
+from seqloom_server.engine.training.numbered_calls import CallId, KeptReply, NumberedCalls
+from seqloom_server.engine.training.replies import Done, Published, Reply, from_json
+from seqloom_server.engine.training.run_weights import Accumulated, RunWeights, Snapshot, Stepped
+from seqloom_server.engine.training.step_journal import StepRecord
+from seqloom_server.errors import Reason, ServerError
+from seqloom_server.nn.forward.network import Network
+from seqloom_server.nn.gradients.batch_gradients import Example, GradientRequest
+
+log = logging.getLogger(__name__)
+
+NOTHING = GradientRequest()
+
+
+class RunEngine(Protocol):
+    """What a run needs of the engine. train: takes a job on, or raises. run_job: also while the server shuts down.
+
+    stepped, deduplicated: for the metrics.
+    """
+
+    def train(self, job: Job) -> None: ...
+
+    def run_job(self, job: Job) -> None: ...
+
+    def stepped(self, model: str) -> None: ...
+
+    def deduplicated(self, model: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run is. calls_durable: of the client that asks, calls up to this one would outlive a restart."""
+
+    step: int
+    durable_step: int
+    calls_durable: int
+
+
+class TrainingRun:
+    """A run that is alive. meta: what never changes of it. folder: where its checkpoints are.
+
+    registry: where it is published. max_held_calls: how many calls may wait for earlier ones. lost: where it goes on
+    after a restart, the steps that are to be done again.
+    """
+
+    def __init__(
+        self,
+        engine: RunEngine,
+        registry: Registry,
+        folder: pathlib.Path,
+        meta: RunMeta,
+        weights: RunWeights,
+        max_held_calls: int,
+        lost: list[StepRecord] | None = None,
+    ) -> None:
+        self.meta = meta
+        self.folder = folder
+        self.weights = weights
+        self.step = weights.step
+        self.loss = weights.loss
+        self.accumulated_calls = weights.accumulated_calls
+        self._engine = engine
+        self._registry = registry
+        self._recovered = lost is not None
+        self.checkpoints = CheckpointWriter(
+            folder, meta, weights.network.spec, weights.journal, weights.step, weights.done
+        )
+        self.calls = NumberedCalls(
+            CallOrder(weights.done, weights.step, lost or ()),
+            max_held_calls,
+            deduplicated=lambda: engine.deduplicated(meta.model),
+            forgotten=weights.forget,
+        )
+
+    def progress(self, client: str) -> Progress:
+        """What every reply tells."""
+        return Progress(self.step, self.checkpoints.step, self.checkpoints.calls.get(client, 0))
+
+    async def forward_backward(
+        self, call: CallId, digest: str, examples: list[Example] | ServerError, nbytes: int
+    ) -> Accumulated:
+        """Adds the gradient of the examples to what the next step applies; or is refused with the error given, which
+        uses up the call's number too. Raises ServerError."""
+
+        def begin() -> Awaitable[Accumulated]:
+            if isinstance(examples, ServerError):
+                return self._task(call, lambda: _refuse(examples))
+            job = TrainingCall(
+                self.weights,
+                asyncio.get_running_loop().create_future(),
+                call=(call.client, call.number),
+                examples=examples,
+                request=NOTHING,
+                steps=sum(len(example.xs) for example in examples),
+                nbytes=nbytes,
+            )
+            self._engine.train(job)
+            return self._accumulated(job.outcome)
+
+        reply = await self.calls.call(call, digest, begin)
+        assert isinstance(reply, Accumulated)
+        return reply
+
+    async def _accumulated(self, outcome: "asyncio.Future[Accumulated]") -> Accumulated:
+        accumulated = await outcome
+        self.loss = float(accumulated.losses.sum())
+        self.accumulated_calls += 1
+        return accumulated
+
+    async def apply(
+        self, call: CallId, learning_rate: float | None, expected_step: int, calls: dict[str, int]
+    ) -> Stepped:
+        """Applies what was accumulated. learning_rate: of this step, None for the optimizer's own. calls: what the
+        reply had told, of a step that is sent again.
+
+        Raises ServerError.
+        """
+        if call.step and calls and self._recovered:  # else nothing was lost that a caller could tell of
+            self.calls.order.learn(StepRecord(call.step, call.client, call.number, {**calls, call.client: call.number}))
+
+        digest = f"step {learning_rate} {expected_step}"
+
+        def program() -> Generator[None, None, tuple[Stepped | ServerError, Snapshot | None]]:
+            try:
+                stepped = yield from self.weights.apply((call.client, call.number), learning_rate, expected_step)
+            except ServerError as error:
+                if error.reason is not Reason.OVERFLOW:
+                    raise
+                self.weights.mark((call.client, call.number))
+                return error, (yield from self.weights.snapshot())
+            interval = self.meta.checkpoint_interval
+            due = interval and stepped.step % interval == 0
+            return stepped, (yield from self.weights.snapshot()) if due else None
+
+        async def finish(outcome: Awaitable[tuple[Stepped | ServerError, Snapshot | None]]) -> Stepped:
+            stepped, snapshot = await outcome
+            if isinstance(stepped, ServerError):
+                self.accumulated_calls = 0
+                assert snapshot is not None
+                await self._keep_refusal(snapshot, KeptReply(call.client, call.number, digest, stepped))
+                raise stepped
+            self.step, self.accumulated_calls = stepped.step, 0
+            self._engine.stepped(self.meta.model)
+            if snapshot is not None:
+                self.checkpoints.write_soon(snapshot, self.calls)
+            return stepped
+
+        reply = await self.calls.call(call, digest, lambda: finish(self._task(call, program)), is_step=True)
+        assert isinstance(reply, Stepped)
+        return reply
+
+    async def _keep_refusal(self, snapshot: Snapshot, reply: KeptReply) -> None:
+        """Makes durable that a step has dropped what was accumulated, before anybody is told: after a restart clients
+        send the calls again that are not, and those must not come back."""
+        try:
+            await self.checkpoints.write(snapshot, self.calls, reply=reply)
+        except ServerError as error:
+            log.error("run %s: a restart would bring back what a step has dropped: %s", self.meta.id, error)
+
+    async def save(self, call: CallId, name: str) -> None:
+        """Writes a checkpoint, also under a name where one is given. Raises ServerError STORAGE_FAILED or another."""
+        digest = f"save {name}"
+
+        def program() -> Generator[None, None, Snapshot]:
+            self.weights.mark((call.client, call.number))
+            return (yield from self.weights.snapshot())
+
+        async def finish(outcome: Awaitable[Snapshot]) -> Done:
+            reply = KeptReply(call.client, call.number, digest, Done())
+            await self.checkpoints.write(await outcome, self.calls, name, reply)
+            return Done()
+
+        await self.calls.call(call, digest, lambda: finish(self._task(call, program)))
+
+    async def load(self, call: CallId, name: str) -> None:
+        """Goes back to a named checkpoint; what was accumulated since is dropped.
+
+        Raises ServerError CHECKPOINT_NOT_FOUND, CHECKPOINT_BROKEN or another.
+        """
+        digest = f"load {name}"
+        if self.calls.order.waiting_for():  # whoever goes back gives up what was lost
+            await self.checkpoints.read(name)
+            self.calls.order.forget_lost()
+
+        def begin() -> Awaitable[Done]:
+            return finish(self.calls.close())
+
+        async def finish(others: set[asyncio.Task[None]]) -> Done:
+            try:
+                if others:
+                    await asyncio.wait(others)
+                snapshot = await self.checkpoints.read(name)
+                await self.checkpoints.forget_steps()
+
+                def program() -> Generator[None, None, Snapshot]:
+                    yield from self.weights.restore(snapshot)
+                    self.weights.mark((call.client, call.number))
+                    return (yield from self.weights.snapshot())
+
+                restored = await self._task(call, program)
+                self.step, self.loss = restored.step, restored.loss
+                self.accumulated_calls = restored.accumulated_calls
+                self.calls.order.planned = restored.step
+                reply = KeptReply(call.client, call.number, digest, Done())
+                await self.checkpoints.write(restored, self.calls, reply=reply)
+            finally:
+                self.calls.open()
+            return Done()
+
+        await self.calls.call(call, digest, begin)
+
+    async def publish(self, call: CallId) -> Published:
+        """Makes the run's weights the model's served ones.
+
+        Raises ServerError MODEL_NOT_FOUND, OVERLOADED or another.
+        """
+
+        def program() -> Generator[None, None, tuple[Network, Snapshot]]:
+            network = yield from self.weights.fork()
+            self.weights.mark((call.client, call.number))
+            return network, (yield from self.weights.snapshot())
+
+        async def finish(outcome: Awaitable[tuple[Network, Snapshot]]) -> Published:
+            network, snapshot = await outcome
+            # in one turn, or a later checkpoint would say that this call is done, without its reply
+            async with self.checkpoints.turn():
+                published = Published((await self._registry.publish(self.meta.model, network)).weights_version)
+                kept = KeptReply(call.client, call.number, "publish", published)
+                await self.checkpoints.write_next(snapshot, self.calls, reply=kept)
+            return published
+
+        def begin() -> Awaitable[Published]:
+            self._registry.check_live_versions(self.meta.model)
+            return finish(self._task(call, program))
+
+        reply = await self.calls.call(call, "publish", begin)
+        assert isinstance(reply, Published)
+        return reply
+
+    async def save_now(self) -> None:
+        """Writes the run as it is: when it has been made, and while the server shuts down. Raises ServerError."""
+        await self.checkpoints.settle()
+        await self.checkpoints.write(await self._job(self.weights.snapshot), self.calls)
+
+    async def end(self, error: ServerError) -> None:
+        """Ends the calls that wait with the error; after this nothing is written in the run's folder any more."""
+        self.calls.end(error)
+        await self.checkpoints.end(error)
+
+    def _job(self, start: Callable[[], Generator[None, None, Any]]) -> "asyncio.Future[Any]":
+        task = Task(self.weights, asyncio.get_running_loop().create_future(), start=start)
+        self._engine.run_job(task)
+        return task.outcome
+
+    def _task(self, call: CallId, start: Callable[[], Generator[None, None, Any]]) -> "asyncio.Future[Any]":
+        task = Task(
+            self.weights, asyncio.get_running_loop().create_future(), call=(call.client, call.number), start=start
+        )
+        self._engine.train(task)
+        return task.outcome
+
+    def take_replies(self, calls: dict[str, CallsDone]) -> None:
+        """Takes in the replies that the checkpoint kept of which this run is made."""
+        for client, done in calls.items():
+            for stored in done.replies:
+                try:
+                    reply: Reply | ServerError = from_json(stored.reply)
+                except (KeyError, TypeError, ValueError):
+                    log.warning("run %s: the reply to call %d of %s is lost", self.meta.id, stored.number, client)
+                    continue
+                self.calls.keep(KeptReply(client, stored.number, stored.digest, reply))
+
+
+def _refuse(error: ServerError) -> Generator[None, None, None]:
+    yield
+    raise error

@@ -1,0 +1,1 @@
+"""Recurrent layers over padded rectangles as CUDA graphs, for GPUs."""

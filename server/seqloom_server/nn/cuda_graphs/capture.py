@@ -1,0 +1,62 @@
+"""Kernels recorded as CUDA graphs, and the time for which they keep the device.
+
+Nothing of this has been run on a GPU yet: see docs/gpu.md.
+"""
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+log = logging.getLogger(__name__)
+
+Run = Callable[[], object]
+_TIMED_RUNS = 4
+
+
+class Capture:
+    """Records kernels as CUDA graphs, which share one pool of memory."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def __call__(self, run: Run) -> Run:
+        """Returns what replays the kernels of `run`. Raises RuntimeError where they cannot be recorded."""
+        graph = torch.cuda.CUDAGraph()
+        here = torch.cuda.current_stream()
+        self._stream.wait_stream(here)
+        with torch.cuda.stream(self._stream):
+            run()  # kernels are loaded and workspaces made at their first use, which must not be recorded
+            # torch.cuda.graph() would empty the allocator's cache each time, while the device thread serves; and what
+            # that thread does meanwhile is no mistake of this one
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                run()
+            except BaseException:
+                _abandon(graph)
+                raise
+            graph.capture_end()
+        here.wait_stream(self._stream)
+        return graph.replay
+
+
+def _abandon(graph: torch.cuda.CUDAGraph) -> None:
+    try:
+        graph.capture_end()
+    except RuntimeError:
+        log.debug("the recording was broken off", exc_info=True)
+
+
+def device_seconds(run: Run) -> float:
+    """The shortest time for which one run of it keeps the device, by the device's own clock."""
+    run()
+    taken: list[float] = []
+    for _ in range(_TIMED_RUNS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        taken.append(start.elapsed_time(end) / 1e3)
+    return min(taken)

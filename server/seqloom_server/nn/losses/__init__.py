@@ -1,0 +1,1 @@
+"""From the top layer's states to losses and the gradient of the outputs. Knows no recurrence."""

@@ -1,0 +1,54 @@
+"""What is differentiated: sequences with what they are trained towards, and what their caller wants of them."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Array = npt.NDArray[Any]
+LossKind = Literal["cross_entropy", "mse", "ctc"]
+ParameterForm = Literal["none", "smallest", "dense", "norms"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """One sequence of a call, of at least one step; arrays of the model's data type, which may be read-only.
+
+    xs: [T, D]. loss: None where output_gradients, dL/do [T, O], are given instead of targets. targets: int32 [T] for
+    cross_entropy, -100 where a step does not count; [T, O] for mse; int32 [L] for ctc, none of them the blank 0, and
+    T >= L + repeats. scale: the loss and what follows from it are multiplied by it. initial_state and
+    final_state_gradient: [rows, 1, width] for each part of spec.state_shapes(); zeros where None.
+    """
+
+    xs: Array
+    loss: LossKind | None
+    targets: Array | None
+    output_gradients: Array | None
+    scale: float
+    initial_state: tuple[Array, ...] | None
+    final_state_gradient: tuple[Array, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class GradientRequest:
+    """What a call gets beside its losses: its own parameters' gradients in which form, and dL/dx_t, dL/ds_0, dL/do_t,
+    dL/ds_t of the top layer, s_T.
+    """
+
+    parameters: ParameterForm = "none"
+    inputs: bool = False
+    initial_state: bool = False
+    outputs: bool = False
+    hidden: bool = False
+    final_state: bool = False
+
+
+def stack_rows(arrays: list[Array], out: torch.Tensor) -> torch.Tensor:
+    """Copies the rows of all arrays, one after the other, to `out`, and returns it."""
+    if out.device.type == "cpu":
+        np.concatenate(arrays, out=out.numpy())
+    else:
+        out.copy_(torch.from_numpy(np.concatenate(arrays)))
+    return out

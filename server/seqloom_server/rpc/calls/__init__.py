@@ -1,0 +1,1 @@
+"""What every call shares: checks of fields, statuses of errors, parts, metrics and memory. Knows no servicer."""

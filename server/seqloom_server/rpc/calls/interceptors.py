@@ -1,0 +1,157 @@
+"""What every call goes through: an id, its bytes parsed, its errors made a rich status, and a line in the metrics."""
+
+import asyncio
+import contextvars
+import functools
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_status import rpc_status
+
+from seqloom_server.errors import Reason, ServerError
+from seqloom_server.rpc.calls.request_metrics import RequestMetrics
+from seqloom_server.rpc.calls.status import status_of
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Behaviour = Callable[[Any, Context], Any]
+
+_PROCESS = secrets.token_hex(4)
+_numbers = itertools.count(1)
+
+
+@dataclass(slots=True)
+class _Call:
+    number: int
+    model: str = ""
+
+
+_current: contextvars.ContextVar[_Call] = contextvars.ContextVar("call")
+
+
+def request_id() -> str:
+    """The id of the call that this code runs for, as the log has it; "" outside of one."""
+    call = _current.get(None)
+    return "" if call is None else f"{_PROCESS}-{call.number:x}"
+
+
+def set_model(name: str) -> None:
+    """Tells the metrics which served model the call is for; never with a name that no model has."""
+    call = _current.get(None)
+    if call is not None:
+        call.model = name
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Wraps the handler of each method, once, so that a call pays for nothing twice."""
+
+    def __init__(self, request_metrics: RequestMetrics) -> None:
+        self._request_metrics = request_metrics
+        self._wrapped: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        method = handler_call_details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:  # gRPC answers UNIMPLEMENTED
+                return handler
+            wrapped = self._wrapped[method] = self._wrap(method.lstrip("/"), handler)
+        return wrapped
+
+    def _wrap(self, method: str, handler: Handler) -> Handler:
+        """Takes bytes instead of messages, to tell what is none; see grpc.RpcMethodHandler for the four kinds."""
+        kind = f"{_ARITY[handler.request_streaming]}_{_ARITY[handler.response_streaming]}"
+        deserialize = handler.request_deserializer
+        assert deserialize is not None, "a handler of generated code has one"
+        parse = functools.partial(_parse, deserialize)
+        behaviour: Behaviour = getattr(handler, kind)
+
+        async def handle(request: Any, context: Context) -> Any:
+            parsed = _parse_each(parse, request) if handler.request_streaming else parse(request)
+            result = behaviour(parsed, context)
+            if not hasattr(result, "__aiter__"):
+                return await result
+            async for response in result:
+                await context.write(response)
+
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        serialize = handler.response_serializer
+        assert serialize is not None, "a handler of generated code has one"
+        wrapped: Handler = make(
+            functools.partial(self._run, method, handle), response_serializer=functools.partial(_serialize, serialize)
+        )
+        return wrapped
+
+    async def _run(self, method: str, handle: Behaviour, request: Any, context: Context) -> Any:
+        call = _Call(next(_numbers))
+        _current.set(call)
+        start = time.perf_counter()
+        code = "OK"
+        try:
+            return await handle(request, context)
+        except ServerError as error:
+            if error.reason in (Reason.INTERNAL, Reason.STORAGE_FAILED):  # a bug's traceback was logged where it was
+                log.error("request %s: %s: %s", request_id(), method, error)
+            status = rpc_status.to_status(status_of(error, request_id()))
+            code = status.code.name
+            await context.abort(status.code, status.details, status.trailing_metadata)
+        except asyncio.CancelledError:
+            remaining = context.time_remaining()
+            code = "CANCELLED" if remaining is None or remaining > 0 else "DEADLINE_EXCEEDED"
+            raise
+        except grpc.aio.AbortError:
+            code = _name(context.code())
+            raise
+        except grpc.aio.InternalError:  # the caller went away while we answered
+            code = "CANCELLED"
+            raise asyncio.CancelledError from None
+        except Exception:
+            log.exception("request %s: %s failed", request_id(), method)
+            bug = ServerError(Reason.INTERNAL, f"a bug in the server: its log has more under request {request_id()}")
+            status = rpc_status.to_status(status_of(bug, request_id()))
+            code = status.code.name
+            await context.abort(status.code, status.details, status.trailing_metadata)
+        finally:
+            self._request_metrics.count(method, call.model, code, time.perf_counter() - start)
+
+
+_ARITY = {False: "unary", True: "stream"}
+
+
+def _serialize(serialize: Callable[[Any], bytes], response: Any) -> bytes:
+    """Some write their messages' bytes themselves."""
+    return response if isinstance(response, bytes) else serialize(response)
+
+
+def _parse(parse: Callable[[bytes], Any], raw: bytes) -> Any:
+    try:
+        return parse(raw)
+    except DecodeError:
+        name = getattr(getattr(parse, "__self__", None), "__name__", "message")
+        raise ServerError(Reason.MALFORMED_MESSAGE, f"{len(raw)} bytes came that are no {name}") from None
+
+
+async def _parse_each(parse: Callable[[bytes], Any], requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for raw in requests:
+        yield parse(raw)
+
+
+def _name(code: Any) -> str:
+    """Of a grpc.StatusCode, or of its number, which is what a context that was aborted has."""
+    if isinstance(code, grpc.StatusCode):
+        return code.name
+    return next((each.name for each in grpc.StatusCode if each.value[0] == code), "UNKNOWN")

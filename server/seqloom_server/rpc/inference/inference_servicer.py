@@ -1,0 +1,151 @@
+"""InferenceService: whole sequences in one call, and calls that carry many sessions."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import numpy as np
+from seqloom import wire
+from seqloom.v1 import inference_service_pb2, inference_service_pb2_grpc
+
+from seqloom_server.config import ServerConfig
+from seqloom_server.engine.core.sequence import Array, Chunk, Op, Sequence, SliceResult
+from seqloom_server.engine.engine import Engine
+from seqloom_server.errors import ServerError
+from seqloom_server.rpc.calls import converters
+from seqloom_server.rpc.calls.byte_budget import ByteBudget
+from seqloom_server.rpc.calls.interceptors import set_model
+from seqloom_server.rpc.calls.request_metrics import RequestMetrics
+from seqloom_server.rpc.inference.stream_call import StreamCall
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_OUTPUTS = inference_service_pb2.InferResponse.OUTPUTS_FIELD_NUMBER
+
+
+class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
+    """Decodes and checks, hands to the engine, encodes."""
+
+    def __init__(
+        self, engine: Engine, config: ServerConfig, request_metrics: RequestMetrics, outputs: ByteBudget
+    ) -> None:
+        self._engine = engine
+        self._config = config
+        self._request_metrics = request_metrics
+        self._budget = outputs
+        self._calls: dict[StreamCall, asyncio.Task[Any]] = {}
+        self._draining = False
+
+    async def Infer(self, request: inference_service_pb2.InferRequest, context: Context) -> bytes:
+        weights = self._engine.registry.current(request.model, request.weights_version)
+        set_model(weights.model)
+        spec, config = weights.network.spec, self._config
+        most = converters.max_steps(spec, config)
+        xs = converters.sequences(request.sequences, spec, config.max_sequences_per_request, most)
+        output = converters.output_spec(request.output, spec, "output")
+        steps = sum(map(len, xs))
+        size = converters.reply_bytes(output, spec, steps, len(xs), config.max_message_bytes)
+        initial = None
+        if request.HasField("initial_state"):
+            initial = converters.state(request.initial_state, spec, len(xs), "initial_state")
+        self._budget.take(size)
+        # given back when the caller has read it, or has gone
+        context.add_done_callback(lambda _: self._budget.give(size))  # type: ignore[arg-type]
+        remaining = context.time_remaining()
+        now = time.monotonic()
+        gathering = BatchSink(len(xs))
+        opened: list[Sequence] = []
+        try:
+            for n in range(len(xs)):
+                sequence = self._engine.open(
+                    weights,
+                    Op.INFER,
+                    output,
+                    gathering,
+                    initial_state=None if initial is None else tuple(part[:, n : n + 1] for part in initial),
+                    deadline=None if remaining is None else now + remaining,
+                )
+                opened.append(sequence)
+            refused = self._engine.feed(
+                (sequence, [Chunk(x, now, last=True)]) for sequence, x in zip(opened, xs, strict=True)
+            )
+            if refused:
+                raise refused[0][1]
+            pieces = await gathering.done
+        finally:
+            self._engine.cancel(opened)
+        return _infer_response(weights.version, spec.state_parts, opened, pieces)
+
+    async def StreamInfer(
+        self, requests: AsyncIterator[inference_service_pb2.StreamInferRequest], context: Context
+    ) -> None:
+        call = StreamCall(self._engine, self._config, self._request_metrics, self._budget)
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls[call] = task
+        if self._draining:
+            call.drain()
+        reading = asyncio.create_task(call.read_from(requests))
+        try:
+            await call.write_to(context)
+        finally:
+            del self._calls[call]
+            reading.cancel()
+            call.close()
+
+    def drain(self) -> None:
+        """The server shuts down: calls without sessions end, the others when their last session has."""
+        self._draining = True
+        for call in self._calls:
+            call.drain()
+
+    async def finish(self, seconds: float) -> None:
+        """Returns when every call has sent what was due, or after so long."""
+        if self._calls:
+            await asyncio.wait(self._calls.values(), timeout=seconds)
+
+
+class BatchSink:
+    """The sink of one call's sequences: done when the last has ended, or at the first failure.
+
+    done: the pieces of each sequence, in order.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.done: asyncio.Future[dict[Sequence, list[SliceResult]]] = asyncio.get_running_loop().create_future()
+        self._pieces: dict[Sequence, list[SliceResult]] = {}
+        self._missing = count
+
+    def deliver(self, sequence: Sequence, result: SliceResult) -> None:
+        self._pieces.setdefault(sequence, []).append(result)
+        self._missing -= result.final_state is not None
+        if not self._missing and not self.done.done():
+            self.done.set_result(self._pieces)
+
+    def fail(self, sequence: Sequence, error: ServerError) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+def _infer_response(
+    version: int, state_parts: tuple[str, ...], opened: list[Sequence], pieces: dict[Sequence, list[SliceResult]]
+) -> bytes:
+    """The bytes of an InferResponse."""
+
+    def joined(arrays: list[Array | None]) -> Array | None:
+        present = [array for array in arrays if array is not None]
+        return (np.concatenate(present) if len(present) > 1 else present[0]) if present else None
+
+    ordered = [result for sequence in opened for result in pieces[sequence]]
+    finals = [pieces[sequence][-1].final_state for sequence in opened]
+    parts = zip(*(final for final in finals if final is not None), strict=True)
+    response = inference_service_pb2.InferResponse(
+        lengths=[sequence.steps_done for sequence in opened], weights_version=version
+    )
+    converters.fill_state(response.final_state, state_parts, tuple(np.concatenate(part, axis=1) for part in parts))
+    response.timing.queue_seconds = max(sequence.queue_seconds for sequence in opened)
+    response.timing.compute_seconds = max(sequence.compute_seconds for sequence in opened)
+    values, labels = joined([result.values for result in ordered]), joined([result.labels for result in ordered])
+    return wire.joined([response.SerializeToString(), *converters.outputs_field(_OUTPUTS, values, labels)])

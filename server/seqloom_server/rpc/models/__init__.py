@@ -1,0 +1,1 @@
+"""Models over gRPC: listed, described, imported and exported in parts."""

@@ -1,0 +1,159 @@
+"""ModelService: what is served, creating, loading, moving models in and out, and the server's limits."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from seqloom._version import __version__
+from seqloom.v1 import model_service_pb2 as pb
+from seqloom.v1 import model_service_pb2_grpc
+
+from seqloom_server.config import ServerConfig
+from seqloom_server.engine.core.names import check_name
+from seqloom_server.engine.core.overload import ONE_SECOND, TEN_SECONDS, no_memory_for_the_model, overloaded
+from seqloom_server.engine.engine import Engine
+from seqloom_server.engine.models.registry import ModelInfo
+from seqloom_server.errors import Reason, ServerError, invalid
+from seqloom_server.nn.files.model_folder import BrokenModel, max_weights_bytes, most_weights_bytes
+from seqloom_server.rpc.calls.interceptors import set_model
+from seqloom_server.rpc.calls.request_parts import SECONDS_WITHOUT_PROGRESS, parts_of, pass_over
+from seqloom_server.rpc.models.model_messages import model_message, model_spec
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_PART_BYTES = 1 << 20
+_MAX_EXPORTS = 2  # at once: each is a whole model in memory
+
+
+class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
+    """The registry's face."""
+
+    def __init__(self, engine: Engine, config: ServerConfig) -> None:
+        self._engine = engine
+        self._registry = engine.registry
+        self._config = config
+        self._import_bytes = 0  # of parts that have come, of all imports that are under way
+        self._max_import_bytes = most_weights_bytes(config.max_model_bytes)  # so that one may always come
+        self._exports = 0
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        broken = (pb.Model(name=name, broken=why) for name, why in self._registry.broken.items())
+        models: list[pb.Model] = [*map(model_message, self._registry.models()), *broken]
+        models.sort(key=lambda model: model.name)
+        return pb.ListModelsResponse(models=models)
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
+        why = self._registry.broken.get(request.name)
+        if why is not None:
+            return pb.GetModelResponse(model=pb.Model(name=request.name, broken=why))
+        info = self._registry.get(request.name)
+        set_model(info.name)
+        return pb.GetModelResponse(model=model_message(info))
+
+    async def CreateModel(self, request: pb.CreateModelRequest, context: Context) -> pb.CreateModelResponse:
+        info = await self._registry.create(request.name, model_spec(request.spec), request.seed)
+        set_model(info.name)
+        return pb.CreateModelResponse(model=model_message(info))
+
+    async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
+        info = await self._registry.load(request.name)
+        set_model(info.name)
+        return pb.LoadModelResponse(model=model_message(info))
+
+    async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
+        await self._registry.unload(request.name)
+        set_model(request.name)
+        return pb.UnloadModelResponse()
+
+    async def ImportModel(
+        self, requests: AsyncIterator[pb.ImportModelRequest], context: Context
+    ) -> pb.ImportModelResponse:
+        try:
+            info = await self._import(requests)
+        except ServerError as error:
+            await pass_over(requests, error)
+            raise
+        set_model(info.name)
+        return pb.ImportModelResponse(model=model_message(info))
+
+    async def _import(self, requests: AsyncIterator[pb.ImportModelRequest]) -> ModelInfo:
+        parts = parts_of(requests)
+        first = await anext(parts, None)
+        if first is None:
+            raise invalid("name", "is missing: expected a first part with the name and the configuration")
+        check_name(first.name)
+        try:
+            most = max_weights_bytes(first.config)
+        except BrokenModel as error:
+            raise invalid("config", str(error)) from None
+        if most > self._max_import_bytes:
+            raise ServerError(
+                Reason.OVER_LIMIT,
+                f"the configuration needs up to {most} bytes of weights: at most {self._max_import_bytes} are taken",
+                field="config",
+            )
+        taken: list[bytes] = []
+        try:
+            await self._collect(taken, first.weights, parts, most)
+            return await self._registry.import_(first.name, first.config, b"".join(taken))
+        except MemoryError:
+            raise no_memory_for_the_model() from None
+        except ServerError as error:
+            if error.reason is Reason.MODEL_BROKEN:  # here it is the caller's argument
+                raise invalid("weights", error.message) from None
+            raise
+        finally:
+            self._import_bytes -= sum(map(len, taken))
+
+    async def _collect(
+        self, taken: list[bytes], weights: bytes, parts: AsyncIterator[pb.ImportModelRequest], most: int
+    ) -> None:
+        """Appends the parts of model.safetensors to `taken`, and counts them.
+
+        Raises INVALID_FIELD as soon as there are more bytes than `most`; OVERLOADED where all imports together are
+        more than the server takes; what parts_of() raises.
+        """
+        size = 0
+        while True:
+            size += len(weights)
+            if size > most:
+                raise invalid("weights", f"has more than {most} bytes, which is what the configuration can need")
+            if self._import_bytes + len(weights) > self._max_import_bytes:
+                raise overloaded("other models are being imported", TEN_SECONDS)
+            self._import_bytes += len(weights)
+            if weights:
+                taken.append(weights)
+            part = await anext(parts, None)
+            if part is None:
+                return
+            if part.name or part.config:
+                raise invalid("config" if part.config else "name", "is given again: expected in the first part only")
+            weights = part.weights
+
+    async def ExportModel(
+        self, request: pb.ExportModelRequest, context: Context
+    ) -> AsyncIterator[pb.ExportModelResponse]:
+        if self._exports >= _MAX_EXPORTS:
+            raise overloaded("other models are being exported", ONE_SECOND)
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None, "a handler runs as one"
+        self._exports += 1
+        try:
+            config, weights = await self._registry.export(request.name)
+            set_model(request.name)
+            yield pb.ExportModelResponse(config=config)
+            for start in range(0, len(weights), _PART_BYTES):
+                # what is yielded is written by the same task, which waits for a caller that does not read
+                watch = loop.call_later(SECONDS_WITHOUT_PROGRESS, task.cancel)
+                try:
+                    yield pb.ExportModelResponse(weights=weights[start : start + _PART_BYTES])
+                finally:
+                    watch.cancel()
+        finally:
+            self._exports -= 1
+
+    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
+        config = self._config
+        limits = {field.name: getattr(config, field.name) for field in pb.Limits.DESCRIPTOR.fields}
+        return pb.GetServerInfoResponse(version=__version__, device=self._engine.device, limits=pb.Limits(**limits))

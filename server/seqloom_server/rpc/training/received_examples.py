@@ -1,0 +1,259 @@
+"""What a training call brings, in one part or many, to the examples that the network is differentiated on."""
+
+import hashlib
+import math
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from seqloom import tensors
+from seqloom.v1 import tensor_pb2
+from seqloom.v1 import training_service_pb2 as pb
+
+from seqloom_server.config import ServerConfig
+from seqloom_server.engine.core.sequence import Array, StateArrays
+from seqloom_server.errors import ServerError, invalid
+from seqloom_server.nn.gradients.batch_gradients import Example, LossKind
+from seqloom_server.nn.losses.row_losses import IGNORED
+from seqloom_server.nn.spec import ModelSpec
+from seqloom_server.rpc.calls import converters
+from seqloom_server.rpc.calls.byte_budget import ByteBudget
+from seqloom_server.rpc.calls.request_parts import LEAST_BYTES, parts_of, pass_over
+
+_LOSSES: dict[int, LossKind] = {
+    pb.LOSS_KIND_CROSS_ENTROPY: "cross_entropy",
+    pb.LOSS_KIND_MSE: "mse",
+    pb.LOSS_KIND_CTC: "ctc",
+}
+_TENSORS = ("targets", "output_gradients")
+
+
+@dataclass(slots=True)
+class ReceivedExamples:
+    """A call's parts. first: the message that carries everything but further rows. parts: their examples, in order.
+
+    nbytes: of all of them. digest: of their contents.
+    """
+
+    first: Any
+    parts: list[pb.Examples] = field(default_factory=list)
+    nbytes: int = 0
+    digest: str = ""
+
+
+async def receive(requests: AsyncIterator[Any], max_bytes: int, budget: ByteBudget) -> ReceivedExamples:
+    """Reads a call's parts; what they take of the budget is the caller's to give back (`nbytes`), unless this raises.
+
+    Raises ServerError INVALID_FIELD, OVER_LIMIT, OVERLOADED, CUT_OFF, or DEADLINE_EXCEEDED where the caller falls
+    silent.
+    """
+    try:
+        return await _receive(requests, max_bytes, budget)
+    except ServerError as error:
+        await pass_over(requests, error)
+        raise
+
+
+async def _receive(requests: AsyncIterator[Any], max_bytes: int, budget: ByteBudget) -> ReceivedExamples:
+    received: ReceivedExamples | None = None
+    contents = _Digest()
+    try:
+        async for part in parts_of(requests):
+            examples: pb.Examples = part.examples
+            size = max(LEAST_BYTES, part.ByteSize())
+            if received is None:
+                received = ReceivedExamples(part)
+            elif _carries_more_than_rows(part):
+                raise invalid("examples", "has more than rows in a later part: all else belongs into the first")
+            if received.nbytes + size > max_bytes:
+                raise converters.over_limit("examples", f"has more than {max_bytes} bytes in all its parts")
+            budget.take(size)
+            received.nbytes += size
+            if part.HasField("examples") or not received.parts:  # else it only says that it is the last
+                received.parts.append(examples)
+            contents.take(examples)
+    except BaseException:
+        if received is not None:
+            budget.give(received.nbytes)
+        raise
+    if received is None:
+        raise invalid("examples", "is missing: the call has no part")
+    received.digest = contents.of_call(received.parts[0])
+    return received
+
+
+class _Digest:
+    """Of a call's contents, however they are cut into parts: of the tensors' bytes, then of everything else."""
+
+    def __init__(self) -> None:
+        self._tensors = [hashlib.blake2b(digest_size=16) for _ in range(3)]
+
+    def take(self, part: pb.Examples) -> None:
+        for tensor, digest in zip(
+            (part.sequences.rows, part.targets, part.output_gradients), self._tensors, strict=True
+        ):
+            digest.update(tensor.data)
+
+    def of_call(self, first: pb.Examples) -> str:
+        whole = hashlib.blake2b(digest_size=16)
+        for digest in self._tensors:
+            whole.update(digest.digest())
+        rest = pb.Examples(
+            sequences=tensor_pb2.SequenceBatch(lengths=first.sequences.lengths),
+            target_lengths=first.target_lengths,
+            initial_state=first.initial_state,
+            final_state_gradient=first.final_state_gradient,
+            loss=first.loss,
+            divisor=first.divisor,
+        )
+        whole.update(rest.SerializeToString(deterministic=True))
+        return whole.hexdigest()
+
+
+def _carries_more_than_rows(part: Any) -> bool:
+    examples = part.examples
+    others = [each.name for each, _ in part.ListFields() if each.name not in ("examples", "parts")]
+    allowed = {"sequences", *_TENSORS}
+    return bool(others or examples.sequences.lengths) or any(f.name not in allowed for f, _ in examples.ListFields())
+
+
+def decode(received: ReceivedExamples, spec: ModelSpec, config: ServerConfig, max_steps: int) -> list[Example]:
+    """Returns N examples, arrays that are views where the call came in one part. max_steps: of one sequence.
+
+    Raises ServerError INVALID_FIELD or OVER_LIMIT naming the field.
+    """
+    head = received.parts[0]
+    rows = _joined([converters.frames(part.sequences.rows, spec, "examples.sequences.rows") for part in received.parts])
+    lengths = converters.checked_lengths(
+        head.sequences.lengths, len(rows), config.max_sequences_per_request, max_steps, "examples.sequences"
+    )
+    loss = _loss(head, spec)
+    targets: list[Array | None] = [None] * len(lengths)
+    given: list[Array | None] = [None] * len(lengths)
+    if loss is None:
+        given = list(_values(received, "output_gradients", spec, lengths))
+    elif loss == "mse":
+        targets = list(_values(received, "targets", spec, lengths))
+    else:
+        targets = list(_labels(received, loss, spec, lengths))
+    if loss != "ctc" and head.target_lengths:
+        raise invalid("examples.target_lengths", "is given: only ctc has targets of other lengths than the sequences")
+    states = _states(head, "initial_state", spec, len(lengths))
+    final = _states(head, "final_state_gradient", spec, len(lengths))
+    scale = 1 / _divisor(head)
+    return [
+        Example(x, loss, target, gradient, scale, state, after)
+        for x, target, gradient, state, after in zip(
+            converters.cut(rows, lengths), targets, given, states, final, strict=True
+        )
+    ]
+
+
+def _loss(head: pb.Examples, spec: ModelSpec) -> LossKind | None:
+    if not head.loss:
+        if head.HasField("targets"):
+            raise invalid("examples.loss", "is not given: expected one for the targets")
+        if not head.HasField("output_gradients"):
+            raise invalid("examples.targets", "is missing: expected targets and a loss, or output_gradients")
+        return None
+    loss = _LOSSES.get(head.loss)
+    if loss is None:
+        raise invalid("examples.loss", f"is {head.loss}: expected a LossKind")
+    if spec.output_size == 1 and loss != "mse":
+        raise invalid(
+            "examples.loss",
+            f"is {loss}: the model has one output, and softmax makes 1 of it whatever it is: expected mse, or "
+            "output_gradients",
+        )
+    if head.HasField("output_gradients"):
+        raise invalid("examples.output_gradients", f"is given beside a loss: {loss} makes its own")
+    if not head.HasField("targets"):
+        raise invalid("examples.targets", f"is missing: {loss} needs targets")
+    return loss
+
+
+def _divisor(head: pb.Examples) -> float:
+    divisor: float = head.divisor or 1.0
+    if not (math.isfinite(divisor) and divisor > 0):
+        raise invalid("examples.divisor", f"is {divisor}: expected a finite number above 0, or 0 for 1")
+    return divisor
+
+
+def _values(received: ReceivedExamples, name: str, spec: ModelSpec, lengths: list[int]) -> list[Array]:
+    """[T_i, O] of each sequence."""
+    field_name = f"examples.{name}"
+    values = _joined(
+        [
+            converters.array(getattr(part, name), spec.dtype, field_name)
+            for part in received.parts
+            if part.HasField(name)
+        ]
+    )
+    if values.ndim != 2 or values.shape != (sum(lengths), spec.output_size):
+        raise invalid(
+            field_name,
+            f"has shape {list(values.shape)}: expected {[sum(lengths), spec.output_size]}, a row for each step",
+        )
+    return converters.cut(values, lengths)
+
+
+def _labels(received: ReceivedExamples, loss: LossKind, spec: ModelSpec, lengths: list[int]) -> list[Array]:
+    """int32 [T_i] for cross_entropy, [L_i] for ctc, of each sequence."""
+    name = "examples.targets"
+    labels = _joined([_integers(part.targets, name) for part in received.parts if part.HasField("targets")])
+    if loss == "ctc":
+        counts = list(received.parts[0].target_lengths)
+        if len(counts) != len(lengths) or min(counts) < 0:
+            raise invalid(
+                "examples.target_lengths",
+                f"are {counts[:8]}: expected {len(lengths)} of them, one a sequence, none below 0",
+            )
+    else:
+        counts = lengths
+    if labels.shape != (sum(counts),):
+        raise invalid(name, f"has shape {list(labels.shape)}: expected {[sum(counts)]}")
+    least = 1 if loss == "ctc" else 0
+    wrong = (labels < least) | (labels >= spec.output_size)
+    if loss == "cross_entropy":
+        wrong &= labels != IGNORED
+    if wrong.any():
+        at = int(wrong.argmax())
+        also = "; 0 is the blank" if loss == "ctc" else f", or {IGNORED} for a step that does not count"
+        raise invalid(name, f"is {labels[at]} at {at}: expected {least} to {spec.output_size - 1}{also}")
+    parts = converters.cut(labels, counts)
+    if loss == "ctc":
+        for i, (part, length) in enumerate(zip(parts, lengths, strict=True)):
+            needed = len(part) + int(np.count_nonzero(part[1:] == part[:-1]))
+            if needed > length:
+                raise invalid(
+                    name, f"of sequence {i} need {needed} steps, labels and repeats: the sequence has {length}"
+                )
+    return parts
+
+
+def _integers(message: tensor_pb2.Tensor, name: str) -> Array:
+    try:
+        decoded = tensors.decode(message)
+    except tensors.MalformedTensor as error:
+        raise invalid(name, str(error)) from None
+    if decoded.dtype != np.int32:
+        raise invalid(name, f"is {decoded.dtype.name}: expected labels, int32")
+    return decoded
+
+
+def _joined(parts: list[Array]) -> Array:
+    if len(parts) == 1:
+        return parts[0]
+    try:
+        return np.concatenate(parts)
+    except ValueError as error:
+        raise invalid("examples", f"has parts that do not fit together: {error}") from None
+
+
+def _states(head: pb.Examples, name: str, spec: ModelSpec, count: int) -> list[StateArrays | None]:
+    """[rows, 1, width] per part, of each sequence; None where not given."""
+    if not head.HasField(name):
+        return [None] * count
+    parts = converters.state(getattr(head, name), spec, count, f"examples.{name}")
+    return [tuple(part[:, n : n + 1] for part in parts) for n in range(count)]
