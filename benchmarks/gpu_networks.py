@@ -13,7 +13,8 @@ from seqloom_server.engine.models.served_weights import ServedWeights, warm_up
 from seqloom_server.engine.training.batch_programs import max_cells
 from seqloom_server.nn.cuda_graphs.capture import device_seconds
 from seqloom_server.nn.forward.network import Network, recurrent_module
-from seqloom_server.nn.gradients.batch_gradients import Example, GradientRequest, gradients
+from seqloom_server.nn.gradients.batch_gradients import gradients
+from seqloom_server.nn.losses.training_example import Example, GradientRequest
 from seqloom_server.nn.spec import GATES, ModelSpec
 
 _HELD_BYTES = {"cuda": 8 << 30, "cpu": 1 << 30}  # of a training batch's activations

@@ -12,7 +12,7 @@ from seqloom_server.engine.device.slice_runner import run
 from seqloom_server.engine.device.transfers import staging_of
 from seqloom_server.engine.models.served_weights import ServedWeights
 from seqloom_server.nn.forward.network import Network
-from seqloom_server.nn.gradients.batch_gradients import Example, GradientRequest
+from seqloom_server.nn.losses.training_example import Example, GradientRequest
 
 _LENGTHS = [100, 97, 80, 100, 33, 7]  # of what is checked
 _OUTPUTS_WITHIN, _GRADIENTS_WITHIN = 1e-4, 1e-3  # of the largest number, in float32 beside float64

@@ -19,7 +19,9 @@ def make_queue(**limits):
 
 
 def make_call(weights="w", sequences=1, steps=10, **more):
-    return TrainingCall(weights, asyncio.Future(loop=LOOP), examples=[None] * sequences, steps=steps, **more)
+    return TrainingCall(
+        weights, asyncio.Future(loop=LOOP), examples=[None] * sequences, request=None, steps=steps, **more
+    )
 
 
 def make_task(weights="w", **more):

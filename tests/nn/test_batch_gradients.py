@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ragged import CELLS
-from seqloom_server.nn.gradients.batch_gradients import GradientRequest
+from seqloom_server.nn.losses.training_example import GradientRequest
 from training_twin import (
     EVERYTHING,
     LOSSES,

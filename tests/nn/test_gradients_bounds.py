@@ -5,15 +5,16 @@ import pytest
 import torch
 from ragged import CELLS
 from seqloom_server.nn.forward import outputs
-from seqloom_server.nn.gradients.batch_gradients import GradientRequest, gradients
+from seqloom_server.nn.gradients.batch_gradients import gradients
+from seqloom_server.nn.losses.training_example import GradientRequest
 from test_outputs import LargestBuffer
 from torch.utils.flop_counter import FlopCounterMode
-from training_twin import LOSSES, assert_equal, make_example, make_network, make_spec, named, run
+from training_twin import LOSSES, Call, assert_equal, make_example, make_network, make_spec, named, run
 
 
 def flops_of_pieces(network, calls, piece_flops):
     """The flops of products in each piece."""
-    steps = gradients(network, calls, total=True, piece_flops=piece_flops, max_cells=10**6)
+    steps = gradients(network, [Call(*call) for call in calls], total=True, piece_flops=piece_flops, max_cells=10**6)
     counted = []
     while True:
         with FlopCounterMode(display=False) as counter:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from seqloom_server.nn.gradients.batch_gradients import GradientRequest
+from seqloom_server.nn.losses.training_example import GradientRequest
 from training_twin import EVERYTHING, make_example, make_network, make_spec, named, run
 
 SPEC = make_spec("elman", "relu", dtype="float32", layers=2)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from ragged import CELLS
 from seqloom_server.nn.forward.network import Network
-from seqloom_server.nn.gradients.batch_gradients import GradientRequest
+from seqloom_server.nn.losses.training_example import GradientRequest
 from training_twin import EVERYTHING, LOSSES, assert_equal, make_example, make_network, make_spec, run
 
 

@@ -1,11 +1,13 @@
 """What the tests of gradients share: a plain torch.nn network, one sequence at a time, differentiated by autograd."""
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from seqloom_server.nn.forward.network import Network
-from seqloom_server.nn.gradients.batch_gradients import Example, GradientRequest, gradients
+from seqloom_server.nn.gradients.batch_gradients import gradients
+from seqloom_server.nn.losses.training_example import Example, GradientRequest
 from seqloom_server.nn.spec import ModelSpec
 
 EVERYTHING = GradientRequest(
@@ -74,8 +76,16 @@ def make_example(spec, length, loss, draw, *, states=True, scale=1.0):
     return example
 
 
+class Call(NamedTuple):
+    """A GradientCall."""
+
+    examples: list
+    request: GradientRequest
+
+
 def run(network, calls, *, total=False, piece_flops=1e9, max_cells=10**6):
     """Returns (the batch's gradients, in how many pieces)."""
+    calls = [Call(*call) for call in calls]
     steps = gradients(network, calls, total=total, piece_flops=piece_flops, max_cells=max_cells)
     pieces = 1
     while True:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from seqloom_server.errors import ServerError
 
 if TYPE_CHECKING:
-    from seqloom_server.nn.gradients.batch_gradients import Example, GradientRequest
+    from seqloom_server.nn.losses.training_example import Example, GradientRequest
 
 # A piece of device work after each `next`; in the end an outcome for each job, or the error of that job alone.
 Program = Generator[None, None, list[Any | ServerError]]
@@ -39,24 +39,24 @@ class Job:
     id: int = field(default_factory=_ids.__next__)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class TrainingCall(Job):
-    """Sequences with what they are differentiated for; calls that follow one another share a batch.
+    """Sequences that are to be differentiated (a GradientCall of nn); calls that follow one another share a batch.
 
     steps: of all its sequences. nbytes: of its arrays.
     """
 
-    examples: "list[Example]" = field(default_factory=list)
-    request: "GradientRequest | None" = None
-    steps: int = 0
+    examples: "list[Example]"
+    request: "GradientRequest"
+    steps: int
     nbytes: int = 0
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class Task(Job):
     """A program of its own, which nothing shares."""
 
-    start: "Callable[[], Generator[None, None, Any]] | None" = None
+    start: "Callable[[], Generator[None, None, Any]]"
 
 
 @dataclass(slots=True, eq=False)

@@ -4,16 +4,18 @@ Where they stop is a pure function of shapes and settings, never of a clock or o
 They run on the device thread; their outcomes are numpy.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from seqloom_server.engine.core.overload import memory_exhausted
-from seqloom_server.engine.core.training_job import Program, Task, TrainingBatch, TrainingCall
+from seqloom_server.engine.core.training_job import Job, Program, Task, TrainingBatch, TrainingCall
 from seqloom_server.engine.training.run_weights import RunWeights
 from seqloom_server.errors import Reason, ServerError
-from seqloom_server.nn.gradients.batch_gradients import CallGradients, gradients
+from seqloom_server.nn.gradients.batch_gradients import gradients
+from seqloom_server.nn.gradients.call_share import CallGradients
 from seqloom_server.nn.spec import GATES, ModelSpec
 
 _PIECE_FLOPS = {"cpu": 1e9, "cuda": 2e11}  # 10 to 20 ms of two cores, or of a large GPU
@@ -32,7 +34,26 @@ class BatchPrograms:
     def start(self, batch: TrainingBatch) -> Program:
         """Returns the program of a batch, of which nothing has run yet."""
         job = batch.jobs[0]
-        return _alone(job) if isinstance(job, Task) else _together(batch.weights, batch.calls, self)
+        return _of_task(job) if isinstance(job, Task) else self._of_calls(batch.weights, batch.calls)
+
+    def _of_calls(self, weights: Any, calls: list[TrainingCall]) -> Program:
+        """Differentiates calls under the same weights, each for its caller, or all for the accumulator of a run."""
+        network = weights.network
+        run = weights if isinstance(weights, RunWeights) else None
+        try:
+            batch = yield from gradients(
+                network,
+                calls,
+                total=run is not None,
+                piece_flops=self.piece_flops or _PIECE_FLOPS[network.device.type],
+                max_cells=max_cells(network.spec, self.max_activation_bytes),
+            )
+            outcomes = [_or_overflow(call) for call in batch.calls]
+            return outcomes if run is None else (yield from run.accumulate(batch.total, outcomes))
+        except (MemoryError, torch.OutOfMemoryError):
+            return [memory_exhausted()] * len(calls)
+        finally:
+            _mark(weights, calls)
 
 
 def max_cells(spec: ModelSpec, max_activation_bytes: int) -> int:
@@ -45,8 +66,7 @@ def max_cells(spec: ModelSpec, max_activation_bytes: int) -> int:
     return max(1, max_activation_bytes // (numbers * (8 if spec.dtype == "float64" else 4)))
 
 
-def _alone(task: Task) -> Program:
-    assert task.start is not None
+def _of_task(task: Task) -> Program:
     outcome: Any | ServerError
     try:
         outcome = yield from task.start()
@@ -57,40 +77,14 @@ def _alone(task: Task) -> Program:
     return [outcome]
 
 
-def _together(weights: Any, calls: list[TrainingCall], settings: BatchPrograms) -> Program:
-    network = weights.network
-    total = isinstance(weights, RunWeights)
-    try:
-        batch = yield from gradients(
-            network,
-            [(call.examples, call.request) for call in calls if call.request is not None],
-            total=total,
-            piece_flops=settings.piece_flops or _PIECE_FLOPS[network.device.type],
-            max_cells=max_cells(network.spec, settings.max_activation_bytes),
-        )
-        outcomes = [_checked(each) for each in batch.calls]
-        if total:
-            accumulated = sum(not isinstance(outcome, ServerError) for outcome in outcomes)
-            try:
-                yield from weights.accumulate(batch.total, accumulated)
-            except ServerError as overflow:
-                outcomes = [each if isinstance(each, ServerError) else overflow for each in outcomes]
-            outcomes = [weights.accumulated_reply(each) for each in outcomes]
-    except (MemoryError, torch.OutOfMemoryError):
-        return [memory_exhausted()] * len(calls)
-    finally:
-        _mark(weights, calls)
-    return outcomes
-
-
-def _checked(call: CallGradients) -> CallGradients | ServerError:
+def _or_overflow(call: CallGradients) -> CallGradients | ServerError:
     if call.overflow:
         return ServerError(Reason.OVERFLOW, f"{call.overflow} is no finite number: nothing of the call was used")
     return call
 
 
-def _mark(weights: Any, jobs: "list[Task] | list[TrainingCall]") -> None:
-    """A run's calls are done, whatever came of them."""
+def _mark(weights: Any, jobs: Sequence[Job]) -> None:
+    """Notes that a run's calls are done, with success or not."""
     if isinstance(weights, RunWeights):
         for job in jobs:
             weights.mark(job.call)

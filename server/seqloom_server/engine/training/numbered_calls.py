@@ -31,6 +31,11 @@ class CallId:
     acknowledged: int = 0
     step: int = 0
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """Client and number."""
+        return self.client, self.number
+
     def __post_init__(self) -> None:
         if not (0 < len(self.client) <= _MAX_ID and self.client.isascii() and self.client.isalnum()):
             raise invalid("call.client", f"is {self.client[:80]!r}: expected 1 to {_MAX_ID} ASCII letters and digits")

@@ -7,7 +7,6 @@ never seen, as the programs of one run do not overlap.
 import logging
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ from seqloom_server.engine.models.served_weights import threads_for
 from seqloom_server.engine.training.step_journal import StepJournal, StepRecord
 from seqloom_server.errors import Reason, ServerError
 from seqloom_server.nn.forward.network import Network
-from seqloom_server.nn.gradients.batch_gradients import CallGradients
+from seqloom_server.nn.gradients.call_share import CallGradients
 from seqloom_server.nn.optim import Optimizer, Overflow, largest_of
 from seqloom_server.nn.optimizer_spec import OptimizerSpec
 
@@ -26,7 +25,7 @@ log = logging.getLogger(__name__)
 _PIECE_NUMBERS = 1 << 20  # elements that a piece updates or copies
 
 Tensors = dict[str, torch.Tensor]
-Pieces = Generator[None, None, Any]
+CallKey = tuple[str, int]  # client and number
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ class RunWeights:
         tensors = [*self._parameters.values(), *self._optimizer.state().values(), *(self._accumulated or {}).values()]
         return sum(tensor.nbytes for tensor in tensors)
 
-    def mark(self, call: tuple[str, int] | None) -> None:
+    def mark(self, call: CallKey | None) -> None:
         """A call of a client is done, whatever came of it."""
         if call is not None:
             client, number = call
@@ -94,13 +93,27 @@ class RunWeights:
         """A client will not come again. Safe from any thread."""
         self.done.pop(client, None)
 
-    def accumulate(self, total: Tensors | None, calls: int) -> Pieces:
-        """Adds the gradient of so many calls, which is overwritten, to what the next step applies.
+    def accumulate(
+        self, total: Tensors | None, calls: list[CallGradients | ServerError]
+    ) -> Generator[None, None, list[Accumulated | ServerError]]:
+        """Adds the sum of the calls' gradients, which is overwritten, to what the next step applies.
 
-        Raises OVERFLOW where the sum would not be finite, and then nothing was added.
+        total: None where no call has one. Returns the answer to each call: where the new sum would not be finite
+        OVERFLOW to all, and then nothing was added.
         """
-        if total is None:
-            return
+        if total is not None and (overflow := (yield from self._add(total))) is not None:
+            return [call if isinstance(call, ServerError) else overflow for call in calls]
+        answers: list[Accumulated | ServerError] = []
+        for call in calls:
+            if isinstance(call, ServerError):
+                answers.append(call)
+            else:
+                answers.append(Accumulated(call.losses, self.step + 1))
+                self.accumulated_calls += 1
+                self.loss = float(call.losses.sum())
+        return answers
+
+    def _add(self, total: Tensors) -> Generator[None, None, ServerError | None]:
         largest: list[torch.Tensor] = []
         for name, before in (self._accumulated or {}).items():
             # into the new tensors, so that the old ones stay whole
@@ -108,24 +121,20 @@ class RunWeights:
             if before.numel() >= _PIECE_NUMBERS:
                 yield
         if largest and not bool(torch.isfinite(torch.stack(largest)).all()):
-            raise ServerError(
+            return ServerError(
                 Reason.OVERFLOW, f"the gradient, summed over the calls of step {self.step + 1}, would overflow"
             )
         self._accumulated = total
-        self.accumulated_calls += calls
+        return None
 
-    def accumulated_reply(self, call: CallGradients | ServerError) -> Accumulated | ServerError:
-        """What the caller of forward_backward hears."""
-        if isinstance(call, ServerError):
-            return call
-        self.loss = float(call.losses.sum())
-        return Accumulated(call.losses, self.step + 1)
+    def apply_step(
+        self, call: CallKey, learning_rate: float | None, expected_step: int, snapshot_interval: int = 0
+    ) -> Generator[None, None, tuple[Stepped | ServerError, Snapshot | None]]:
+        """Applies what was accumulated and clears it.
 
-    def apply(self, call: tuple[str, int], learning_rate: float | None, expected_step: int) -> Pieces:
-        """Applies what was accumulated and clears it; returns Stepped.
-
-        Raises STEP_MISMATCH or NOTHING_ACCUMULATED, and then nothing has changed; OVERFLOW where the sum of all
-        calls' gradients, a weight or a moment would not be finite: then only what was accumulated is cleared.
+        Returns the step, with a snapshot behind every `snapshot_interval` steps (0: none); or OVERFLOW where the sum of
+        all calls' gradients, a weight or a moment would not be finite: then only what was accumulated is cleared, and
+        there is a snapshot of that. Raises STEP_MISMATCH or NOTHING_ACCUMULATED, and then nothing has changed.
         """
         number = self.step + 1
         if expected_step and expected_step != number:
@@ -140,11 +149,12 @@ class RunWeights:
             norm = yield from self._optimizer.step(self._accumulated, learning_rate, self._clip_norm, _PIECE_NUMBERS)
         except Overflow as error:
             self._accumulated, self.accumulated_calls = None, 0
-            raise ServerError(
+            refusal = ServerError(
                 Reason.OVERFLOW,
                 f"step {number} was not applied: {error} would overflow; weights and moments are as before, what was "
                 "accumulated is dropped",
-            ) from None
+            )
+            return refusal, (yield from self.snapshot(call))
         self._accumulated, self.accumulated_calls = None, 0
         self.step = number
         self.mark(call)
@@ -153,10 +163,12 @@ class RunWeights:
             self.journal.append(StepRecord(number, *call, calls))
         except OSError as error:
             log.error("step %d is not in the journal, and can only be lost with those after it: %s", number, error)
-        return Stepped(number, norm, calls)
+        due = snapshot_interval and number % snapshot_interval == 0
+        return Stepped(number, norm, calls), (yield from self.snapshot()) if due else None
 
-    def snapshot(self) -> Generator[None, None, Snapshot]:
-        """Copies everything to the CPU."""
+    def snapshot(self, call: CallKey | None = None) -> Generator[None, None, Snapshot]:
+        """Copies everything to the CPU. call: asks for it, and is done with it."""
+        self.mark(call)
         parts: list[Tensors] = []
         for tensors in (self._parameters, self._optimizer.state(), self._accumulated or {}):
             copies: Tensors = {}
@@ -169,7 +181,7 @@ class RunWeights:
         return Snapshot(parts[0], parts[1], accumulated, self.accumulated_calls, self.step, self.loss, dict(self.done))
 
     def restore(self, snapshot: Snapshot) -> Generator[None, None, None]:
-        """Takes a snapshot's place in everything but the calls that are done."""
+        """Goes back to a snapshot in everything but which calls are done."""
         with torch.no_grad():
             for name, tensor in snapshot.parameters.items():
                 self._parameters[name].copy_(tensor)

@@ -16,9 +16,9 @@ from seqloom_server.engine.training.numbered_calls import CallId, KeptReply, Num
 from seqloom_server.engine.training.replies import Done, Published, Reply, from_json
 from seqloom_server.engine.training.run_weights import Accumulated, RunWeights, Snapshot, Stepped
 from seqloom_server.engine.training.step_journal import StepRecord
-from seqloom_server.errors import Reason, ServerError
+from seqloom_server.errors import ServerError
 from seqloom_server.nn.forward.network import Network
-from seqloom_server.nn.gradients.batch_gradients import Example, GradientRequest
+from seqloom_server.nn.losses.training_example import Example, GradientRequest
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class TrainingRun:
             job = TrainingCall(
                 self.weights,
                 asyncio.get_running_loop().create_future(),
-                call=(call.client, call.number),
+                call=call.key,
                 examples=examples,
                 request=NOTHING,
                 steps=sum(len(example.xs) for example in examples),
@@ -120,45 +120,37 @@ class TrainingRun:
         self.accumulated_calls += 1
         return accumulated
 
-    async def apply(
+    async def apply_step(
         self, call: CallId, learning_rate: float | None, expected_step: int, calls: dict[str, int]
     ) -> Stepped:
-        """Applies what was accumulated. learning_rate: of this step, None for the optimizer's own. calls: what the
-        reply had told, of a step that is sent again.
+        """Applies what was accumulated. learning_rate: of this step, None for the optimizer's own.
 
-        Raises ServerError.
+        calls: of a step that is sent again, the calls that its reply named. Raises ServerError.
         """
-        if call.step and calls and self._recovered:  # else nothing was lost that a caller could tell of
+        if call.step and calls and self._recovered:  # else nothing was lost that a caller could name
             self.calls.order.learn(StepRecord(call.step, call.client, call.number, {**calls, call.client: call.number}))
-
         digest = f"step {learning_rate} {expected_step}"
+        interval = self.meta.checkpoint_interval
 
-        def program() -> Generator[None, None, tuple[Stepped | ServerError, Snapshot | None]]:
-            try:
-                stepped = yield from self.weights.apply((call.client, call.number), learning_rate, expected_step)
-            except ServerError as error:
-                if error.reason is not Reason.OVERFLOW:
-                    raise
-                self.weights.mark((call.client, call.number))
-                return error, (yield from self.weights.snapshot())
-            interval = self.meta.checkpoint_interval
-            due = interval and stepped.step % interval == 0
-            return stepped, (yield from self.weights.snapshot()) if due else None
+        def begin() -> Awaitable[Stepped]:
+            return finish(
+                self._task(call, lambda: self.weights.apply_step(call.key, learning_rate, expected_step, interval))
+            )
 
         async def finish(outcome: Awaitable[tuple[Stepped | ServerError, Snapshot | None]]) -> Stepped:
             stepped, snapshot = await outcome
+            self.accumulated_calls = 0
             if isinstance(stepped, ServerError):
-                self.accumulated_calls = 0
                 assert snapshot is not None
                 await self._keep_refusal(snapshot, KeptReply(call.client, call.number, digest, stepped))
                 raise stepped
-            self.step, self.accumulated_calls = stepped.step, 0
+            self.step = stepped.step
             self._engine.stepped(self.meta.model)
             if snapshot is not None:
                 self.checkpoints.write_soon(snapshot, self.calls)
             return stepped
 
-        reply = await self.calls.call(call, digest, lambda: finish(self._task(call, program)), is_step=True)
+        reply = await self.calls.call(call, digest, begin, is_step=True)
         assert isinstance(reply, Stepped)
         return reply
 
@@ -174,16 +166,12 @@ class TrainingRun:
         """Writes a checkpoint, also under a name where one is given. Raises ServerError STORAGE_FAILED or another."""
         digest = f"save {name}"
 
-        def program() -> Generator[None, None, Snapshot]:
-            self.weights.mark((call.client, call.number))
-            return (yield from self.weights.snapshot())
-
         async def finish(outcome: Awaitable[Snapshot]) -> Done:
             reply = KeptReply(call.client, call.number, digest, Done())
             await self.checkpoints.write(await outcome, self.calls, name, reply)
             return Done()
 
-        await self.calls.call(call, digest, lambda: finish(self._task(call, program)))
+        await self.calls.call(call, digest, lambda: finish(self._task(call, lambda: self.weights.snapshot(call.key))))
 
     async def load(self, call: CallId, name: str) -> None:
         """Goes back to a named checkpoint; what was accumulated since is dropped.
@@ -207,8 +195,7 @@ class TrainingRun:
 
                 def program() -> Generator[None, None, Snapshot]:
                     yield from self.weights.restore(snapshot)
-                    self.weights.mark((call.client, call.number))
-                    return (yield from self.weights.snapshot())
+                    return (yield from self.weights.snapshot(call.key))
 
                 restored = await self._task(call, program)
                 self.step, self.loss = restored.step, restored.loss
@@ -230,8 +217,7 @@ class TrainingRun:
 
         def program() -> Generator[None, None, tuple[Network, Snapshot]]:
             network = yield from self.weights.fork()
-            self.weights.mark((call.client, call.number))
-            return network, (yield from self.weights.snapshot())
+            return network, (yield from self.weights.snapshot(call.key))
 
         async def finish(outcome: Awaitable[tuple[Network, Snapshot]]) -> Published:
             network, snapshot = await outcome
@@ -266,9 +252,7 @@ class TrainingRun:
         return task.outcome
 
     def _task(self, call: CallId, start: Callable[[], Generator[None, None, Any]]) -> "asyncio.Future[Any]":
-        task = Task(
-            self.weights, asyncio.get_running_loop().create_future(), call=(call.client, call.number), start=start
-        )
+        task = Task(self.weights, asyncio.get_running_loop().create_future(), call=call.key, start=start)
         self._engine.train(task)
         return task.outcome
 

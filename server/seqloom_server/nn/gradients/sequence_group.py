@@ -13,6 +13,7 @@ import torch
 from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.gradients.conv_backward import ConvBackward
 from seqloom_server.nn.gradients.factor_routing import FactorRoute, FactorRoutes
+from seqloom_server.nn.gradients.gradient_factors import Sink
 from seqloom_server.nn.losses.output_layer import OutputLayer
 from seqloom_server.nn.losses.training_example import Array, Example, GradientRequest, stack_rows
 from seqloom_server.nn.recurrence.gru import GruScan
@@ -24,19 +25,27 @@ from seqloom_server.nn.recurrence.yield_points import FLOPS_PER_ELEMENT, Pieces,
 States = tuple[torch.Tensor, ...]
 
 
-@dataclass(slots=True)
-class OutputGradientBuffer:
-    """Who takes dL/do of the rows from `start` on, as many as `rows` [its steps, O] has."""
+@dataclass(frozen=True, slots=True)
+class GroupPart:
+    """One call's sequences in a group, neighbours there. sequences, rows: their places, in the sequences' own order.
 
-    start: int
-    rows: Array
+    sink: takes the factors of these rows; None where the call does not ask for gradients of parameters. outputs: gets
+    dL/do of the rows, [steps, O]; None where the call does not ask for it.
+    """
+
+    examples: list[Example]
+    request: GradientRequest
+    sequences: slice
+    rows: slice
+    sink: Sink | None
+    outputs: Array | None
 
 
 @dataclass(slots=True)
 class GroupResult:
     """In the sequences' own order: losses [N] in float64, rows [rows, width], states [rows, N, width] per part.
 
-    largest: no element of a parameter's gradient is larger, whoever's it is; NaN or infinite where that can't be said.
+    largest: no element of any call's parameter gradients is larger; NaN or infinite where there is no such bound.
     """
 
     losses: Array
@@ -48,27 +57,29 @@ class GroupResult:
 
 
 class SequenceGroup:
-    """A batch of sequences on its way. request: what any of their calls wants; parameters are the consumers'."""
+    """The sequences of some calls on their way through the network and back. total: takes the factors of all rows."""
 
-    def __init__(
-        self,
-        network: Network,
-        examples: list[Example],
-        request: GradientRequest,
-        routes: list[FactorRoute],
-        buffers: list[OutputGradientBuffer],
-        budget: YieldBudget,
-    ) -> None:
+    def __init__(self, network: Network, parts: list[GroupPart], total: Sink | None, budget: YieldBudget) -> None:
         self._spec, self._device = network.spec, network.device
         self._weights = network.parameters()
-        self._examples, self._request, self._buffers, self._budget = examples, request, buffers, budget
-        self._packed = PackedRows(np.array([len(example.xs) for example in examples]), network.device)
+        self._budget = budget
+        self._examples = [example for part in parts for example in part.examples]
+        self._request = GradientRequest(
+            inputs=any(part.request.inputs for part in parts),
+            initial_state=any(part.request.initial_state for part in parts),
+            hidden=any(part.request.hidden for part in parts),
+            final_state=any(part.request.final_state for part in parts),
+        )
+        self._outputs = [(part.rows.start, part.outputs) for part in parts if part.outputs is not None]
+        self._packed = PackedRows(np.array([len(example.xs) for example in self._examples]), network.device)
+        routes = [] if total is None else [FactorRoute(total)]
+        routes += [FactorRoute(part.sink, part.rows.start, part.rows.stop) for part in parts if part.sink is not None]
         self._routes = FactorRoutes(routes, self._packed)
         self._scans: list[list[LayerScan]] = []  # of each layer
         self._rows: list[torch.Tensor] = []  # what each layer takes, packed, and the last one's outputs
 
     def run(self) -> Generator[None, None, GroupResult]:
-        """Runs it."""
+        """Runs the sequences forward and, where anything is to be differentiated, back."""
         spec, packed, request = self._spec, self._packed, self._request
         before = self._states([example.initial_state for example in self._examples])
         ordered = torch.empty(packed.cells, spec.input_size, dtype=getattr(torch, spec.dtype), device=self._device)
@@ -173,18 +184,17 @@ class SequenceGroup:
 
         def use(start: int, d_o: torch.Tensor) -> Pieces:
             stop = start + len(d_o)
-            for buffer in self._buffers:
-                low, high = max(start, buffer.start), min(stop, buffer.start + len(buffer.rows))
+            for first, rows in self._outputs:
+                low, high = max(start, first), min(stop, first + len(rows))
                 if low < high:
-                    own = d_o[low - start : high - start]
-                    buffer.rows[low - buffer.start : high - buffer.start] = own.cpu().numpy()
+                    rows[low - first : high - first] = d_o[low - start : high - start].cpu().numpy()
             if d_hidden is None:
                 return
             yield from product(self._budget, d_hidden[start:stop], d_o, weight)
             factors = ("output", d_o), ("hidden", top[start:stop])
             yield from self._routes.multiply_chunk("output.weight", "output.bias", *factors, start)
 
-        wanted = d_hidden is not None or self._buffers
+        wanted = d_hidden is not None or self._outputs
         layer = OutputLayer(top, weight, bias, self._examples, self._budget, use if wanted else None)
         result.losses = yield from layer.run()
         return d_hidden

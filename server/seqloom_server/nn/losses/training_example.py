@@ -1,7 +1,7 @@
-"""What is differentiated: sequences with what they are trained towards, and what their caller wants of them."""
+"""What a training call brings: sequences with their targets or output gradients, and which gradients it asks for."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +33,10 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class GradientRequest:
-    """What a call gets beside its losses: its own parameters' gradients in which form, and dL/dx_t, dL/ds_0, dL/do_t,
-    dL/ds_t of the top layer, s_T.
+    """What a call asks for beside its losses.
+
+    parameters: the form of its own gradients of the parameters. inputs: dL/dx_t. initial_state: dL/ds_0. outputs:
+    dL/do_t. hidden: dL/ds_t of the top layer. final_state: s_T.
     """
 
     parameters: ParameterForm = "none"
@@ -43,6 +45,16 @@ class GradientRequest:
     outputs: bool = False
     hidden: bool = False
     final_state: bool = False
+
+
+class GradientCall(Protocol):
+    """What one caller wants differentiated: at least one sequence of at least one step."""
+
+    @property
+    def examples(self) -> list[Example]: ...
+
+    @property
+    def request(self) -> GradientRequest: ...
 
 
 def stack_rows(arrays: list[Array], out: torch.Tensor) -> torch.Tensor:

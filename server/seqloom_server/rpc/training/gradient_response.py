@@ -8,8 +8,9 @@ from seqloom.v1 import tensor_pb2
 from seqloom.v1 import training_service_pb2 as pb
 
 from seqloom_server.engine.core.sequence import Array
-from seqloom_server.nn.gradients.batch_gradients import CallGradients, GradientRequest
+from seqloom_server.nn.gradients.call_share import CallGradients
 from seqloom_server.nn.gradients.gradient_factors import factor_width
+from seqloom_server.nn.losses.training_example import GradientRequest
 from seqloom_server.nn.spec import ModelSpec
 
 WANTS = {

@@ -14,8 +14,8 @@ from seqloom.v1 import training_service_pb2 as pb
 from seqloom_server.config import ServerConfig
 from seqloom_server.engine.core.sequence import Array, StateArrays
 from seqloom_server.errors import ServerError, invalid
-from seqloom_server.nn.gradients.batch_gradients import Example, LossKind
 from seqloom_server.nn.losses.row_losses import IGNORED
+from seqloom_server.nn.losses.training_example import Example, LossKind
 from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc.calls import converters
 from seqloom_server.rpc.calls.byte_budget import ByteBudget

@@ -18,7 +18,7 @@ from seqloom_server.engine.training.checkpoint_files import check_checkpoint_nam
 from seqloom_server.engine.training.numbered_calls import CallId
 from seqloom_server.engine.training.training_run import TrainingRun
 from seqloom_server.errors import ServerError, invalid
-from seqloom_server.nn.gradients.batch_gradients import Example, GradientRequest, ParameterForm
+from seqloom_server.nn.losses.training_example import Example, GradientRequest, ParameterForm
 from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc.calls.byte_budget import ByteBudget
 from seqloom_server.rpc.calls.interceptors import set_model
@@ -143,7 +143,7 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
             raise invalid("calls", f"names {len(request.calls)} clients: expected at most {_MAX_CALLS}")
         for client, number in request.calls.items():
             CallId(client, number)
-        stepped = await run.apply(call, rate, request.expected_step, dict(request.calls))
+        stepped = await run.apply_step(call, rate, request.expected_step, dict(request.calls))
         response = pb.OptimStepResponse(step=stepped.step, gradient_norm=stepped.norm, calls=stepped.calls)
         run_messages.fill_progress(response.progress, run.progress(call.client))
         return response
