@@ -12,18 +12,18 @@ CLIENTS = ("ann", "bob", "cyd")
 
 def test_a_clients_calls_go_by_number_and_each_goes_once():
     order = CallOrder({})
-    assert not order.may_go("ann", 2)
-    assert order.may_go("ann", 1)
-    order.went("ann", 1)
-    assert not order.may_go("ann", 1)
-    assert order.may_go("ann", 2)
-    assert order.may_go("bob", 1)  # whatever others do
+    assert not order.may_begin("ann", 2)
+    assert order.may_begin("ann", 1)
+    order.begin("ann", 1)
+    assert not order.may_begin("ann", 1)
+    assert order.may_begin("ann", 2)
+    assert order.may_begin("bob", 1)  # whatever others do
 
 
 def test_what_was_done_before_a_restart_does_not_go_again():
     order = CallOrder({"ann": 7})
-    assert not order.may_go("ann", 7)
-    assert order.may_go("ann", 8)
+    assert not order.may_begin("ann", 7)
+    assert order.may_begin("ann", 8)
 
 
 @st.composite
@@ -42,9 +42,9 @@ def replay(order, waiting, numbers):
     while moved:
         moved = False
         for index, client, is_step in list(waiting):
-            if order.may_go(client, numbers[index]):
+            if order.may_begin(client, numbers[index]):
                 steps[client, numbers[index]] = order.planned
-                order.went(client, numbers[index], is_step=is_step)
+                order.begin(client, numbers[index], is_step=is_step)
                 waiting.remove((index, client, is_step))
                 moved = True
     return steps
@@ -82,43 +82,43 @@ def test_after_a_restart_every_call_goes_into_the_step_that_it_was_in(history, f
 
 def test_a_step_waits_for_calls_of_a_client_that_does_not_return_and_says_so():
     order = CallOrder({}, 0, [StepRecord(1, "ann", 2, {"ann": 2, "bob": 3})])
-    order.went("ann", 1)
-    assert not order.may_go("ann", 2)
-    assert not order.may_go("ann", 3)
+    order.begin("ann", 1)
+    assert not order.may_begin("ann", 2)
+    assert not order.may_begin("ann", 3)
     assert "step 1" in order.waiting_for()
     assert "1 to 3 of client bob" in order.waiting_for()
     for number in (1, 2, 3):
-        assert order.may_go("bob", number)
-        order.went("bob", number)
-    assert not order.may_go("bob", 4)  # came after the step
-    assert order.may_go("ann", 2)
-    order.went("ann", 2, is_step=True)
-    assert order.may_go("bob", 4)
+        assert order.may_begin("bob", number)
+        order.begin("bob", number)
+    assert not order.may_begin("bob", 4)  # came after the step
+    assert order.may_begin("ann", 2)
+    order.begin("ann", 2, is_step=True)
+    assert order.may_begin("bob", 4)
 
 
 def test_without_a_journal_what_the_clients_tell_does():
     order = CallOrder({}, 0)
-    assert not order.may_go("bob", 1, named_step=2)  # its gradient was in step 2: step 1 comes first
+    assert not order.may_begin("bob", 1, named_step=2)  # its gradient was in step 2: step 1 comes first
     order.learn(StepRecord(1, "ann", 2, {"ann": 2}))
-    assert order.may_go("ann", 1, named_step=1)
-    order.went("ann", 1)
-    assert order.may_go("ann", 2)
-    order.went("ann", 2, is_step=True)
-    assert order.may_go("bob", 1, named_step=2)
+    assert order.may_begin("ann", 1, named_step=1)
+    order.begin("ann", 1)
+    assert order.may_begin("ann", 2)
+    order.begin("ann", 2, is_step=True)
+    assert order.may_begin("bob", 1, named_step=2)
 
 
 def test_a_failed_step_is_not_counted():
     order = CallOrder({})
-    order.went("ann", 1, is_step=True)
+    order.begin("ann", 1, is_step=True)
     order.step_failed()
     assert order.planned == 0
 
 
 def test_lost_steps_that_are_given_up_hold_nothing():
     order = CallOrder({}, 0, [StepRecord(1, "ann", 2, {"ann": 2, "bob": 3})])
-    assert not order.may_go("cyd", 1)
+    assert not order.may_begin("cyd", 1)
     order.forget_lost()
-    assert order.may_go("cyd", 1)
+    assert order.may_begin("cyd", 1)
 
 
 def record(step):
@@ -151,7 +151,7 @@ def test_a_step_that_is_claimed_for_a_call_that_went_is_not_waited_for():
     order = CallOrder({"ann": 3})
     order.learn(StepRecord(1, "ann", 3, {"ann": 3}))
     assert order.waiting_for() == ""
-    assert order.may_go("ann", 4)
+    assert order.may_begin("ann", 4)
 
 
 def test_records_behind_one_that_was_cut_are_read(tmp_path):

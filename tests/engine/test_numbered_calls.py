@@ -69,4 +69,4 @@ async def test_beyond_the_bound_the_client_that_was_here_longest_ago_is_forgotte
     waits.set()
     await ann
     assert [kept.client for kept in calls.kept({"ann": 2, "cyd": 1, "dan": 1})] == ["cyd", "ann", "ann", "dan"]
-    assert calls.order.last("bob") == 0
+    assert calls.order.last_begun("bob") == 0

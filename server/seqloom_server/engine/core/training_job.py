@@ -1,7 +1,7 @@
-"""What moves through the training queue: calls that share batches, and tasks that run alone.
+"""The jobs of the training queue: calls, which share batches, and tasks, which run alone.
 
-Work under the same weights is done in the order in which it came. So a task, an optimizer's step or a snapshot, is a
-barrier for its run and for nobody else. Nothing here knows torch or gRPC, or reads a clock.
+Jobs under the same weights are done in the order in which they came. So a task, such as an optimizer's step, is a
+barrier for its run and for no other. Nothing here knows torch or gRPC, or reads a clock.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ _ids = itertools.count()
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """Work of one caller. weights: whatever it is done under; jobs of equal weights keep their order.
+    """One caller's work. weights: those of a model or of a run; jobs of the same weights keep their order.
 
-    outcome: where it ends, once; cancelled where nobody wants it any more. deadline: until it begins, on the clock of
-    time.monotonic. call: (client, number) of a call on a run.
+    outcome: set once; cancelled where the caller has gone. deadline: for its beginning, on time.monotonic's clock.
+    call: (client, number) of a call on a run.
     """
 
     weights: Any
@@ -54,14 +54,14 @@ class TrainingCall(Job):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Task(Job):
-    """A program of its own, which nothing shares."""
+    """A program that shares its batch with no other job."""
 
     start: "Callable[[], Generator[None, None, Any]]"
 
 
 @dataclass(slots=True, eq=False)
 class TrainingBatch:
-    """Jobs that are done together, one task or many calls, and how far the device has come. program: None before."""
+    """Jobs that are done together, one task or many calls. program: None until the device has begun."""
 
     weights: Any
     jobs: list[Job]
@@ -70,5 +70,5 @@ class TrainingBatch:
 
     @property
     def calls(self) -> list[TrainingCall]:
-        """The jobs, where they are calls."""
+        """The jobs that are calls."""
         return [job for job in self.jobs if isinstance(job, TrainingCall)]

@@ -27,9 +27,9 @@ from seqloom_server.nn.forward import precision
 
 log = logging.getLogger(__name__)
 
-_FAILURES_IN_A_ROW = 5  # after these the device is taken for dead
-# What a longer slice loses, while its successor is launched only when it has computed, is not worth that live frames
-# would wait for two slices instead of one.
+_FAILURES_IN_A_ROW = 5  # then the device thread dies
+# A longer slice is not followed by one launched ahead: live frames would wait for two slices instead of one, which is
+# worth more than the gap between the two.
 _LAUNCHED_AHEAD = 0.005  # seconds, as expected
 _ENOUGH = 0.5  # of a slice's steps must wait, or a successor launched ahead would be small
 
@@ -38,7 +38,7 @@ TrainingResults = list[tuple[Job, Any]]  # or the ServerError of that job
 
 
 class Outcomes(Protocol):
-    """Who hears of outcomes, on the event loop."""
+    """Receives outcomes, on the event loop."""
 
     def ran(self, results: Results) -> None: ...
 
@@ -54,7 +54,7 @@ class Outcomes(Protocol):
 
 
 class DeviceMetrics(Protocol):
-    """Who counts what the device does, on the device thread. busy: with a slice, or with a piece of training."""
+    """Counts what the device does, on the device thread. busy: with a slice, or with a piece of training."""
 
     def busy(self, seconds: float) -> None: ...
 
@@ -119,13 +119,13 @@ class DeviceThread:
             self._hand_back(self._outcomes.died, error)
 
     def _turn(self) -> bool:
-        """Waits until there is something to do and does it; returns False when it is to stop.
+        """Waits for work and does it; returns False when the thread is to stop.
 
-        What ran is held by this call alone, so that an idle thread keeps no weights and no outputs alive.
+        Only this call refers to the work, so that an idle thread keeps no weights and no outputs alive.
         """
         before, self._flight = self._flight, None
         if before is not None:
-            self._let_come(before)
+            self._await_turn_to_launch(before)
         expired: list[Sequence] = []
         late: list[Job] = []
         work: Slice | TrainingBatch | None = None
@@ -155,7 +155,7 @@ class DeviceThread:
         return not stopping
 
     def _run(self, slice_: Slice, before: SliceInFlight | None) -> None:
-        """Launches a slice, then finishes the one before it; without a device apart it is finished at once."""
+        """Launches a slice, then finishes the one before it; on the CPU it finishes the slice at once."""
         assert isinstance(slice_.weights, ServedWeights)
         self._set_threads(self._threads or slice_.weights.threads)
         start = time.monotonic()
@@ -173,9 +173,9 @@ class DeviceThread:
         else:
             self._finish(flight, start)
 
-    def _let_come(self, flight: SliceInFlight) -> None:
-        """Returns when the time has come to launch what is behind a flight: at once where enough waits and it is short,
-        else when it has computed, since until then what is behind it may grow."""
+    def _await_turn_to_launch(self, flight: SliceInFlight) -> None:
+        """Waits until the next slice may be launched behind this one: at once where this one is short and enough waits,
+        else when it has computed, since the next one may grow until then."""
         slice_ = flight.slice_
         expected = slice_.weights.cost.seconds(slice_.steps, slice_.cells)
         if expected > _LAUNCHED_AHEAD or self._scheduler.waiting_steps < _ENOUGH * slice_.cells:
@@ -183,8 +183,8 @@ class DeviceThread:
                 flight.computed()
 
     def _finish(self, flight: SliceInFlight, start: float | None) -> None:
-        """Waits for a slice's results and hands them back; a failure is its members' alone, until there are too many
-        in a row. start: when it began, where the device does not tell how long it took."""
+        """Waits for a slice's results and hands them back. A failure ends its members only, until there are too many
+        in a row. start: when it began; used where the device does not measure how long it took."""
         slice_, begun = flight.slice_, time.monotonic() if start is None else start
         try:
             results = flight.finish()
@@ -197,7 +197,7 @@ class DeviceThread:
             self._scheduler.complete(slice_, seconds, now)
         self._failures = 0
         self._hand_back(self._outcomes.ran, results)
-        # the callers have their outputs: now there is time for the books
+        # after the callers have their outputs
         slice_.weights.cost.observe(slice_.steps, slice_.cells, seconds)
         self._metrics.busy(seconds)
         self._metrics.ran(slice_, seconds)
@@ -219,9 +219,9 @@ class DeviceThread:
             raise RuntimeError(f"{self._failures} slices failed in a row")
 
     def _advance(self, batch: TrainingBatch, before: SliceInFlight | None) -> None:
-        """Runs one piece of a training batch; a failure is that batch's alone, until there are too many in a row.
+        """Runs one piece of a training batch. A failure ends that batch only, until there are too many in a row.
 
-        before: a slice that is under way; its results are handed back while the piece computes.
+        before: a slice under way, whose results are handed back while the piece computes.
         """
         self._set_threads(self._threads or batch.weights.threads)
         outcomes: list[Any] | None = None
@@ -245,7 +245,7 @@ class DeviceThread:
             self._finish(before, None)
         try:
             seconds = stop()
-        except Exception:  # a GPU tells late what went wrong
+        except Exception:  # a GPU reports errors late
             log.exception("a training batch of %d jobs failed", len(batch.jobs))
             outcomes = [ServerError(Reason.INTERNAL, "the batch failed on the device")] * len(batch.jobs)
             failed, seconds = True, 0.0

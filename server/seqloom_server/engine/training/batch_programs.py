@@ -1,7 +1,7 @@
-"""Training batches as programs for the device: generators that do a bounded piece of work at a time.
+"""Training batches as programs for the device thread: generators that do a bounded piece of work at a time.
 
 Where they stop is a pure function of shapes and settings, never of a clock or of load, so that a run repeats exactly.
-They run on the device thread; their outcomes are numpy.
+Their outcomes are NumPy arrays.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _PIECE_FLOPS = {"cpu": 1e9, "cuda": 2e11}  # 10 to 20 ms of two cores, or of a l
 
 @dataclass(frozen=True, slots=True)
 class BatchPrograms:
-    """How training is cut. piece_flops: after which it may be interrupted; 0 goes by the device.
+    """Makes programs. piece_flops: the work of a piece, after which live frames may run; 0 for the device's default.
 
     max_activation_bytes: what a batch may hold at once.
     """
@@ -57,7 +57,7 @@ class BatchPrograms:
 
 
 def max_cells(spec: ModelSpec, max_activation_bytes: int) -> int:
-    """The steps, of all its sequences, that a batch may have at once: what is held of each is bounded."""
+    """Returns how many steps, of all its sequences, a batch may hold activations of at once."""
     gates, hidden = GATES[spec.cell] * spec.hidden_size, spec.hidden_size
     layers = spec.num_layers * spec.directions
     columns = (spec.input_size + 2) * spec.conv_width + 2 * spec.conv_channels

@@ -1,4 +1,4 @@
-"""The numbered calls on one run: each is done once, in its turn, and its reply is kept for whoever asks again."""
+"""The numbered calls on one run: each is done once, in its turn, and its reply is kept for a repeat of the call."""
 
 import asyncio
 from collections import OrderedDict
@@ -13,17 +13,17 @@ from seqloom_server.engine.training.run_state import MAX_CLIENTS, MAX_REPLIES
 from seqloom_server.errors import Reason, ServerError, invalid
 
 _MAX_ID = 64
-_HOLD_SECONDS = 60.0  # for which a call waits for earlier ones
+_HOLD_SECONDS = 60.0  # how long a call waits for earlier ones
 
 Begin = Callable[[], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class CallId:
-    """Which call on a run this is.
+    """Names a call on a run.
 
-    acknowledged: the caller has the replies up to this one. step: of a call that is sent again after a restart, the
-    step that its reply had named; 0 if none came.
+    acknowledged: the last call whose reply the caller has. step: where the call is sent again after a restart, the step
+    that its reply had named; 0 if no reply came.
     """
 
     client: str
@@ -47,19 +47,19 @@ class CallId:
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """A call that waits, is under way or is done. begin: starts it, and returns what its reply comes from."""
+    """A call that waits, is under way or is done. begin: starts it; returns an awaitable of its reply."""
 
     id: CallId
     digest: str
     reply: "asyncio.Future[Reply]"
-    begin: Begin | None = None  # None once it is on its way
+    begin: Begin | None = None  # None once the call has begun
     is_step: bool = False
     waiters: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class KeptReply:
-    """A reply, or the error that was one, as it is kept for a repeat of the call."""
+    """A reply, which may be an error, as it is kept for a repeat of the call."""
 
     client: str
     number: int
@@ -68,8 +68,11 @@ class KeptReply:
 
 
 class NumberedCalls:
-    """The calls of all clients on one run. max_held: how many may wait. deduplicated: is told of each repeat, and
-    forgotten of clients that give way to others."""
+    """The calls of all clients on one run.
+
+    max_held: how many may wait for earlier ones. deduplicated: called for every repeat. forgotten: called with each
+    client that is forgotten in favour of another.
+    """
 
     def __init__(
         self,
@@ -82,13 +85,13 @@ class NumberedCalls:
         self._max_held = max_held
         self._deduplicated = deduplicated
         self._forgotten = forgotten
-        self._clients: OrderedDict[str, dict[int, _Entry]] = OrderedDict()  # that used longest ago first
+        self._clients: OrderedDict[str, dict[int, _Entry]] = OrderedDict()  # least recently used first
         self._held: dict[_Entry, None] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._closed = False
 
     async def call(self, call: CallId, digest: str, begin: Begin, *, is_step: bool = False) -> Reply:
-        """Returns the reply, of this try or of an earlier one. The call goes on where its caller does not wait for it.
+        """Returns the reply, of this try or of an earlier one. A call whose caller stops waiting goes on.
 
         begin: called when it is the call's turn; may raise OVERLOADED, and then the call may be tried again.
         Raises ServerError CALL_CHANGED, CALL_FORGOTTEN, OVERLOADED, RUN_WAITS, or what the call itself ended with.
@@ -102,7 +105,7 @@ class NumberedCalls:
             return await asyncio.shield(entry.reply)
         finally:
             entry.waiters -= 1
-            if not entry.waiters and entry in self._held:  # nobody wants it any more, and nothing of it has been done
+            if not entry.waiters and entry in self._held:  # nobody waits for it any more, and it has not begun
                 del self._held[entry]
                 del self._clients[call.client][call.number]
 
@@ -121,12 +124,12 @@ class NumberedCalls:
                 )
             self._deduplicated()
             return entry
-        if call.number <= self.order.last(call.client):
+        if call.number <= self.order.last_begun(call.client):
             raise ServerError(
                 Reason.CALL_FORGOTTEN, f"call {call.number} of client {call.client} is done, and its reply forgotten"
             )
-        next_one = self.order.may_go(call.client, call.number, call.step)
-        if len(entries) >= MAX_REPLIES or (len(self._held) >= self._max_held and not next_one):
+        is_next = self.order.may_begin(call.client, call.number, call.step)
+        if len(entries) >= MAX_REPLIES or (len(self._held) >= self._max_held and not is_next):
             raise overloaded(
                 f"{len(self._held)} calls wait for earlier ones, {len(entries)} of this client are kept", HALF_A_SECOND
             )
@@ -134,11 +137,11 @@ class NumberedCalls:
         entry.reply.add_done_callback(lambda reply: reply.cancelled() or reply.exception())  # nobody may have waited
         entries[call.number] = entry
         self._held[entry] = None
-        self._let_go()
+        self._begin_next()
         return entry
 
     def _entries_of(self, client: str) -> dict[int, _Entry]:
-        """A client's calls. Beyond the bound who was here longest ago, and waits for nothing, is forgotten."""
+        """Returns a client's calls. Beyond MAX_CLIENTS forgets the least recently used one with no call under way."""
         entries = self._clients.setdefault(client, {})
         self._clients.move_to_end(client)
         if len(self._clients) > MAX_CLIENTS:
@@ -151,31 +154,31 @@ class NumberedCalls:
         return entries
 
     def _waits(self, entry: _Entry) -> ServerError:
-        last = self.order.last(entry.id.client)
+        last = self.order.last_begun(entry.id.client)
         if entry.id.number != last + 1:
             return ServerError(
                 Reason.RUN_WAITS, f"call {entry.id.number} waits for call {last + 1}, which has not come"
             )
         return ServerError(Reason.RUN_WAITS, self.order.waiting_for() or "an earlier call is under way for too long")
 
-    def _let_go(self) -> None:
-        """Sends every call on its way whose turn it is."""
+    def _begin_next(self) -> None:
+        """Begins every call whose turn it is."""
         moved = True
         while moved and not self._closed:
             moved = False
             for entry in list(self._held):
                 call = entry.id
-                if not self.order.may_go(call.client, call.number, call.step):
+                if not self.order.may_begin(call.client, call.number, call.step):
                     continue
                 del self._held[entry]
                 if self._begin(entry):
-                    self.order.went(call.client, call.number, is_step=entry.is_step)
+                    self.order.begin(call.client, call.number, is_step=entry.is_step)
                     moved = True
                 if self._closed:
                     break
 
     def _begin(self, entry: _Entry) -> bool:
-        """False where it is refused for now, which uses up no number."""
+        """Begins a call; returns False where it is refused for now, which uses up no number."""
         assert entry.begin is not None
         try:
             outcome = entry.begin()
@@ -210,24 +213,24 @@ class NumberedCalls:
                 entry.reply.set_result(reply)
 
     def close(self) -> "set[asyncio.Task[None]]":
-        """Lets nothing new go; returns what is under way. For a call that begins, which is not among that yet."""
+        """Begins no more calls until open(); returns the calls under way, without the one that is just beginning."""
         self._closed = True
         return set(self._under_way)
 
     def open(self) -> None:
-        """Lets calls go again after close()."""
+        """Begins calls again after close()."""
         self._closed = False
-        self._let_go()
+        self._begin_next()
 
     def end(self, error: ServerError) -> None:
-        """Ends the calls that wait."""
+        """Ends the calls that wait with an error."""
         for entry in list(self._held):
             del self._held[entry]
             if not entry.reply.done():
                 entry.reply.set_exception(error)
 
     def kept(self, done: dict[str, int]) -> list[KeptReply]:
-        """Returns what is kept of calls up to those that are done, by client."""
+        """Returns the kept replies. done: by client, the last call whose reply is wanted."""
         return [
             KeptReply(client, number, entry.digest, _outcome(entry))
             for client, entries in self._clients.items()
@@ -236,7 +239,7 @@ class NumberedCalls:
         ]
 
     def keep(self, kept: KeptReply) -> None:
-        """Takes in a reply that a checkpoint kept."""
+        """Keeps a reply that a checkpoint has."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         if isinstance(kept.reply, ServerError):
             future.set_exception(kept.reply)

@@ -1,4 +1,4 @@
-"""What calls on runs are answered, kept so that a repeat gets the same again, also after a restart of the server."""
+"""The replies to calls on runs, and their JSON, which checkpoints keep for repeats after a restart."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,23 +11,23 @@ from seqloom_server.errors import Reason, ServerError
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A run's weights became a model's. version: of the weights that are served now."""
+    """The reply to PublishRun. version: of the weights that are served now."""
 
     version: int
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A call that has nothing to tell: a checkpoint was saved or loaded."""
+    """The reply to SaveCheckpoint and LoadCheckpoint, which says nothing more."""
 
 
-_MAX_MESSAGE = 800  # characters; more would not travel either
+_MAX_MESSAGE = 800  # characters; a status carries no more
 
 Reply = Accumulated | Stepped | Published | Done
 
 
 def to_json(reply: Reply | ServerError) -> dict[str, Any]:
-    """Returns a reply as JSON has it."""
+    """Returns a reply as JSON."""
     match reply:
         case Accumulated(losses, step):
             return {"losses": losses.tolist(), "step": step}
@@ -42,7 +42,7 @@ def to_json(reply: Reply | ServerError) -> dict[str, Any]:
 
 
 def from_json(fields: dict[str, Any]) -> Reply | ServerError:
-    """Returns the reply that to_json() made this of. Raises KeyError, TypeError or ValueError where it did not."""
+    """Returns the reply of which to_json() made this. Raises KeyError, TypeError or ValueError for anything else."""
     if "reason" in fields:
         return ServerError(Reason(fields["reason"]), str(fields["message"]), field=str(fields["field"]))
     if "losses" in fields:

@@ -1,7 +1,7 @@
-"""What a run trains: weights of its own, what was accumulated, the optimizer. All of it belongs to the device thread.
+"""A run on the device thread: its own weights, the accumulated gradient, the optimizer, and what is done with them.
 
-Its programs are generators that do a bounded piece of work at a time; an accumulator or weights that half changed are
-never seen, as the programs of one run do not overlap.
+Its programs are generators that do a bounded piece of work at a time. Programs of one run do not overlap, so none sees
+weights or an accumulator that are half changed.
 """
 
 import logging
@@ -30,7 +30,7 @@ CallKey = tuple[str, int]  # client and number
 
 @dataclass(frozen=True, slots=True)
 class Accumulated:
-    """A call whose gradient is in the accumulator. losses: [N]. step: that which it goes into."""
+    """The reply to ForwardBackward: the call's gradient is accumulated. losses: [N]. step: which will apply it."""
 
     losses: npt.NDArray[np.float64]
     step: int
@@ -38,7 +38,7 @@ class Accumulated:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """A step that was applied. norm: of the gradient, before it was clipped. calls: see StepRecord."""
+    """The reply to OptimStep: a step was applied. norm: of the gradient, before clipping. calls: see StepRecord."""
 
     step: int
     norm: float
@@ -47,7 +47,7 @@ class Stepped:
 
 @dataclass(slots=True)
 class Snapshot:
-    """A run at one moment, on the CPU: everything that it needs to go on. done: by client, its last call."""
+    """A run at one moment, on the CPU: all that it needs to go on. done: by client, the last call that is done."""
 
     parameters: Tensors
     optimizer: Tensors
@@ -84,13 +84,13 @@ class RunWeights:
         return sum(tensor.nbytes for tensor in tensors)
 
     def mark(self, call: CallKey | None) -> None:
-        """A call of a client is done, whatever came of it."""
+        """Notes that a call is done, with success or not."""
         if call is not None:
             client, number = call
             self.done[client] = max(number, self.done.get(client, 0))
 
     def forget(self, client: str) -> None:
-        """A client will not come again. Safe from any thread."""
+        """Forgets a client that will not call again. Safe from any thread."""
         self.done.pop(client, None)
 
     def accumulate(

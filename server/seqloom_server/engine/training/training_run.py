@@ -1,4 +1,4 @@
-"""One training run on the event loop: what each call on it does."""
+"""A training run on the event loop: what forward_backward, step, save, load and publish do."""
 
 import asyncio
 import logging
@@ -42,7 +42,7 @@ class RunEngine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run is. calls_durable: of the client that asks, calls up to this one would outlive a restart."""
+    """How far a run is. calls_durable: the last call of the asking client that would survive a restart."""
 
     step: int
     durable_step: int
@@ -50,7 +50,7 @@ class Progress:
 
 
 class TrainingRun:
-    """A run that is alive. meta: what never changes of it. folder: where its checkpoints are.
+    """A run that is not broken. meta: what never changes of it. folder: where its checkpoints are.
 
     registry: where it is published. max_held_calls: how many calls may wait for earlier ones. lost: where it goes on
     after a restart, the steps that are to be done again.
@@ -86,14 +86,16 @@ class TrainingRun:
         )
 
     def progress(self, client: str) -> Progress:
-        """What every reply tells."""
+        """Returns what every reply says of the run."""
         return Progress(self.step, self.checkpoints.step, self.checkpoints.calls.get(client, 0))
 
     async def forward_backward(
         self, call: CallId, digest: str, examples: list[Example] | ServerError, nbytes: int
     ) -> Accumulated:
-        """Adds the gradient of the examples to what the next step applies; or is refused with the error given, which
-        uses up the call's number too. Raises ServerError."""
+        """Adds the gradient of the examples to what the next step applies.
+
+        examples: or the error with which the call is refused, which uses up its number, too. Raises ServerError.
+        """
 
         def begin() -> Awaitable[Accumulated]:
             if isinstance(examples, ServerError):
@@ -155,8 +157,8 @@ class TrainingRun:
         return reply
 
     async def _keep_refusal(self, snapshot: Snapshot, reply: KeptReply) -> None:
-        """Makes durable that a step has dropped what was accumulated, before anybody is told: after a restart clients
-        send the calls again that are not, and those must not come back."""
+        """Makes durable that a refused step has dropped what was accumulated, before it is answered: after a restart
+        clients send calls again that are not durable, and the dropped ones must not come back."""
         try:
             await self.checkpoints.write(snapshot, self.calls, reply=reply)
         except ServerError as error:
@@ -179,7 +181,7 @@ class TrainingRun:
         Raises ServerError CHECKPOINT_NOT_FOUND, CHECKPOINT_BROKEN or another.
         """
         digest = f"load {name}"
-        if self.calls.order.waiting_for():  # whoever goes back gives up what was lost
+        if self.calls.order.waiting_for():  # a load gives lost steps up
             await self.checkpoints.read(name)
             self.calls.order.forget_lost()
 
@@ -237,12 +239,12 @@ class TrainingRun:
         return reply
 
     async def save_now(self) -> None:
-        """Writes the run as it is: when it has been made, and while the server shuts down. Raises ServerError."""
+        """Writes a checkpoint of the run as it is, when it is made and at shutdown. Raises ServerError."""
         await self.checkpoints.settle()
         await self.checkpoints.write(await self._job(self.weights.snapshot), self.calls)
 
     async def end(self, error: ServerError) -> None:
-        """Ends the calls that wait with the error; after this nothing is written in the run's folder any more."""
+        """Ends the calls that wait with the error; afterwards nothing is written in the run's folder."""
         self.calls.end(error)
         await self.checkpoints.end(error)
 
@@ -257,7 +259,7 @@ class TrainingRun:
         return task.outcome
 
     def take_replies(self, calls: dict[str, CallsDone]) -> None:
-        """Takes in the replies that the checkpoint kept of which this run is made."""
+        """Keeps the replies that are in the checkpoint from which this run was restored."""
         for client, done in calls.items():
             for stored in done.replies:
                 try:

@@ -1,4 +1,4 @@
-"""The convolution in front on its way back: from the gradient of its outputs to its weights, inputs and state."""
+"""The convolution's training pass: forward, and back to the gradients of its weights, inputs and state."""
 
 from collections.abc import Generator
 

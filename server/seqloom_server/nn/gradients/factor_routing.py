@@ -1,4 +1,4 @@
-"""Whose factors are whose: gives each consumer its own rows of what a batch makes, and bounds all products of them."""
+"""Gives each caller its own rows of the factors that a batch makes, and bounds all products of them."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from seqloom_server.nn.recurrence.yield_points import Pieces
 
 @dataclass(slots=True)
 class FactorRoute:
-    """Who takes factors: rows from `start` to `stop` of the batch's sequences; None for all rows, in any order."""
+    """A sink and its rows of the batch, from `start` to `stop` in the sequences' own order; None: all, in any order."""
 
     sink: Sink
     start: int | None = None
@@ -27,7 +27,7 @@ class FactorRoute:
 
 
 class FactorRoutes:
-    """All of one batch. largest: no element of a gradient that they make is larger, or NaN."""
+    """All routes of one batch. largest: no element of any gradient made of their factors is larger; or NaN."""
 
     def __init__(self, routes: list[FactorRoute], packed: PackedRows) -> None:
         self._all = routes
@@ -41,24 +41,24 @@ class FactorRoutes:
         return bool(self._all)
 
     def put(self, name: str, rows: torch.Tensor) -> None:
-        """Gives packed rows [cells, width] to all."""
+        """Gives packed rows [cells, width] to every sink."""
         if not self._all:
             return
         self._norms[name] = torch.linalg.vector_norm(rows)
-        # in the sequences' own order once for all: a consumer's rows are neighbours there, so that a view will do
+        # in the sequences' own order once for all: there a call's rows are neighbours, and a view will do
         ordered = rows.index_select(0, self._from_packed) if self._own else rows
         for each in self._all:
             each.sink.put(name, rows if each.start is None else ordered[each.start : each.stop])
 
     def multiply(self, weight: str, bias: str, left: str, right: str) -> Pieces:
-        """Has all multiply their rows of two factors."""
+        """Has every sink multiply its rows of two factors."""
         if self._all:
             self._bound(left, right)
         for each in self._all:
             yield from each.sink.multiply(weight, bias, left, right)
 
     def release(self) -> None:
-        """Lets go of what the next factors do not need."""
+        """Frees the factors that were put."""
         for each in self._all:
             each.sink.release()
 

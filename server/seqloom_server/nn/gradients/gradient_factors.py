@@ -1,7 +1,7 @@
-"""Gradients of parameters out of their factors: every one is a product of matrices, dL/dW = Delta' S, or a sum of rows.
+"""Gradients of parameters out of their factors: each is a product of matrices, dL/dW = Delta' S, or a sum of rows.
 
-A sink takes the factors of one caller's rows, or of all rows, and makes of them what is wanted: the product, the
-factors themselves, or only the product's norm.
+A sink takes the factors of one caller's rows, or of all rows, and makes the product of them, keeps the factors, or
+computes only the product's norm.
 """
 
 import math
@@ -20,7 +20,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """How a parameter's gradient is made of factors: left' right in its shape, or the sum of left's rows."""
+    """How a parameter's gradient follows from factors: left' right in its shape, or the sum of left's rows."""
 
     parameter: str
     left: int
@@ -28,9 +28,9 @@ class Product:
 
 
 class Sink(Protocol):
-    """Takes factors by name, then is told which are multiplied; rows of later groups and chunks come after.
+    """Takes factors by name, then multiplies pairs of them; rows of later groups and chunks come afterwards.
 
-    put: views, which hold until release().
+    put: views, valid until release().
     """
 
     def put(self, name: str, rows: torch.Tensor) -> None: ...
@@ -50,7 +50,7 @@ class Dense:
         self._rows: dict[str, torch.Tensor] = {}
 
     def put(self, name: str, rows: torch.Tensor) -> None:
-        """Takes a factor, until another of the name comes."""
+        """Takes a factor in place of one of the same name."""
         self._rows[name] = rows
 
     def multiply(self, weight: str, bias: str, left: str, right: str) -> Pieces:
@@ -58,7 +58,7 @@ class Dense:
         add = weight in self.tensors
         d_a = self._rows[left]
         if not add:
-            with torch.inference_mode(False):  # tensors for everybody, optimizers too
+            with torch.inference_mode(False):  # usable outside of inference mode, by optimizers
                 for name in (weight, bias):
                     self.tensors[name] = torch.empty(self._shapes[name], dtype=d_a.dtype, device=d_a.device)
         yield from product(self._budget, self.tensors[weight].flatten(1), d_a.t(), self._rows[right], add=add)
@@ -68,7 +68,7 @@ class Dense:
             torch.sum(d_a, 0, out=self.tensors[bias])
 
     def release(self) -> None:
-        """Lets go of the factors."""
+        """Frees the factors."""
         self._rows.clear()
 
     def result(self) -> dict[str, torch.Tensor]:
@@ -82,7 +82,7 @@ class Dense:
 
 
 class Factors:
-    """The factors, kept."""
+    """Keeps the factors."""
 
     def __init__(self, shapes: Shapes) -> None:
         self._shapes = shapes
@@ -90,17 +90,17 @@ class Factors:
         self._products: dict[str, tuple[str, str | None]] = {}
 
     def put(self, name: str, rows: torch.Tensor) -> None:
-        """Keeps a copy of the rows: the caller's alone, as others' rows must not live for as long as it reads."""
+        """Keeps a copy of the rows, so that a slow reader does not keep those of other callers alive."""
         self._rows.setdefault(name, []).append(rows.clone())
 
     def multiply(self, weight: str, bias: str, left: str, right: str) -> Pieces:
-        """Remembers what is to be multiplied."""
+        """Notes which factors make which parameters."""
         self._products[weight] = left, right
         self._products[bias] = left, None
         yield from ()
 
     def release(self) -> None:
-        """Does nothing: factors are what is wanted."""
+        """Does nothing: the factors are kept."""
 
     def result(self) -> tuple[list[Array], list[Product]]:
         """The factors, and the products to be made of them in the order of the parameters."""

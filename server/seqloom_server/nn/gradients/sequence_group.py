@@ -1,7 +1,7 @@
-"""One group of sequences through the whole network, forward and back, in pieces.
+"""A group of sequences through the whole network, forward and back, in bounded pieces of work.
 
 Its rows are packed for the recurrence, and in the sequences' own order at the output layer, where a call's rows are
-neighbours. What a layer holds is let go as soon as the layer below has what it needs.
+neighbours. A layer's activations are freed as soon as its way back is done.
 """
 
 from collections.abc import Generator, Mapping

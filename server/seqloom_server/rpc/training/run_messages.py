@@ -55,7 +55,7 @@ def run(run: TrainingRun, client: str = "") -> pb.Run:
         loss=run.loss,
         accumulated_calls=run.accumulated_calls,
         checkpoints=run.checkpoints.names,
-        calls_done=run.calls.order.last(client),
+        calls_done=run.calls.order.last_begun(client),
         calls_durable=progress.calls_durable,
         waiting_for=run.calls.order.waiting_for(),
     )

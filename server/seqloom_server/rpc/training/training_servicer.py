@@ -32,12 +32,12 @@ _FORMS: dict[int, ParameterForm] = {
     pb.PARAMETER_FORM_DENSE: "dense",
     pb.PARAMETER_FORM_NORMS: "norms",
 }
-_LARGE_BYTES = 1 << 20  # to look at every number of so many would hold up the event loop
-_MAX_CALLS = 1 << 12  # clients that a step that is sent again may name
+_LARGE_BYTES = 1 << 20  # checking every number of so many would hold up the event loop
+_MAX_CALLS = 1 << 12  # clients that a repeated step may name
 
 
 class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
-    """Decodes and checks, hands to the engine, encodes. outputs: what unread gradients are charged to."""
+    """Decodes and checks, hands to the engine, encodes. outputs: the budget that unread gradients are charged to."""
 
     def __init__(self, engine: Engine, config: ServerConfig, outputs: ByteBudget) -> None:
         self._engine = engine
@@ -57,17 +57,17 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
             set_model(weights.model)
             spec = weights.network.spec
             request, bfloat16 = _gradient_request(head), _bfloat16(head)
-            batch = await self._decode(received, spec)
-            steps = sum(len(example.xs) for example in batch)
-            size = gradient_response.predicted_bytes(spec, request, len(batch), steps)
+            examples = await self._decode(received, spec)
+            steps = sum(len(example.xs) for example in examples)
+            size = gradient_response.predicted_bytes(spec, request, len(examples), steps)
             self._outputs.take(size)
-            charged = size  # not before it was taken: a refusal gives nothing back
+            charged = size  # only once it was taken: a refusal gives nothing back
             remaining = context.time_remaining()
             job = TrainingCall(
                 weights,
                 asyncio.get_running_loop().create_future(),
                 deadline=None if remaining is None else time.monotonic() + remaining,
-                examples=batch,
+                examples=examples,
                 request=request,
                 steps=steps,
                 nbytes=received.nbytes,
@@ -118,13 +118,13 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
         received = await received_examples.receive(requests, self._config.max_training_bytes, self._incoming)
         try:
             run, call = self._called(received.first.call)
-            batch: list[Example] | ServerError
+            examples: list[Example] | ServerError
             try:
-                batch = await self._decode(received, run.weights.network.spec)
-            except ServerError as error:  # in its turn, as the number is used up
-                batch = error
+                examples = await self._decode(received, run.weights.network.spec)
+            except ServerError as error:  # answered in its turn, as it uses up its number
+                examples = error
             start = time.monotonic()
-            accumulated = await run.forward_backward(call, received.digest, batch, received.nbytes)
+            accumulated = await run.forward_backward(call, received.digest, examples, received.nbytes)
             response = pb.ForwardBackwardResponse(
                 loss=float(accumulated.losses.sum()), losses=accumulated.losses.tolist(), step=accumulated.step
             )
