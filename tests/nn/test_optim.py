@@ -314,3 +314,17 @@ def test_a_steps_rate_and_bound_are_checked_before_anything_changes(value):
             apply(optimizer, draw(1), *arguments)
         assert caught.value.field == field
     assert all(torch.equal(tensor, parameters[name]) for name, tensor in draw(0).items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "lr", "weight_decay"),
+    [("adamw", 1e9, 1e30), ("adam", 1e-9, 1e39), ("sgd", 1e-9, 1e39), ("sgd", 1e39, 0.0)],
+)
+def test_factors_that_are_infinite_in_float32_are_an_overflow_of_small_weights_too(kind, lr, weight_decay):
+    spec = OptimizerSpec(kind, lr, weight_decay=weight_decay)
+    parameters = {name: tensor * 1e-10 for name, tensor in draw(0, torch.float32).items()}
+    optimizer = Optimizer(spec, parameters)
+    before = changed(parameters, optimizer)
+    with pytest.raises(Overflow):
+        apply(optimizer, {name: tensor * 1e-10 for name, tensor in draw(1, torch.float32).items()})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in changed(parameters, optimizer).items())

@@ -34,7 +34,8 @@ class StepBounds:
         # AdamW's decay goes straight to the weights
         grown = self.weights * (1 + rate * decay) if spec.kind == "adamw" else self.weights
         pull = gradient * _ROUNDING + (0.0 if spec.kind == "adamw" else decay * self.weights)
-        sides: tuple[float, ...] = ()
+        # factors that torch's kernels cast to the weights' type, where they may become infinite
+        sides: tuple[float, ...] = (rate, decay, rate * decay)
         if spec.kind == "sgd":
             first = spec.momentum * self.first + pull
             second = 0.0
@@ -46,7 +47,7 @@ class StepBounds:
             )  # of the divisor; 0 where the type has none so small
             largest_step = rate / (1 - spec.beta1**step)
             quotient = first / smallest if smallest else math.inf
-            sides = (largest_step, quotient, math.sqrt(second / (1 - spec.beta2**step)))
+            sides += (largest_step, quotient, math.sqrt(second / (1 - spec.beta2**step)))
             weights = grown + largest_step * quotient
         after = StepBounds(weights * _ROUNDING, first * _ROUNDING, second * _ROUNDING)
         most = torch.finfo(dtype).max / _HEADROOM
