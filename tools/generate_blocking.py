@@ -23,7 +23,9 @@ import concurrent.futures
 import os
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
+
+import numpy.typing as npt
 
 from seqloom._blocking.loop_thread import LoopThread
 from seqloom._streaming.stream import AsyncStream
@@ -48,7 +50,7 @@ from seqloom.types import (
 CLASSES = {"AsyncStream": "_streaming/stream.py", "AsyncRun": "_training/run.py", "AsyncClient": "client.py"}
 RENAMED = {"__aenter__": "__enter__", "__aexit__": "__exit__", "__aiter__": "__iter__"}
 TYPES = {
-    "Iterable[Any] | AsyncIterable[Any]": "Iterable[Any]",
+    "Iterable[npt.ArrayLike] | AsyncIterable[npt.ArrayLike]": "Iterable[npt.ArrayLike]",
     "AsyncIterator[Chunk]": "Iterator[Chunk]",
     "AsyncStream": "Stream",
     "AsyncRun": "Run",

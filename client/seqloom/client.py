@@ -4,7 +4,9 @@ import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar
+
+import numpy.typing as npt
 
 from seqloom._config import Config
 from seqloom._connection.connection import Connection
@@ -54,7 +56,7 @@ class AsyncClient:
     async def infer(
         self,
         model: str,
-        xs: Any,
+        xs: Iterable[npt.ArrayLike],
         outputs: Outputs = "logits",
         *,
         initial_state: State | None = None,
@@ -73,7 +75,7 @@ class AsyncClient:
             request = whole_sequences.Request.checked(model, spec, xs, outputs, initial_state, weights_version)
             return await whole_sequences.infer(self._connection.channel().shared, request, deadline)
 
-        xs = list(xs) if isinstance(xs, Iterator) else xs  # an iterator could not be read again
+        xs = _reusable(xs)
         return await self._anew(arguments.text(model, "model"), attempt, deadline)
 
     def stream(
@@ -122,13 +124,13 @@ class AsyncClient:
     async def gradients(
         self,
         model: str,
-        xs: Any,
-        targets: Any = None,
+        xs: Iterable[npt.ArrayLike],
+        targets: Iterable[npt.ArrayLike] | None = None,
         *,
         loss: Loss = "cross_entropy",
         reduction: Reduction = "sum",
         wrt: Iterable[WithRespectTo] = ("parameters",),
-        output_gradients: Any = None,
+        output_gradients: Iterable[npt.ArrayLike] | None = None,
         initial_state: State | None = None,
         final_state_gradient: State | None = None,
         parameter_form: ParameterForm = "smallest",
@@ -163,9 +165,9 @@ class AsyncClient:
             stub = self._connection.channel().training
             return await request.answer(stub.ComputeGradients(request.parts(), **self._connection.options(deadline)))
 
-        xs, targets, output_gradients, wrt = (
-            list(each) if isinstance(each, Iterator) else each for each in (xs, targets, output_gradients, wrt)
-        )
+        xs, wrt = _reusable(xs), _reusable(wrt)
+        targets = None if targets is None else _reusable(targets)
+        output_gradients = None if output_gradients is None else _reusable(output_gradients)
         return await self._anew(arguments.text(model, "model"), attempt, deadline)
 
     async def create_run(
@@ -195,40 +197,49 @@ class AsyncClient:
             request_id=secrets.token_hex(16),
         )
         kept = integer(replay_bytes, "replay_bytes")
-        return AsyncRun(self._connection, (await self._connection.training("CreateRun", request, timeout)).run, kept)
+        return AsyncRun(
+            self._connection, (await self._connection.training(lambda stub: stub.CreateRun, request, timeout)).run, kept
+        )
 
     async def attach_run(self, id: str, *, replay_bytes: int = 256 << 20, timeout: float | None = None) -> AsyncRun:
         """Returns a run that is there already, to train it further, also beside others. Raises NotFound."""
         kept = integer(replay_bytes, "replay_bytes")
         request = training_service_pb2.GetRunRequest(run=arguments.text(id, "id"))
-        return AsyncRun(self._connection, (await self._connection.training("GetRun", request, timeout)).run, kept)
+        return AsyncRun(
+            self._connection, (await self._connection.training(lambda stub: stub.GetRun, request, timeout)).run, kept
+        )
 
     async def runs(self, *, timeout: float | None = None) -> list[RunInfo]:
         """Returns all runs; of those that are broken only why."""
-        reply = await self._connection.training("ListRuns", training_service_pb2.ListRunsRequest(), timeout)
+        reply = await self._connection.training(
+            lambda stub: stub.ListRuns, training_service_pb2.ListRunsRequest(), timeout
+        )
         return [run_info(run) for run in reply.runs]
 
     async def delete_run(self, id: str, *, timeout: float | None = None) -> None:
         """Ends a run and removes its checkpoints. Raises NotFound."""
         request = training_service_pb2.DeleteRunRequest(run=arguments.text(id, "id"))
-        await self._connection.training("DeleteRun", request, timeout, pure=False)
+        await self._connection.training(lambda stub: stub.DeleteRun, request, timeout, pure=False)
 
     async def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
         """Returns the models that the server has, by name; of those that are broken only why."""
-        reply = await self._connection.models("ListModels", model_service_pb2.ListModelsRequest(), timeout)
+        reply = await self._connection.models(
+            lambda stub: stub.ListModels, model_service_pb2.ListModelsRequest(), timeout
+        )
         return [arguments.model_info(model) for model in reply.models]
 
     async def model(self, name: str, *, timeout: float | None = None) -> ModelInfo:
         """Returns one model. Raises NotFound."""
-        reply = await self._connection.models(
-            "GetModel", model_service_pb2.GetModelRequest(name=arguments.text(name, "name")), timeout
-        )
+        request = model_service_pb2.GetModelRequest(name=arguments.text(name, "name"))
+        reply = await self._connection.models(lambda stub: stub.GetModel, request, timeout)
         return arguments.model_info(reply.model)
 
     async def server_info(self, *, timeout: float | None = None) -> ServerInfo:
         """Returns the server's version, device and limits."""
         return arguments.server_info(
-            await self._connection.models("GetServerInfo", model_service_pb2.GetServerInfoRequest(), timeout)
+            await self._connection.models(
+                lambda stub: stub.GetServerInfo, model_service_pb2.GetServerInfoRequest(), timeout
+            )
         )
 
     async def create_model(
@@ -240,18 +251,23 @@ class AsyncClient:
         request = model_service_pb2.CreateModelRequest(
             name=arguments.text(name, "name"), spec=arguments.model_spec(spec), seed=seed
         )
-        reply = await self._connection.models("CreateModel", request, timeout, pure=False)
+        reply = await self._connection.models(lambda stub: stub.CreateModel, request, timeout, pure=False)
         return arguments.model_info(reply.model)
 
     async def load_model(self, name: str, *, timeout: float | None = None) -> ModelInfo:
         """Serves a model folder that lies in the server's model directory, or reads it anew. Raises NotFound."""
         request = model_service_pb2.LoadModelRequest(name=arguments.text(name, "name"))
-        return arguments.model_info((await self._connection.models("LoadModel", request, timeout, pure=False)).model)
+        return arguments.model_info(
+            (await self._connection.models(lambda stub: stub.LoadModel, request, timeout, pure=False)).model
+        )
 
     async def unload_model(self, name: str, *, timeout: float | None = None) -> None:
         """Stops serving a model; its folder stays, and open streams live on. Raises NotFound."""
         await self._connection.models(
-            "UnloadModel", model_service_pb2.UnloadModelRequest(name=arguments.text(name, "name")), timeout, pure=False
+            lambda stub: stub.UnloadModel,
+            model_service_pb2.UnloadModelRequest(name=arguments.text(name, "name")),
+            timeout,
+            pure=False,
         )
         self._known.pop(name, None)
 
@@ -322,3 +338,8 @@ class AsyncClient:
             if info.spec == known.spec:
                 raise
         return await self._connection.repeated(attempt, deadline, pure=True)
+
+
+def _reusable(values: Iterable[T]) -> Iterable[T]:
+    """Returns values that every attempt of a call can read: an iterator can be read only once."""
+    return list(values) if isinstance(values, Iterator) else values

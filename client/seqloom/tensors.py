@@ -7,23 +7,23 @@ bytes, never a copy, and so read-only; except of bfloat16, which numpy has not: 
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from seqloom.v1 import tensor_pb2
 
-Array = npt.NDArray[Any]
+Array: TypeAlias = npt.NDArray[Any]  # of any dtype: numpy types no arithmetic of its generic one
 
 MAX_RANK = 8
 
-_DTYPES: dict[int, np.dtype[Any]] = {
-    tensor_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
-    tensor_pb2.DATA_TYPE_FLOAT64: np.dtype("<f8"),
-    tensor_pb2.DATA_TYPE_INT32: np.dtype("<i4"),
+_TYPES: dict[np.dtype[np.generic], tensor_pb2.DataType] = {
+    np.dtype("<f4"): tensor_pb2.DATA_TYPE_FLOAT32,
+    np.dtype("<f8"): tensor_pb2.DATA_TYPE_FLOAT64,
+    np.dtype("<i4"): tensor_pb2.DATA_TYPE_INT32,
 }
-_TYPES: dict[np.dtype[Any], Any] = {dtype: data_type for data_type, dtype in _DTYPES.items()}
+_DTYPES: dict[int, np.dtype[np.generic]] = {data_type: dtype for dtype, data_type in _TYPES.items()}
 _STORED = _DTYPES | {tensor_pb2.DATA_TYPE_BFLOAT16: np.dtype("<u2")}
 
 
@@ -31,7 +31,7 @@ class MalformedTensor(ValueError):
     """A tensor message whose type, shape and bytes do not belong together; the text says which."""
 
 
-def data_type_of(dtype: npt.DTypeLike) -> Any:
+def data_type_of(dtype: npt.DTypeLike) -> tensor_pb2.DataType:
     """Returns the DataType of float32, float64 or int32, of either byte order. Raises TypeError for another dtype."""
     data_type = _TYPES.get(dtype) if isinstance(dtype, np.dtype) else None  # as nearly always
     if data_type is None:

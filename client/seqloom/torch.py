@@ -8,13 +8,15 @@ The one module of the SDK that needs torch (the extra `torch`).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import torch
 
 from seqloom._blocking.blocking_client import Client
+from seqloom._training.gradient_call import WithRespectTo
 from seqloom.errors import InvalidArgument
-from seqloom.types import Array, ModelSpec, State
+from seqloom.tensors import Array
+from seqloom.types import ModelSpec, State
 
 
 class RemoteNetwork(torch.nn.Module):
@@ -43,7 +45,7 @@ class RemoteNetwork(torch.nn.Module):
         xs: torch.Tensor | Sequence[torch.Tensor],
         lengths: torch.Tensor | Sequence[int] | None = None,
         initial_state: torch.Tensor | Sequence[torch.Tensor] | None = None,
-    ) -> Any:
+    ) -> torch.Tensor | list[torch.Tensor]:
         """Returns logits in the layout of xs, of the model's dtype, on the device of xs.
 
         xs: N tensors [T_i, D], which give a list of N tensors [T_i, O]; or one tensor [N, T, D] with lengths [N]
@@ -90,7 +92,9 @@ class RemoteNetwork(torch.nn.Module):
     def _gradients(
         self, counts: list[int], rows: torch.Tensor, state: Sequence[torch.Tensor], back: torch.Tensor, version: int
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        wrt: list[Any] = ["inputs", *(["initial_state"] if state else [])]
+        wrt: list[WithRespectTo] = ["inputs"]
+        if state:
+            wrt.append("initial_state")
         if self.parameter_gradients is not None:
             wrt.append("parameters")
         gradients = self._client.gradients(
@@ -124,12 +128,23 @@ class RemoteNetwork(torch.nn.Module):
         return list(self.spec.state_shapes())
 
 
+class _Context(Protocol):
+    """What one forward keeps for its backward; torch makes it."""
+
+    remote: RemoteNetwork
+    counts: list[int]
+    version: int
+    saved_tensors: tuple[torch.Tensor, ...]
+
+    def save_for_backward(self, *tensors: torch.Tensor) -> None: ...
+
+
 class _Call(torch.autograd.Function):
     """Rows [sum of lengths, D] to logits [sum of lengths, O]."""
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         remote: RemoteNetwork,
         counts: list[int],
         anchor: torch.Tensor,
@@ -143,7 +158,7 @@ class _Call(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, back: torch.Tensor) -> Any:
+    def backward(ctx: _Context, back: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, *state = ctx.saved_tensors
         inputs, into_state = ctx.remote._gradients(ctx.counts, rows, state, back, ctx.version)
         into_state = [gradient.to(part.device) for gradient, part in zip(into_state, state, strict=True)]

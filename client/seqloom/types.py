@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from seqloom.errors import InvalidArgument
+from seqloom.tensors import Array
 
-Array: TypeAlias = npt.NDArray[Any]
-OutputName = Literal["logits", "probs", "log_probs", "labels", "hidden"]
+Cell: TypeAlias = Literal["elman", "gru", "lstm"]
+Activation: TypeAlias = Literal["tanh", "relu"]
+DType: TypeAlias = Literal["float32", "float64"]
+Precision: TypeAlias = Literal["full", "tf32", "bf16"]
+OutputName: TypeAlias = Literal["logits", "probs", "log_probs", "labels", "hidden"]
 
 _CHOICES = {
     "cell": ("elman", "gru", "lstm"),
@@ -34,17 +37,17 @@ class ModelSpec:
     are always computed in full. Raises InvalidArgument. The server bounds the sizes.
     """
 
-    cell: Literal["elman", "gru", "lstm"]
+    cell: Cell
     input_size: int
     hidden_size: int
     output_size: int
     num_layers: int = 1
-    activation: Literal["tanh", "relu"] = "tanh"
-    dtype: Literal["float32", "float64"] = "float32"
+    activation: Activation = "tanh"
+    dtype: DType = "float32"
     conv_channels: int = 0
     conv_width: int = 0
     bidirectional: bool = False
-    precision: Literal["full", "tf32", "bf16"] = "full"
+    precision: Precision = "full"
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -150,7 +153,7 @@ class InferenceResult(ShortRepr):
     All of it was made by the weights of `weights_version`.
     """
 
-    outputs: list[Any]
+    outputs: list[Any]  # not a union of arrays and TopKOutput, which every caller would have to narrow
     final_state: State
     weights_version: int
     timing: Timing
@@ -165,7 +168,7 @@ class Chunk(ShortRepr):
     """
 
     first_step: int
-    outputs: Any
+    outputs: Any  # as in InferenceResult
 
     def __len__(self) -> int:
         return len(self.outputs)

@@ -7,7 +7,7 @@ joining bytes (Protocol Buffers, Encoding).
 
 import functools
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from seqloom import tensors
 from seqloom.tensors import Array
@@ -46,7 +46,7 @@ def delimiter(field: int, size: int) -> bytes:
 
 
 @functools.lru_cache(4096)
-def _tensor_head(field: int, data_type: Any, shape: tuple[int, ...]) -> bytes:
+def _tensor_head(field: int, data_type: tensor_pb2.DataType, shape: tuple[int, ...]) -> bytes:
     """What stands before a tensor's elements: streams send the same shapes again and again."""
     size = tensors.stored_bytes(data_type, shape)
     inner = tensor_pb2.Tensor(data_type=data_type, shape=shape).SerializeToString() + delimiter(_DATA, size)

@@ -7,7 +7,9 @@ import concurrent.futures
 import os
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
+
+import numpy.typing as npt
 
 from seqloom._blocking.loop_thread import LoopThread
 from seqloom._streaming.stream import AsyncStream
@@ -53,7 +55,7 @@ class Stream:
         """Drops the stream, unless it has finished."""
         self._loop_thread.end(self._asynchronous.__aexit__(kind, error, traceback))
 
-    def send(self, frames: Any, timeout: float | None = None) -> None:
+    def send(self, frames: npt.ArrayLike, timeout: float | None = None) -> None:
         """Sends a chunk of frames, [k, D], k may be 0; waits while the window is full, or what all streams share.
 
         Raises DeadlineExceeded where it stays full: receive outputs first.
@@ -78,7 +80,7 @@ class Stream:
         """
         return self._loop_thread.run(self._asynchronous.finish(timeout))
 
-    def run(self, chunks: Iterable[Any]) -> Iterator[Chunk]:
+    def run(self, chunks: Iterable[npt.ArrayLike]) -> Iterator[Chunk]:
         """Sends chunks of frames, each [k, D], as they come, and yields the outputs of each in order, as they come.
 
         Pipelined: the next chunk is sent before the outputs of the last are there, as far as the window goes.
@@ -136,12 +138,12 @@ class Run:
 
     def forward_backward(
         self,
-        xs: Any,
-        targets: Any = None,
+        xs: Iterable[npt.ArrayLike],
+        targets: Iterable[npt.ArrayLike] | None = None,
         *,
         loss: Loss = "cross_entropy",
         reduction: Reduction = "sum",
-        output_gradients: Any = None,
+        output_gradients: Iterable[npt.ArrayLike] | None = None,
         initial_state: State | None = None,
         final_state_gradient: State | None = None,
         timeout: float | None = None,
@@ -251,7 +253,7 @@ class Client:
     def infer(
         self,
         model: str,
-        xs: Any,
+        xs: Iterable[npt.ArrayLike],
         outputs: Outputs = "logits",
         *,
         initial_state: State | None = None,
@@ -299,13 +301,13 @@ class Client:
     def gradients(
         self,
         model: str,
-        xs: Any,
-        targets: Any = None,
+        xs: Iterable[npt.ArrayLike],
+        targets: Iterable[npt.ArrayLike] | None = None,
         *,
         loss: Loss = "cross_entropy",
         reduction: Reduction = "sum",
         wrt: Iterable[WithRespectTo] = ("parameters",),
-        output_gradients: Any = None,
+        output_gradients: Iterable[npt.ArrayLike] | None = None,
         initial_state: State | None = None,
         final_state_gradient: State | None = None,
         parameter_form: ParameterForm = "smallest",

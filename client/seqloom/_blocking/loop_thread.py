@@ -7,19 +7,37 @@ and events of a loop that is closed would fall on another's.
 import asyncio
 import concurrent.futures
 import contextlib
+import enum
 import functools
 import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from seqloom import _forks
 from seqloom.errors import Cancelled, InvalidArgument, SeqloomError
 
 T = TypeVar("T")
 
-_END = object()
 _starting = threading.Lock()
+
+
+class _End(enum.Enum):
+    """Says that an iterator has no more items."""
+
+    END = 0
+
+
+class _Cancellable(Protocol):
+    """A future, of any type of result."""
+
+    def cancel(self) -> bool: ...
+
+
+class _Endable(Protocol):
+    """A reader, of any type of items."""
+
+    def end(self) -> None: ...
 
 
 class _Escaped(Exception):
@@ -37,11 +55,11 @@ class LoopThread:
         with _starting:
             self._loop, self._thread = _shared_loop()
         self._lock = threading.RLock()  # reentrant, as a generator may be collected, and so closed, anywhere
-        self._readers: weakref.WeakSet[_Reader] = weakref.WeakSet()
-        self._running: set[concurrent.futures.Future[Any]] = set()
+        self._readers: weakref.WeakSet[_Endable] = weakref.WeakSet()
+        self._running: set[_Cancellable] = set()
         self._stopped = False
 
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def run(self, coroutine: Coroutine[object, None, T]) -> T:
         """Returns what the coroutine returns, or raises what it raises; an interrupt cancels it."""
         try:
             _forks.check()  # first: a thread that is not in this process may have held the lock
@@ -79,7 +97,7 @@ class LoopThread:
         if threading.current_thread() is self._thread:
             raise InvalidArgument("a blocking call from the client's own thread would wait for itself")
 
-    def end(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def end(self, coroutine: Coroutine[object, None, None]) -> None:
         """Runs what ends something, also after stop(), and raises what it raises.
 
         Where nothing can be waited for, in a fork and on the loop's own thread, there is nothing to end.
@@ -104,7 +122,7 @@ class LoopThread:
     def iterate(self, asynchronous: AsyncIterator[T]) -> Iterator[T]:
         """Yields what an asynchronous generator yields."""
         try:
-            while (item := self.run(_next(asynchronous))) is not _END:
+            while (item := self.run(_next(asynchronous))) is not _End.END:
                 yield item
         except _Escaped as escaped:
             raise escaped.error from None
@@ -120,16 +138,16 @@ class LoopThread:
         return reader.items()
 
 
-class _Reader:
+class _Reader(Generic[T]):
     """Reads an iterable, one item ahead of who takes them on the loop.
 
     A thread that waits in an iterable whose taker has gone ends with its next item.
     """
 
-    def __init__(self, items: Iterable[Any], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, items: Iterable[T], loop: asyncio.AbstractEventLoop) -> None:
         self._items = items
         self._loop = loop
-        self._read: asyncio.Queue[tuple[bool, Any]] = asyncio.Queue()
+        self._read: asyncio.Queue[tuple[T] | BaseException | _End] = asyncio.Queue()
         self._room = threading.Semaphore(1)
         self._gone = False
 
@@ -140,42 +158,42 @@ class _Reader:
                 self._room.acquire()
                 if self._gone:
                     return
-                self._put(True, item)
-            self._put(False, None)
+                self._put((item,))
+            self._put(_End.END)
         except Exception as error:
-            self._put(False, error)
+            self._put(error)
         except BaseException as error:  # on the loop it would end the loop
-            self._put(False, _Escaped(error))
+            self._put(_Escaped(error))
 
     def end(self) -> None:
         """Ends the thread, and whoever waits for its items."""
         self._gone = True
         self._room.release()
-        self._put(False, None)
+        self._put(_End.END)
 
-    async def items(self) -> AsyncGenerator[Any, None]:
+    async def items(self) -> AsyncGenerator[T, None]:
         """Yields the items, on the loop."""
         try:
             while True:
-                more, item = await self._read.get()
-                if not more:
-                    if item is not None:
-                        raise item
+                read = await self._read.get()
+                if isinstance(read, BaseException):
+                    raise read
+                if read is _End.END:
                     return
                 self._room.release()
-                yield item
+                yield read[0]
         finally:
             self.end()
 
-    def _put(self, more: bool, item: Any) -> None:
-        self._loop.call_soon_threadsafe(self._read.put_nowait, (more, item))
+    def _put(self, read: tuple[T] | BaseException | _End) -> None:
+        self._loop.call_soon_threadsafe(self._read.put_nowait, read)
 
 
-async def _next(asynchronous: AsyncIterator[Any]) -> Any:
-    return await anext(asynchronous, _END)  # a coroutine cannot raise StopAsyncIteration
+async def _next(asynchronous: AsyncIterator[T]) -> T | _End:
+    return await anext(asynchronous, _End.END)  # a coroutine cannot raise StopAsyncIteration
 
 
-async def _close(asynchronous: AsyncIterator[Any]) -> None:
+async def _close(asynchronous: AsyncIterator[object]) -> None:
     with contextlib.suppress(RuntimeError):  # it runs: then who runs it ends it
         await asynchronous.aclose()  # type: ignore[attr-defined]
 

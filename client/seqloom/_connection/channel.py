@@ -1,13 +1,14 @@
 """A client's connection: the channel, its stubs, and the call that all sessions share."""
 
 import asyncio
-from typing import Any
+from typing import cast
 
 import grpc
 
 from seqloom import _forks
 from seqloom._config import Config
-from seqloom._streaming.shared_call import SharedCall
+from seqloom._connection.service_stubs import ModelStub, TrainingStub
+from seqloom._streaming.shared_call import SharedCall, StreamCall
 from seqloom.v1 import inference_service_pb2, model_service_pb2_grpc, training_service_pb2_grpc
 
 _STREAM_INFER = f"/{inference_service_pb2.DESCRIPTOR.services_by_name['InferenceService'].full_name}/StreamInfer"
@@ -27,16 +28,15 @@ class Channel:
             if credentials is None
             else grpc.aio.secure_channel(config.address, credentials, options)
         )
-        # the stubs are typed for blocking channels
-        self.models: Any = model_service_pb2_grpc.ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self.training: Any = training_service_pb2_grpc.TrainingServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        # not the stub's, which takes messages: the shared call writes their bytes
-        stream_infer: Any = self._channel.stream_stream(
+        self.models: ModelStub = model_service_pb2_grpc.ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self.training: TrainingStub = training_service_pb2_grpc.TrainingServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        # not the stub's method, which takes messages: the shared call writes their bytes
+        stream_infer = self._channel.stream_stream(
             _STREAM_INFER,
             request_serializer=None,
             response_deserializer=inference_service_pb2.StreamInferResponse.FromString,
         )
-        self.shared = SharedCall(lambda: stream_infer(metadata=config.metadata()))
+        self.shared = SharedCall(lambda: cast(StreamCall, stream_infer(None, metadata=config.metadata())))
 
     @property
     def connected(self) -> bool:

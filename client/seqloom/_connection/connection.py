@@ -3,11 +3,14 @@
 import asyncio
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
+
+from grpc.aio import UnaryUnaryMultiCallable
 
 from seqloom import _forks
 from seqloom._config import Config
 from seqloom._connection.channel import Channel
+from seqloom._connection.service_stubs import CallOptions, ModelStub, Request, Response, TrainingStub, UnaryMethod
 from seqloom._retries import Backoff, may_repeat, remaining
 from seqloom.errors import Cancelled, InvalidArgument, SeqloomError, arrived, from_transport
 
@@ -48,7 +51,7 @@ class Connection:
                 follower.look()  # before a call makes a new connection unnoticed
         return self._channel
 
-    def options(self, deadline: float) -> dict[str, Any]:
+    def options(self, deadline: float) -> CallOptions:
         """What goes with a call that must be over at a deadline."""
         return {"timeout": remaining(deadline), "metadata": self.config.metadata()}
 
@@ -56,13 +59,27 @@ class Connection:
         """Has it told of what becomes of the connection, for as long as anybody else refers to it."""
         self._followers.add(follower)
 
-    async def models(self, method: str, request: Any, timeout: float | None, *, pure: bool = True) -> Any:
+    async def models(
+        self,
+        method: UnaryMethod[ModelStub, Request, Response],
+        request: Request,
+        timeout: float | None,
+        *,
+        pure: bool = True,
+    ) -> Response:
         """Calls a method of the model service."""
-        return await self._unary(lambda: getattr(self.channel().models, method), request, timeout, pure)
+        return await self._unary(lambda: method(self.channel().models), request, timeout, pure)
 
-    async def training(self, method: str, request: Any, timeout: float | None, *, pure: bool = True) -> Any:
+    async def training(
+        self,
+        method: UnaryMethod[TrainingStub, Request, Response],
+        request: Request,
+        timeout: float | None,
+        *,
+        pure: bool = True,
+    ) -> Response:
         """Calls a method of the training service."""
-        return await self._unary(lambda: getattr(self.channel().training, method), request, timeout, pure)
+        return await self._unary(lambda: method(self.channel().training), request, timeout, pure)
 
     async def repeated(self, attempt: Callable[[], Awaitable[T]], deadline: float, *, pure: bool) -> T:
         """Runs until it succeeds, or fails in a way that a repeat could not mend or must not risk."""
@@ -91,10 +108,16 @@ class Connection:
         if self._channel is not None:
             await self._channel.close()
 
-    async def _unary(self, method: Callable[[], Any], request: Any, timeout: float | None, pure: bool) -> Any:
+    async def _unary(
+        self,
+        method: Callable[[], UnaryUnaryMultiCallable[Request, Response]],
+        request: Request,
+        timeout: float | None,
+        pure: bool,
+    ) -> Response:
         deadline = self.config.deadline(timeout)
 
-        async def attempt() -> Any:
+        async def attempt() -> Response:
             return arrived(await method()(request, **self.options(deadline)))
 
         return await self.repeated(attempt, deadline, pure=pure)

@@ -1,14 +1,30 @@
 """What callers give and get, to and from the wire's messages; what is wrong is refused by the argument's name."""
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from seqloom import tensors
 from seqloom.errors import InvalidArgument
-from seqloom.types import Array, Limits, ModelInfo, ModelSpec, Outputs, ServerInfo, State, TopK, TopKOutput, integer
+from seqloom.tensors import Array
+from seqloom.types import (
+    Activation,
+    Cell,
+    DType,
+    Limits,
+    ModelInfo,
+    ModelSpec,
+    Outputs,
+    Precision,
+    ServerInfo,
+    State,
+    TopK,
+    TopKOutput,
+    integer,
+)
 from seqloom.v1 import model_service_pb2, tensor_pb2
 
 _KINDS = {
@@ -18,21 +34,26 @@ _KINDS = {
     "labels": tensor_pb2.OUTPUT_KIND_LABELS,
     "hidden": tensor_pb2.OUTPUT_KIND_HIDDEN,
 }
-_CELLS: dict[Any, Any] = {
+_CELLS: dict[Cell, model_service_pb2.CellType] = {
     "elman": model_service_pb2.CELL_TYPE_ELMAN,
     "gru": model_service_pb2.CELL_TYPE_GRU,
     "lstm": model_service_pb2.CELL_TYPE_LSTM,
 }
-_ACTIVATIONS: dict[Any, Any] = {
+_ACTIVATIONS: dict[Activation, model_service_pb2.Activation] = {
     "tanh": model_service_pb2.ACTIVATION_TANH,
     "relu": model_service_pb2.ACTIVATION_RELU,
 }
-_PRECISIONS: dict[Any, Any] = {
+_PRECISIONS: dict[Precision, model_service_pb2.Precision] = {
     "full": model_service_pb2.PRECISION_FULL,
     "tf32": model_service_pb2.PRECISION_TF32,
     "bf16": model_service_pb2.PRECISION_BF16,
 }
-_DTYPES: dict[Any, Any] = {"float32": tensor_pb2.DATA_TYPE_FLOAT32, "float64": tensor_pb2.DATA_TYPE_FLOAT64}
+_DTYPES: dict[DType, tensor_pb2.DataType] = {
+    "float32": tensor_pb2.DATA_TYPE_FLOAT32,
+    "float64": tensor_pb2.DATA_TYPE_FLOAT64,
+}
+Name = TypeVar("Name")
+
 _SIZES = ("input_size", "hidden_size", "output_size", "num_layers", "conv_channels", "conv_width")
 _MOST = 2**31 - 1  # of an int32 on the wire
 
@@ -64,7 +85,7 @@ def output_spec(outputs: Outputs) -> tensor_pb2.OutputSpec:
     return tensor_pb2.OutputSpec(kind=kind)
 
 
-def frames(value: Any, spec: ModelSpec, name: str) -> Array:
+def frames(value: npt.ArrayLike, spec: ModelSpec, name: str) -> Array:
     """Frames [k, D] in the model's dtype; no copy where dtype and layout are right already. Raises InvalidArgument."""
     array = numbers(value, spec, name)
     if array.ndim != 2 or array.shape[1] != spec.input_size:
@@ -72,7 +93,7 @@ def frames(value: Any, spec: ModelSpec, name: str) -> Array:
     return array
 
 
-def sequences(xs: Iterable[Any], spec: ModelSpec) -> list[Array]:
+def sequences(xs: Iterable[npt.ArrayLike], spec: ModelSpec) -> list[Array]:
     """N sequences [T_i, D], each of at least one step. Raises InvalidArgument."""
     try:
         arrays = [frames(x, spec, f"xs[{i}]") for i, x in enumerate(xs)]
@@ -131,12 +152,14 @@ def joined_states(states: list[State]) -> State:
     return State(**{name: np.concatenate(part, 1) for name, part in parts.items() if part[0] is not None})
 
 
-def joined_outputs(parts: list[tuple[Array | None, Array | None]]) -> Any:
+def joined_outputs(parts: list[tuple[Array | None, Array | None]]) -> Array | TopKOutput:
     """The outputs of consecutive steps, from (values, labels) of each part; no copy where there is one part."""
     values, labels = parts[0] if len(parts) == 1 else (_joined([part[i] for part in parts]) for i in (0, 1))
     if values is not None and labels is not None:
         return TopKOutput(labels, values)
-    return values if labels is None else labels
+    array = values if labels is None else labels
+    assert array is not None  # every part has one of them
+    return array
 
 
 def model_spec(spec: ModelSpec) -> model_service_pb2.ModelSpec:
@@ -188,7 +211,7 @@ def server_info(message: model_service_pb2.GetServerInfoResponse) -> ServerInfo:
     return ServerInfo(message.version, message.device, Limits(**limits))
 
 
-def numbers(value: Any, spec: ModelSpec, name: str) -> Array:
+def numbers(value: npt.ArrayLike, spec: ModelSpec, name: str) -> Array:
     """An array of the model's dtype and any shape; no copy where dtype and layout are right. Raises InvalidArgument."""
     if type(value) is np.ndarray and value.dtype == spec.dtype and value.flags.c_contiguous:
         return value  # as on every chunk of a well-fed stream
@@ -207,5 +230,5 @@ def _joined(arrays: list[Array | None]) -> Array | None:
     return np.concatenate(present) if present else None
 
 
-def _named(numbers: dict[Any, Any], number: int) -> Any:
+def _named(numbers: Mapping[Name, int], number: int) -> Name:
     return {value: name for name, value in numbers.items()}[number]

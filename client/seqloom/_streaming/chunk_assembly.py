@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from seqloom import tensors
 from seqloom._messages import arguments
-from seqloom.types import Array, Chunk
+from seqloom.tensors import Array
+from seqloom.types import Chunk
 from seqloom.v1 import inference_service_pb2
 
 

@@ -6,7 +6,7 @@ from typing import Protocol
 from seqloom import wire
 from seqloom._streaming.stream_budget import Share
 from seqloom.errors import SeqloomError
-from seqloom.types import Array
+from seqloom.tensors import Array
 from seqloom.v1 import inference_service_pb2
 
 _ENTRIES = inference_service_pb2.StreamInferRequest.ENTRIES_FIELD_NUMBER

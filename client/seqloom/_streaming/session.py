@@ -17,7 +17,8 @@ from seqloom._streaming.deadline_timer import Clock, Deadline, Waiter
 from seqloom._streaming.outgoing_entry import OutgoingEntry
 from seqloom._streaming.stream_budget import CHUNK_BYTES, Share, StreamBudget
 from seqloom.errors import DeadlineExceeded, InvalidArgument, SeqloomError, from_status, in_callers_words
-from seqloom.types import Array, Chunk, Snapshot, State, Timing
+from seqloom.tensors import Array
+from seqloom.types import Chunk, Snapshot, State, Timing
 from seqloom.v1 import inference_service_pb2
 
 INITIAL_WINDOW = 64  # steps that every server takes before it has told its window

@@ -9,7 +9,7 @@ import collections
 import contextlib
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import grpc
 
@@ -20,9 +20,13 @@ from seqloom._streaming.outgoing_entry import OutgoingEntry
 from seqloom._streaming.session import INITIAL_WINDOW, Session
 from seqloom._streaming.stream_budget import StreamBudget
 from seqloom.errors import Cancelled, DeadlineExceeded, Internal, SeqloomError, Unavailable, from_transport
+from seqloom.types import ModelSpec, Outputs
 from seqloom.v1 import inference_service_pb2
 
 StreamCall = grpc.aio.StreamStreamCall[bytes, inference_service_pb2.StreamInferResponse]
+
+SessionKind: TypeAlias = "tuple[ModelSpec, Outputs]"
+"""What the server computes the size of a session's window from."""
 
 _MAX_ENTRIES = 4096  # in one message
 _LAST_WORDS = 1.0  # seconds that the server gets to end a call that we have ended
@@ -34,11 +38,11 @@ class SharedCall:
     def __init__(self, begin: Callable[[], StreamCall]) -> None:
         self._begin = begin
         self._call: _Call | None = None
-        self._windows: dict[Any, int] = {}  # by what determines them, as servers told them last
+        self._windows: dict[SessionKind, int] = {}  # the last that the server sent for this kind of session
         self._budget = StreamBudget()
         self._closed = False
 
-    def session(self, kind: Any, frames_name: str = "frames") -> Session:
+    def session(self, kind: SessionKind, frames_name: str = "frames") -> Session:
         """Returns a new session, not opened yet. `kind`: what the size of its window hangs on."""
         if self._closed:
             raise Cancelled("the client is closed", reason="CLIENT_CLOSED")
@@ -48,7 +52,7 @@ class SharedCall:
         window = self._windows.get(kind, INITIAL_WINDOW)
         return self._call.add(window, frames_name)
 
-    async def opened(self, message: inference_service_pb2.OpenSession, kind: Any, deadline: float) -> Session:
+    async def opened(self, message: inference_service_pb2.OpenSession, kind: SessionKind, deadline: float) -> Session:
         """Opens a live session; returns it when the server has. Raises what it fails with, and DeadlineExceeded."""
         session = self.session(kind)
         session.open(message)
@@ -62,7 +66,7 @@ class SharedCall:
         self.learn(kind, session)
         return session
 
-    def learn(self, kind: Any, session: Session) -> None:
+    def learn(self, kind: SessionKind, session: Session) -> None:
         """Remembers the window that an opened session was told."""
         self._windows[kind] = session.window
 

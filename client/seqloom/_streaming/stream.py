@@ -6,7 +6,9 @@ import math
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
+
+import numpy.typing as npt
 
 from seqloom import _forks
 from seqloom._messages import arguments
@@ -53,7 +55,7 @@ class AsyncStream:
         if self._session is not None and not _forks.outlived():
             self._session.cancel(Cancelled("the stream is closed", reason="STREAM_CLOSED"))
 
-    async def send(self, frames: Any, timeout: float | None = None) -> None:
+    async def send(self, frames: npt.ArrayLike, timeout: float | None = None) -> None:
         """Sends a chunk of frames, [k, D], k may be 0; waits while the window is full, or what all streams share.
 
         Raises DeadlineExceeded where it stays full: receive outputs first.
@@ -94,7 +96,7 @@ class AsyncStream:
         assert session.final_state is not None
         return session.final_state
 
-    async def run(self, chunks: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Chunk]:
+    async def run(self, chunks: Iterable[npt.ArrayLike] | AsyncIterable[npt.ArrayLike]) -> AsyncIterator[Chunk]:
         """Sends chunks of frames, each [k, D], as they come, and yields the outputs of each in order, as they come.
 
         Pipelined: the next chunk is sent before the outputs of the last are there, as far as the window goes.
@@ -153,7 +155,7 @@ class AsyncStream:
         """The last state that the server sent on its way, where the stream was opened with a snapshot_interval."""
         return self._opened()[0].snapshot
 
-    async def _feed(self, chunks: Iterable[Any] | AsyncIterable[Any]) -> None:
+    async def _feed(self, chunks: Iterable[npt.ArrayLike] | AsyncIterable[npt.ArrayLike]) -> None:
         if isinstance(chunks, AsyncIterable):
             async for chunk in chunks:
                 await self._send_in_time(chunk)
@@ -162,7 +164,7 @@ class AsyncStream:
                 await self._send_in_time(chunk)
                 await asyncio.sleep(0)  # so that a long iterable leaves the loop to others
 
-    async def _send_in_time(self, frames: Any) -> None:
+    async def _send_in_time(self, frames: npt.ArrayLike) -> None:
         # the consumer may take as long as it likes, and a full window is then no error
         session, spec = self._opened()
         with _stream_errors:

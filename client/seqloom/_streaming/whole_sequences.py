@@ -1,15 +1,18 @@
 """Whole sequences over the shared call, each a session whose frames are all there: so callers travel together."""
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+
+import numpy.typing as npt
 
 from seqloom._messages import arguments
 from seqloom._retries import remaining, until
 from seqloom._streaming.session import Session
 from seqloom._streaming.shared_call import SharedCall
 from seqloom.errors import Cancelled, DeadlineExceeded, VersionMismatch
-from seqloom.types import Array, InferenceResult, ModelSpec, Outputs, State, Timing
+from seqloom.tensors import Array
+from seqloom.types import InferenceResult, ModelSpec, Outputs, State, Timing
 from seqloom.v1 import inference_service_pb2, tensor_pb2
 
 _MIXED_VERSIONS = 3  # how often a call is repeated whose sequences met different weights
@@ -29,7 +32,13 @@ class Request:
 
     @classmethod
     def checked(
-        cls, model: str, spec: ModelSpec, xs: Any, outputs: Outputs, initial_state: State | None, version: int | None
+        cls,
+        model: str,
+        spec: ModelSpec,
+        xs: Iterable[npt.ArrayLike],
+        outputs: Outputs,
+        initial_state: State | None,
+        version: int | None,
     ) -> "Request":
         """Raises InvalidArgument."""
         sequences = arguments.sequences(xs, spec)

@@ -15,9 +15,10 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar, cast
 
 from seqloom._connection.channel import Channel
+from seqloom._connection.service_stubs import CallOptions
 from seqloom._retries import Backoff, remaining, until
 from seqloom._training.call_log import CallLog, Kept
 from seqloom._training.run_requests import REFUSED, RunRequest, SaveCheckpoint
@@ -35,6 +36,8 @@ from seqloom.errors import (
 )
 from seqloom.v1.training_service_pb2 import CallId, GetRunRequest, Run
 
+Result = TypeVar("Result")
+
 MAX_FLYING = 64
 MAX_FLYING_BYTES = 64 << 20
 _SECONDS_BETWEEN_LOOKS = 0.5  # at the connection, for who calls nothing
@@ -44,8 +47,8 @@ _SECONDS_BETWEEN_LOOKS = 0.5  # at the connection, for who calls nothing
 class _Call:
     """A request and who waits for its result. own: not the caller's, but made here. trouble: why it takes so long."""
 
-    request: RunRequest
-    future: asyncio.Future[Any]
+    request: RunRequest[object]
+    future: asyncio.Future[object]
     own: bool = False
     trouble: SeqloomError | None = None
 
@@ -66,7 +69,7 @@ class CallDelivery:
     what this client has to send again.
     """
 
-    def __init__(self, run: str, channel: Channel, options: dict[str, Any], replay_bytes: int, patience: float) -> None:
+    def __init__(self, run: str, channel: Channel, options: CallOptions, replay_bytes: int, patience: float) -> None:
         self.client = secrets.token_hex(16)
         self._run = run
         self._channel = channel
@@ -85,7 +88,7 @@ class CallDelivery:
         self._looking: asyncio.TimerHandle | None = None
         self._quiet = asyncio.Event()
 
-    def submit(self, request: RunRequest, deadline: float) -> asyncio.Future[Any]:
+    def submit(self, request: RunRequest[Result], deadline: float) -> asyncio.Future[Result]:
         """Puts a call in line; returns the future of its result."""
         if self._closed is not None:
             raise copy.copy(self._closed)
@@ -97,7 +100,7 @@ class CallDelivery:
             call.future.add_done_callback(lambda _: timer.cancel())
         self._line.append(call)
         self._pump()
-        return call.future
+        return cast("asyncio.Future[Result]", call.future)  # its request makes results of this type
 
     async def drain(self, deadline: float) -> None:
         """Waits until every call was answered, and makes all of it durable. Raises what stands in the way."""
@@ -163,7 +166,7 @@ class CallDelivery:
             self._launch(self._saving)
         return False
 
-    def _save_ended(self, future: asyncio.Future[Any]) -> None:
+    def _save_ended(self, future: asyncio.Future[object]) -> None:
         self._saving = None
         error = future.exception() if not future.cancelled() else None
         if isinstance(error, SeqloomError):  # what may be kept is full, and stays so
@@ -209,7 +212,7 @@ class CallDelivery:
             step=kept.step,
         )
         try:
-            reply = arrived(await request.send(self._channel.training, number, kept.calls, self._options))
+            reply = await request.send(self._channel.training, number, kept.calls, self._options)
         except (Exception, asyncio.CancelledError) as failed:
             error = failed if isinstance(failed, SeqloomError) else from_transport(failed)
             if error is None:
@@ -223,10 +226,9 @@ class CallDelivery:
             return
         if call is None:
             raise Internal("the server did what it had refused", reason="MALFORMED_REPLY")
-        calls = dict(getattr(reply, "calls", {}))
-        self._log.answer(kept, request.step(reply), calls, reply.progress.calls_durable)
+        self._log.answer(kept, reply.step, reply.calls, reply.calls_durable)
         if not call.future.done():
-            call.future.set_result(request.result(reply))
+            call.future.set_result(reply.result)
 
     def _interrupted(self, error: SeqloomError) -> None:
         if _ends(error):

@@ -1,16 +1,18 @@
 """Sequences with what they are trained towards: checked, and in the parts in which a training call carries them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from seqloom import tensors
 from seqloom._config import MAX_SEND_BYTES, MESSAGE_BYTES
 from seqloom._messages import arguments
 from seqloom.errors import InvalidArgument
-from seqloom.types import Array, ModelSpec, State
+from seqloom.tensors import Array
+from seqloom.types import ModelSpec, State
 from seqloom.v1 import training_service_pb2
 
 Loss = Literal["cross_entropy", "mse", "ctc"]
@@ -20,7 +22,7 @@ Request = TypeVar("Request", training_service_pb2.ComputeGradientsRequest, train
 
 IGNORED = -100  # a label that does not count
 
-_LOSSES: dict[Any, Any] = {
+_LOSSES: dict[Loss, training_service_pb2.LossKind] = {
     "cross_entropy": training_service_pb2.LOSS_KIND_CROSS_ENTROPY,
     "mse": training_service_pb2.LOSS_KIND_MSE,
     "ctc": training_service_pb2.LOSS_KIND_CTC,
@@ -46,12 +48,12 @@ class Examples:
     def checked(
         cls,
         spec: ModelSpec,
-        xs: Any,
-        targets: Any,
+        xs: Iterable[npt.ArrayLike],
+        targets: Iterable[npt.ArrayLike] | None,
         *,
         loss: Loss,
         reduction: Reduction,
-        output_gradients: Any,
+        output_gradients: Iterable[npt.ArrayLike] | None,
         initial_state: State | None,
         final_state_gradient: State | None,
     ) -> "Examples":
@@ -68,6 +70,7 @@ class Examples:
         head.divisor = 1.0
         towards, gradients = None, None
         if targets is None:
+            assert output_gradients is not None  # as checked above
             if reduction == "mean":
                 raise InvalidArgument("reduction: is 'mean': output_gradients are taken as they are")
             gradients = _per_step(output_gradients, lengths, spec, "output_gradients")
@@ -153,7 +156,7 @@ def _row_bytes(column: Array) -> int:
     return column.nbytes // max(1, len(column))
 
 
-def _per_step(values: Any, lengths: list[int], spec: ModelSpec, name: str) -> Array:
+def _per_step(values: Iterable[npt.ArrayLike], lengths: list[int], spec: ModelSpec, name: str) -> Array:
     """[sum of lengths, O] of one array [T_i, O] a sequence."""
     arrays = [
         arguments.numbers(value, spec, f"{name}[{i}]")
@@ -167,7 +170,7 @@ def _per_step(values: Any, lengths: list[int], spec: ModelSpec, name: str) -> Ar
     return np.concatenate(arrays)
 
 
-def _step_labels(values: Any, lengths: list[int], spec: ModelSpec) -> Array:
+def _step_labels(values: Iterable[npt.ArrayLike], lengths: list[int], spec: ModelSpec) -> Array:
     """int32 [sum of lengths] of one label a step."""
     arrays = []
     for i, value in enumerate(_one_each(values, len(lengths), "targets", "[steps]")):
@@ -180,7 +183,7 @@ def _step_labels(values: Any, lengths: list[int], spec: ModelSpec) -> Array:
     return np.concatenate(arrays)
 
 
-def _transcripts(values: Any, lengths: list[int], spec: ModelSpec) -> list[Array]:
+def _transcripts(values: Iterable[npt.ArrayLike], lengths: list[int], spec: ModelSpec) -> list[Array]:
     """int32 [L_i] of each sequence, for ctc."""
     arrays = []
     for i, value in enumerate(_one_each(values, len(lengths), "targets", "[labels]")):
@@ -196,7 +199,7 @@ def _transcripts(values: Any, lengths: list[int], spec: ModelSpec) -> list[Array
     return arrays
 
 
-def _labels(value: Any, name: str) -> Array:
+def _labels(value: npt.ArrayLike, name: str) -> Array:
     """[L] of any integers."""
     try:
         labels = np.asarray(value)
@@ -215,7 +218,7 @@ def _refuse_any(labels: Array, wrong: Array, name: str, expected: str) -> None:
         raise InvalidArgument(f"{name}: is {labels[at]} at {at}: expected {expected}")
 
 
-def _one_each(values: Any, count: int, name: str, shape: str) -> list[Any]:
+def _one_each(values: Iterable[npt.ArrayLike], count: int, name: str, shape: str) -> list[npt.ArrayLike]:
     try:
         items = list(values)
     except TypeError:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -11,25 +11,26 @@ from seqloom._messages import arguments
 from seqloom._training.examples import Examples
 from seqloom._training.results import Gradients, ParameterGradients, Product
 from seqloom.errors import Internal, InvalidArgument, arrived
-from seqloom.types import Array, State, Timing
+from seqloom.tensors import Array
+from seqloom.types import State, Timing
 from seqloom.v1 import tensor_pb2, training_service_pb2
 
 WithRespectTo = Literal["parameters", "inputs", "initial_state", "outputs", "hidden"]
 ParameterForm = Literal["smallest", "dense", "norms"]
 
-_TARGETS: dict[Any, Any] = {
+_TARGETS: dict[WithRespectTo, training_service_pb2.WithRespectTo] = {
     "parameters": training_service_pb2.WITH_RESPECT_TO_PARAMETERS,
     "inputs": training_service_pb2.WITH_RESPECT_TO_INPUTS,
     "initial_state": training_service_pb2.WITH_RESPECT_TO_INITIAL_STATE,
     "outputs": training_service_pb2.WITH_RESPECT_TO_OUTPUTS,
     "hidden": training_service_pb2.WITH_RESPECT_TO_HIDDEN,
 }
-_FORMS: dict[Any, Any] = {
+_FORMS: dict[ParameterForm, training_service_pb2.ParameterForm] = {
     "smallest": training_service_pb2.PARAMETER_FORM_SMALLEST,
     "dense": training_service_pb2.PARAMETER_FORM_DENSE,
     "norms": training_service_pb2.PARAMETER_FORM_NORMS,
 }
-_DTYPES: dict[Any, Any] = {
+_DTYPES: dict[Literal["bfloat16"] | None, tensor_pb2.DataType] = {
     None: tensor_pb2.DATA_TYPE_UNSPECIFIED,
     "bfloat16": tensor_pb2.DATA_TYPE_BFLOAT16,
 }
@@ -47,13 +48,13 @@ class Request:
         cls,
         model: str,
         examples: Examples,
-        wrt: Iterable[WithRespectTo],
+        wrt: WithRespectTo | Iterable[WithRespectTo],
         parameter_form: ParameterForm,
         parameter_dtype: Literal["bfloat16"] | None,
         weights_version: int | None,
     ) -> "Request":
         """Raises InvalidArgument."""
-        wanted = [wrt] if isinstance(wrt, str) else list(wrt)
+        wanted: list[WithRespectTo] = [wrt] if isinstance(wrt, str) else list(wrt)
         for name in wanted:
             if name not in _TARGETS:
                 raise InvalidArgument(f"wrt: has {name!r}: expected some of {', '.join(_TARGETS)}")

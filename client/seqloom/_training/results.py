@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from seqloom._training.optimizers import Optimizer
-from seqloom.types import Array, Described, ModelSpec, ShortRepr, State, Timing
+from seqloom.tensors import Array
+from seqloom.types import Described, ModelSpec, ShortRepr, State, Timing
 
 
 @dataclass(frozen=True, slots=True)

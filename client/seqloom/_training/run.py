@@ -1,11 +1,15 @@
 """A run: a model's weights that are trained on the server, by one client or by many."""
 
 import asyncio
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Self, TypeVar
+
+import numpy.typing as npt
 
 from seqloom import _forks
 from seqloom._connection.connection import Connection
+from seqloom._connection.service_stubs import CallOptions
 from seqloom._messages import arguments
 from seqloom._training.call_delivery import CallDelivery
 from seqloom._training.examples import Examples, Loss, Reduction
@@ -22,6 +26,8 @@ from seqloom._training.run_requests import (
 from seqloom.errors import Cancelled
 from seqloom.types import ModelSpec, State, integer
 from seqloom.v1 import training_service_pb2
+
+Result = TypeVar("Result")
 
 
 class AsyncRun:
@@ -40,7 +46,7 @@ class AsyncRun:
         self._model = run.model
         self._spec = arguments.spec_of(run.spec)
         config = connection.config
-        options = {"metadata": config.metadata()}
+        options: CallOptions = {"metadata": config.metadata()}
         self._delivery = CallDelivery(run.id, connection.channel(), options, replay_bytes, config.timeout)
         connection.followed_by(self._delivery)
 
@@ -61,12 +67,12 @@ class AsyncRun:
 
     def forward_backward(
         self,
-        xs: Any,
-        targets: Any = None,
+        xs: Iterable[npt.ArrayLike],
+        targets: Iterable[npt.ArrayLike] | None = None,
         *,
         loss: Loss = "cross_entropy",
         reduction: Reduction = "sum",
-        output_gradients: Any = None,
+        output_gradients: Iterable[npt.ArrayLike] | None = None,
         initial_state: State | None = None,
         final_state_gradient: State | None = None,
         timeout: float | None = None,
@@ -101,27 +107,27 @@ class AsyncRun:
             None if learning_rate is None else at_least_0(learning_rate, "learning_rate"),
             0 if expected_step is None else min(integer(expected_step, "expected_step"), 2**63 - 1),
         )
-        return cast(StepResult, await self._submit(request, timeout))
+        return await self._submit(request, timeout)
 
     async def save(self, name: str = "", *, timeout: float | None = None) -> int:
         """Saves a checkpoint; without a name, one that the next replaces. Returns the step that is durable now."""
-        return cast(int, await self._submit(SaveCheckpoint(arguments.text(name, "name")), timeout))
+        return await self._submit(SaveCheckpoint(arguments.text(name, "name")), timeout)
 
     async def load(self, name: str, *, timeout: float | None = None) -> int:
         """Takes weights, optimizer, step number and what was accumulated from a checkpoint. Returns its step.
 
         Raises NotFound.
         """
-        return cast(int, await self._submit(LoadCheckpoint(arguments.text(name, "name")), timeout))
+        return await self._submit(LoadCheckpoint(arguments.text(name, "name")), timeout)
 
     async def publish(self, *, timeout: float | None = None) -> int:
         """Makes the run's weights the model's served weights; returns their version. Open streams keep theirs."""
-        return cast(int, await self._submit(PublishRun(), timeout))
+        return await self._submit(PublishRun(), timeout)
 
     async def info(self, *, timeout: float | None = None) -> RunInfo:
         """Returns the run as the server has it now. Raises NotFound."""
         request = training_service_pb2.GetRunRequest(run=self._id, client=self._delivery.client)
-        return run_info((await self._connection.training("GetRun", request, timeout)).run)
+        return run_info((await self._connection.training(lambda stub: stub.GetRun, request, timeout)).run)
 
     async def checkpoints(self, *, timeout: float | None = None) -> list[str]:
         """Returns the names of its checkpoints."""
@@ -130,7 +136,7 @@ class AsyncRun:
     async def delete(self, *, timeout: float | None = None) -> None:
         """Ends the run and removes its checkpoints; calls that wait fail with NotFound or Cancelled."""
         request = training_service_pb2.DeleteRunRequest(run=self._id)
-        await self._connection.training("DeleteRun", request, timeout, pure=False)
+        await self._connection.training(lambda stub: stub.DeleteRun, request, timeout, pure=False)
         self._abort()
 
     async def close(self, *, timeout: float | None = None) -> None:
@@ -162,7 +168,7 @@ class AsyncRun:
             return
         self._delivery.abort(Cancelled("the run is closed", reason="RUN_CLOSED"))
 
-    def _submit(self, request: RunRequest, timeout: float | None) -> asyncio.Future[Any]:
+    def _submit(self, request: RunRequest[Result], timeout: float | None) -> asyncio.Future[Result]:
         _forks.check()
         return self._delivery.submit(request, self._connection.config.deadline(timeout))
 
