@@ -91,3 +91,7 @@ __all__ = [
     "VersionMismatch",
     "__version__",
 ]
+
+for _name in __all__:
+    if _name != "__version__":
+        globals()[_name].__module__ = __name__  # so that tracebacks and reprs show the public name

@@ -16,6 +16,21 @@ from seqloom.v1 import tensor_pb2
 
 Array: TypeAlias = npt.NDArray[Any]  # of any dtype: numpy types no arithmetic of its generic one
 
+__all__ = [
+    "MAX_RANK",
+    "Array",
+    "MalformedTensor",
+    "data_type_of",
+    "decode",
+    "encode",
+    "encode_into",
+    "from_bfloat16",
+    "from_bytes",
+    "stored",
+    "stored_bytes",
+    "to_bfloat16",
+]
+
 MAX_RANK = 8
 
 _TYPES: dict[np.dtype[np.generic], tensor_pb2.DataType] = {

@@ -18,6 +18,8 @@ from seqloom.errors import InvalidArgument
 from seqloom.tensors import Array
 from seqloom.types import ModelSpec, State
 
+__all__ = ["RemoteNetwork"]
+
 
 class RemoteNetwork(torch.nn.Module):
     """A served network in the place of a local module: layers before and behind it train here.
