@@ -173,7 +173,7 @@ async def test_a_stream_that_is_given_up_while_it_opens_leaves_nothing_open(serv
     ask = client._info
 
     async def slow(name, deadline):
-        if name not in client._known:
+        if name not in client._model_infos:
             await asyncio.Event().wait()
         return await ask(name, deadline)
 

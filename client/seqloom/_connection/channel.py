@@ -1,4 +1,4 @@
-"""A client's connection: the channel, its stubs, and the call that all sessions share."""
+"""The gRPC channel of a client, with its stubs and the call that all its sessions share."""
 
 import asyncio
 from typing import cast
@@ -15,11 +15,11 @@ _STREAM_INFER = f"/{inference_service_pb2.DESCRIPTOR.services_by_name['Inference
 
 
 class Channel:
-    """The channel of a client, with its stubs and the call that its sessions share."""
+    """The gRPC channel of a client. models, training: stubs. shared: the call that all sessions share."""
 
     def __init__(self, config: Config) -> None:
-        """Raises InvalidArgument in a fork of a process that used gRPC, and where a file of `tls` cannot be read."""
-        _forks.begin()
+        """Raises InvalidArgument in a fork of a process that used gRPC, and if a file of `tls` cannot be read."""
+        _forks.mark_grpc_used()
         self.loop = asyncio.get_running_loop()
         options = config.channel_options()
         credentials = config.credentials()
@@ -30,7 +30,7 @@ class Channel:
         )
         self.models: ModelStub = model_service_pb2_grpc.ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.training: TrainingStub = training_service_pb2_grpc.TrainingServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        # not the stub's method, which takes messages: the shared call writes their bytes
+        # not the stub's method, which takes messages: the shared call sends encoded bytes
         stream_infer = self._channel.stream_stream(
             _STREAM_INFER,
             request_serializer=None,
@@ -40,7 +40,7 @@ class Channel:
 
     @property
     def connected(self) -> bool:
-        """Whether the connection stands; the next call makes one."""
+        """Whether the channel is connected. If not, the next call connects it."""
         return self._channel.get_state() is grpc.ChannelConnectivity.READY
 
     async def close(self) -> None:

@@ -7,9 +7,9 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from seqloom._connection.service_stubs import CallOptions, TrainingStub
-from seqloom._training.examples import Examples
 from seqloom._training.results import ForwardBackwardResult, StepResult
-from seqloom.errors import arrived
+from seqloom._training.training_examples import TrainingExamples
+from seqloom.errors import checked_reply
 from seqloom.types import Timing
 from seqloom.v1 import training_service_pb2
 from seqloom.v1.training_service_pb2 import CallId
@@ -50,7 +50,7 @@ class RunRequest(Protocol[Result]):
 class ForwardBackward:
     """Adds gradients to those that the next optimizer step applies."""
 
-    examples: Examples
+    examples: TrainingExamples
 
     @property
     def size(self) -> int:
@@ -60,7 +60,7 @@ class ForwardBackward:
         self, stub: TrainingStub, call: CallId, calls: Mapping[str, int], options: CallOptions
     ) -> RunReply[ForwardBackwardResult]:
         first = training_service_pb2.ForwardBackwardRequest(call=call)
-        reply = arrived(await stub.ForwardBackward(self.examples.requests(first), **options))
+        reply = checked_reply(await stub.ForwardBackward(self.examples.requests(first), **options))
         timing = Timing(reply.timing.queue_seconds, reply.timing.compute_seconds)
         losses = np.array(reply.losses, float)
         result = ForwardBackwardResult(reply.loss, losses, reply.step, reply.progress.durable_step, timing)
@@ -81,7 +81,7 @@ class OptimStep:
         request = training_service_pb2.OptimStepRequest(
             call=call, learning_rate=self.learning_rate, expected_step=self.expected_step, calls=calls
         )
-        reply = arrived(await stub.OptimStep(request, **options))
+        reply = checked_reply(await stub.OptimStep(request, **options))
         result = StepResult(reply.step, reply.gradient_norm, reply.progress.durable_step)
         return RunReply(result, reply.progress.calls_durable, reply.step, dict(reply.calls))
 
@@ -101,7 +101,7 @@ class SaveCheckpoint:
         self, stub: TrainingStub, call: CallId, calls: Mapping[str, int], options: CallOptions
     ) -> RunReply[int]:
         request = training_service_pb2.SaveCheckpointRequest(call=call, name=self.name)
-        progress = arrived(await stub.SaveCheckpoint(request, **options)).progress
+        progress = checked_reply(await stub.SaveCheckpoint(request, **options)).progress
         return RunReply(progress.durable_step, progress.calls_durable, progress.step + 1)
 
 
@@ -116,7 +116,7 @@ class LoadCheckpoint:
         self, stub: TrainingStub, call: CallId, calls: Mapping[str, int], options: CallOptions
     ) -> RunReply[int]:
         request = training_service_pb2.LoadCheckpointRequest(call=call, name=self.name)
-        progress = arrived(await stub.LoadCheckpoint(request, **options)).progress
+        progress = checked_reply(await stub.LoadCheckpoint(request, **options)).progress
         return RunReply(progress.step, progress.calls_durable)  # no step: steps count on from the checkpoint's
 
 
@@ -129,5 +129,5 @@ class PublishRun:
     async def send(
         self, stub: TrainingStub, call: CallId, calls: Mapping[str, int], options: CallOptions
     ) -> RunReply[int]:
-        reply = arrived(await stub.PublishRun(training_service_pb2.PublishRunRequest(call=call), **options))
+        reply = checked_reply(await stub.PublishRun(training_service_pb2.PublishRunRequest(call=call), **options))
         return RunReply(reply.weights_version, reply.progress.calls_durable, reply.progress.step + 1)
