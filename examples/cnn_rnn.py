@@ -1,7 +1,8 @@
 """Measures whether a CNN in front of an RNN helps recognition: trains networks with and without it on a server.
 
 The data is a folder of WAV files named {digit}_{speaker}_{index}.wav, of which index 0 to 4 are the test set. All
-networks train at the same time, as runs of one server. A recording's digit is the most probable class on the mean of its frames.
+networks train at the same time, as runs of one server. A recording's digit is the most probable class on the mean of
+its frames.
 """
 
 import argparse

@@ -16,7 +16,7 @@ HOP = 160
 BINS = 40
 
 MEAN, DEVIATION = -6.0, 4.0
-"""Approximate statistics of the logarithms over the shipped speech; constant, so that frames do not need later audio."""
+"""Approximate statistics of the logarithms over the shipped speech; constant, so frames do not need later audio."""
 
 
 class LogMel:

@@ -3,8 +3,8 @@
 The delay of soxr 1.1.0 is too long for a live stream of 10 ms frames. From 8 kHz to 16 kHz it is 61 ms (quality LQ)
 to 118 ms (MQ), from 22.05 or 44.1 kHz 22 to 84 ms, from 48 kHz 20 to 77 ms; and LQ, the fastest, attenuates by 2 dB at
 0.8 of the band. QQ has no delay, but no filter either; the experimental variable rate has 30 ms from 8 kHz.
-`findings/soxr_holds_a_live_stream_back.sh` measures them. The delay of the sinc here is 32 zero crossings: 4.5 ms from 8
-kHz, 2.2 ms from 22.05 kHz or more.
+`findings/soxr_holds_a_live_stream_back.sh` measures them. The delay of the sinc here is 32 zero crossings: 4.5 ms from
+8 kHz, 2.2 ms from 22.05 kHz or more.
 
 Features of whole recordings use the sinc, too: with soxr they differ by up to 0.9 of their deviation.
 """

@@ -90,7 +90,7 @@ class CallLog(Generic[Call]):
     def lost(self, done: int) -> list[LoggedCall[Call]]:
         """Returns the calls to send again, in order, to a server that has done the calls up to `done`.
 
-        They are the later calls, and those without a reply, which the server replies to again. Raises LookupError if
+        They are the later calls, and those without a reply, to which the server replies again. Raises LookupError if
         the server has lost calls that were durable.
         """
         if done < self._dropped:
