@@ -21,21 +21,16 @@ def mark_grpc_used() -> None:
 def check_not_forked() -> None:
     """Raises InvalidArgument in a fork of a process that used gRPC."""
     if _forked:
-        raise fork_error()
+        raise InvalidArgument(
+            "gRPC does not work in a process that was forked after its parent created a client: "
+            "start processes with the spawn method, or fork them before the first client",
+            reason="FORKED",
+        )
 
 
 def is_forked() -> bool:
     """Whether this process is a fork of one that used gRPC. Calls and streams are open in the parent, not here."""
     return _forked
-
-
-def fork_error() -> InvalidArgument:
-    """Returns the error that check_not_forked() raises."""
-    return InvalidArgument(
-        "gRPC does not work in a process that was forked after its parent created a client: "
-        "start processes with the spawn method, or fork them before the first client",
-        reason="FORKED",
-    )
 
 
 def _in_child() -> None:

@@ -92,9 +92,8 @@ def to_bfloat16(array: Array) -> npt.NDArray[np.uint16]:
     rounded += bits
     rounded >>= np.uint32(16)
     nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-    rounded[nan] = (bits[nan] >> np.uint32(16)) | np.uint32(
-        0x40
-    )  # the bits that make it NaN may all be in the lower half
+    # the bits that make a number NaN may all be in the lower half
+    rounded[nan] = (bits[nan] >> np.uint32(16)) | np.uint32(0x40)
     return rounded.astype("<u2").reshape(np.shape(array))
 
 

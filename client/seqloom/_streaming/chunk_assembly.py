@@ -39,9 +39,8 @@ class ChunkAssembly:
     def __init__(self) -> None:
         self.received = 0
         self._pending: collections.deque[PendingChunk] = collections.deque()
-        self._ready: collections.deque[tuple[Chunk, int, int]] = (
-            collections.deque()
-        )  # with steps to count as received, and cost
+        # each with its steps to count as received, and its cost
+        self._ready: collections.deque[tuple[Chunk, int, int]] = collections.deque()
 
     @property
     def ready(self) -> bool:

@@ -23,7 +23,7 @@ from seqloom.types import Chunk, Snapshot, State, Timing
 from seqloom.v1 import inference_service_pb2
 
 INITIAL_WINDOW = 64  # steps that every server accepts before it has sent its window
-_ENTRY_BYTES = 256 << 10  # the most frames of one entry, so that the sessions of a call take turns
+_ENTRY_BYTES = 256 << 10  # of frames in one entry, so that the sessions of a call take turns
 
 
 class EntryQueue(Protocol):

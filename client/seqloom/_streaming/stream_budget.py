@@ -32,9 +32,8 @@ class StreamBudget:
     def __init__(self, size: float = CLIENT_BYTES) -> None:
         self.size = self.free = size
         self.waiting: dict[BudgetShare, BudgetWait] = {}
-        self.forgotten: collections.deque[int] = (
-            collections.deque()
-        )  # bytes of shares that were collected, by any thread
+        # bytes of shares that were garbage-collected, by any thread
+        self.forgotten: collections.deque[int] = collections.deque()
         # a heap of waiting shares by how many bytes must be free before they can go on; some entries are out of date
         self._needs: list[tuple[int, int, BudgetShare]] = []
         self._updates = 0

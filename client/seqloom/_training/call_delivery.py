@@ -287,7 +287,9 @@ class CallDelivery:
         try:
             lost = self._log.lost(run.calls_done)
         except LookupError as missing:
-            raise Internal(f"the server has lost what it reported as durable: {missing}", reason="CALLS_LOST") from None
+            raise Internal(
+                f"the server has lost calls that it reported as durable: {missing}", reason="CALLS_LOST"
+            ) from None
         for logged in lost:
             await self._attempt(logged)
 

@@ -57,7 +57,7 @@ class GradientCall:
         wanted: list[WithRespectTo] = [wrt] if isinstance(wrt, str) else list(wrt)
         for name in wanted:
             if name not in _TARGETS:
-                raise InvalidArgument(f"wrt: has {name!r}: expected some of {', '.join(_TARGETS)}")
+                raise InvalidArgument(f"wrt: has {name!r}: expected any of {', '.join(_TARGETS)}")
         if parameter_form not in _FORMS:
             raise InvalidArgument(f"parameter_form: is {parameter_form!r}: expected one of {', '.join(_FORMS)}")
         if parameter_dtype not in _DTYPES:
