@@ -1,4 +1,4 @@
-"""Callers who speak at the same time: each sends its recordings as live 10 ms frames, in real time."""
+"""Simulates callers that stream recordings at the same time, in real time, as live frames of 10 ms."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -15,7 +15,7 @@ FRAME = HOP / RATE
 
 @dataclass(eq=False)
 class Said:
-    """A recording that a caller has sent, and what came back.
+    """A recording that a caller has sent, and its outputs.
 
     probs: [frames, classes]. delays: seconds from sending frames to having their outputs, one for each message.
     """
@@ -32,7 +32,7 @@ async def call(
     begin: float,
     show: Callable[[np.ndarray], None] | None = None,
 ) -> list[Said]:
-    """Says one recording after the other over a connection of the caller's own, a stream for each.
+    """Streams one recording after the other, each as a stream of its own, over the caller's own connection.
 
     begin: when the first sample is spoken, by the event loop's clock. show gets each step's probabilities, [classes],
     as they arrive.
@@ -73,7 +73,7 @@ async def _say(
 
 
 async def _live(recording: Recording, begin: float) -> AsyncIterator[np.ndarray]:
-    """Yields the features of a recording when a microphone would have heard them, [k, 40] each."""
+    """Yields the features of a recording, [k, 40] each, at the times at which a microphone would record them."""
     clock = asyncio.get_running_loop().time
     features = LogMel(recording.rate)
     for t in range(len(recording.labels)):

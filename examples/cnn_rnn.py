@@ -1,7 +1,8 @@
-"""Does a CNN in front of an RNN help recognition? Measured: networks with and without it, trained through the service.
+"""Measures whether a CNN in front of an RNN helps recognition: trains networks with and without it on a server.
 
-On a folder of WAV files named {digit}_{speaker}_{index}.wav, those with index 0 to 4 kept for the test. All networks
-train at once, each a run of one server. A recording's digit is the one that is likeliest on the mean of its frames.
+The data is a folder of WAV files named {digit}_{speaker}_{index}.wav, of which index 0 to 4 are the test set. All
+networks train at the same time, as runs of one server. A recording's digit is the most probable class on the mean of
+its frames.
 """
 
 import argparse
@@ -28,7 +29,7 @@ LEARNING_RATE, CLIP_NORM = 1e-3, 1.0
 
 @dataclass(frozen=True)
 class Kind:
-    """A network that is compared, and what it hears: log-mel features, or the samples themselves."""
+    """One of the compared networks, and its inputs: log-mel features, or raw samples."""
 
     cell: str
     conv: bool
@@ -77,7 +78,7 @@ def _frames(recording: Recording, raw: bool) -> np.ndarray:
 
 
 async def accuracy(client: seqloom.AsyncClient, kind: Kind, classes: int, data: Data, seed: int, epochs: int) -> float:
-    """Trains one network on the server; returns the share of the test recordings that it has right."""
+    """Trains one network on the server; returns the share of correct test recordings."""
     name, random = f"{kind.name}-{seed}", np.random.default_rng(seed)
     await client.create_model(name, kind.spec(classes), seed=seed)
     run = await client.create_run(
@@ -104,7 +105,7 @@ async def accuracy(client: seqloom.AsyncClient, kind: Kind, classes: int, data: 
 async def measure(
     address: str, kinds: Sequence[Kind], data: dict[bool, Data], classes: int, seeds: int, epochs: int
 ) -> dict[Kind, list[float]]:
-    """Returns each kind's accuracies, one a seed."""
+    """Returns the accuracies of each network, one for each seed."""
     results: dict[Kind, list[float]] = {}
     async with seqloom.AsyncClient(address, timeout=600) as client:
         for seed in range(seeds):

@@ -1,9 +1,9 @@
-"""The demo: many callers speak at once, one batched network hears them all, each gets its own outputs, step by step.
+"""Runs the demo: many callers stream speech at once to one batched network, and each gets its outputs step by step.
 
-It starts a server of its own, trains a model on it, and publishes that. Without --data it is trained on the Mandarin
-digits that ship with the project, and the callers say them in voices that it has not heard. With --data DIR it is
-trained on the WAV files of DIR, named {digit}_{speaker}_{index}.wav, of any sample rate; the callers say those with
-index 0 to 4, kept from training.
+It starts its own server, trains a model on it, and publishes it. Without --data the model is trained on the Mandarin
+digits that ship with the project, and the callers stream voices that are not in the training set. With --data DIR it is
+trained on the WAV files of DIR, named {digit}_{speaker}_{index}.wav, of any sample rate; the callers stream those with
+index 0 to 4, which are not in the training set.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 async def learn(address: str, corpus: Corpus, data: pathlib.Path | None, steps: int | None = None) -> None:
-    """Makes the model of what will be said on the server, trains it there, and has it served."""
+    """Creates the model on the server, trains it there, and publishes it."""
     recordings, random = corpus.training, np.random.default_rng(0)
     if data is None:
         batches, hidden_size, rate, steps = varied(corpus, BATCH, random), 80, 1.5e-2, steps or 220
@@ -88,7 +88,7 @@ async def learn(address: str, corpus: Corpus, data: pathlib.Path | None, steps: 
 
 
 def turns(recordings: Sequence[Recording], callers: int, seconds: float) -> list[list[Recording]]:
-    """Returns what each caller says, at least `seconds` long; as far as there are enough, all begin with another."""
+    """Returns the recordings of each caller, at least `seconds` long; if possible, each starts with another one."""
     queues = []
     for caller in range(callers):
         queue: list[Recording] = []
@@ -99,7 +99,7 @@ def turns(recordings: Sequence[Recording], callers: int, seconds: float) -> list
 
 
 async def speak(server: OwnServer, corpus: Corpus, queues: list[list[Recording]]) -> list[list[Said]]:
-    """Lets all callers speak at once, shows the first one's outputs as they arrive, then everything else in numbers."""
+    """Runs all callers at once; prints the first caller's outputs as they arrive, then the words and the metrics."""
     print(f"The server listens on {server.address}, its metrics are at {server.metrics_url}.")
     print(
         f"{len(queues)} callers speak in 10 ms frames. Caller 1, the likeliest class of each step and how likely it is:"

@@ -1,6 +1,6 @@
-"""Log-mel features of live audio: samples go in as they come, a frame of 40 numbers comes out for every 10 ms.
+"""Computes log-mel features of live audio: from samples as they arrive, a frame of 40 numbers for every 10 ms.
 
-They are brought to about mean 0 and deviation 1, which networks learn from fastest.
+They are normalized to about mean 0 and deviation 1, which speeds up training.
 """
 
 import kaldi_native_fbank
@@ -8,22 +8,22 @@ import numpy as np
 from resampling import Resampler
 
 RATE = 16_000
-"""What the features are computed at, Hz; audio of any other rate is resampled to it as it streams."""
+"""The sample rate of the features, in Hz; a stream of another rate is resampled to it."""
 
 HOP = 160
-"""Samples from one frame to the next: 10 ms."""
+"""The number of samples from one frame to the next: 10 ms."""
 
 BINS = 40
 
 MEAN, DEVIATION = -6.0, 4.0
-"""Of the logarithms over the shipped speech, about; the same for any audio, so that nothing depends on what follows."""
+"""Approximate statistics of the logarithms over the shipped speech; constant, so frames do not need later audio."""
 
 
 class LogMel:
-    """The features of one recording or live stream of `rate` samples a second, computed at the rate `at`.
+    """Computes features of one recording or live stream of `rate` samples a second, at the sample rate `at`.
 
-    Frame t belongs to samples [160 t, 160 (t + 1)) at 16 kHz and is ready once 120 samples more (7.5 ms) are there, at
-    other rates likewise. Nothing depends on how the samples are cut into chunks.
+    Frame t covers samples [160 t, 160 (t + 1)) at 16 kHz and is ready after 120 further samples (7.5 ms); at other
+    rates the times are the same. The features do not depend on how the samples are split into chunks.
     """
 
     def __init__(self, rate: int = RATE, at: int = RATE) -> None:
@@ -44,11 +44,11 @@ class LogMel:
         self._fbank.accept_waveform(at, np.zeros(self._margin, np.float32))
 
     def accept(self, samples: np.ndarray) -> np.ndarray:
-        """Returns the frames that are ready with these samples, [k, 40] float32. samples: [n], within -1 to 1."""
+        """Adds samples, [n], within -1 to 1; returns the frames that are ready, [k, 40] float32."""
         return self._compute(self._resampler.accept(samples) if self._resampler else samples)
 
     def finish(self) -> np.ndarray:
-        """Returns the frames that were still to come, as if silence followed. Then nothing more may be accepted."""
+        """Returns the last frames, as if silence followed. No samples may be added after that."""
         rest = self._compute(self._resampler.finish() if self._resampler else np.zeros(0))
         silence = -self._samples % self._hop + self._margin if self._samples else 0
         return np.concatenate([rest, self._compute(np.zeros(silence))])
@@ -64,6 +64,6 @@ class LogMel:
 
 
 def log_mel(samples: np.ndarray, rate: int = RATE, at: int = RATE) -> np.ndarray:
-    """Returns the features of a whole recording, [frames, 40] float32: one for each 10 ms that it begins."""
+    """Returns the features of a whole recording, [frames, 40] float32: a frame for each started 10 ms."""
     stream = LogMel(rate, at)
     return np.concatenate([stream.accept(samples), stream.finish()])

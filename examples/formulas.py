@@ -1,4 +1,4 @@
-"""One Elman layer and its output layer, forward and backward, step by step as the formulas are written, in numpy."""
+"""Computes one Elman layer and its output layer in numpy, forward and backward, step by step as in the formulas."""
 
 from collections.abc import Mapping
 
@@ -18,11 +18,11 @@ FORMULAS = {
     "dL/dc": "sum of dL/do_t",
     "dL/db": "sum of delta_t",
 }
-"""What `backward` returns, and how each is computed."""
+"""The formulas of the gradients that `backward` returns, by name."""
 
 
 def forward(weights: Mapping[str, np.ndarray], xs: np.ndarray) -> Arrays:
-    """Walks one sequence [T, D]: every array has a row for each step. weights: by torch.nn's names."""
+    """Runs one sequence [T, D]; each returned array has a row for each step. weights: with torch.nn's names."""
     U, W = weights["rnn.weight_ih_l0"], weights["rnn.weight_hh_l0"]
     V, c = weights["output.weight"], weights["output.bias"]
     b = weights["rnn.bias_ih_l0"] + weights["rnn.bias_hh_l0"]  # torch.nn has two, whose sum is what counts
@@ -44,7 +44,7 @@ def loss(probs: np.ndarray, y: np.ndarray) -> float:
 
 
 def backward(weights: Mapping[str, np.ndarray], xs: np.ndarray, y: np.ndarray) -> Arrays:
-    """Returns every gradient of the loss by its name in FORMULAS; what is of steps has a row for each, [T, ...]."""
+    """Returns every gradient of the loss by its name in FORMULAS; those of steps have a row for each step, [T, ...]."""
     W, V = weights["rnn.weight_hh_l0"], weights["output.weight"]
     U = weights["rnn.weight_ih_l0"]
     steps = forward(weights, xs)

@@ -1,4 +1,4 @@
-"""A server of the demo's own, in another process on free ports, and what its /metrics say."""
+"""Starts a server in another process on free ports, and reads its /metrics."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ _GRACE = 30  # seconds
 
 @dataclass(frozen=True)
 class OwnServer:
-    """address: HOST:PORT of gRPC. metrics_url: where Prometheus would scrape it. pid: of its process."""
+    """address: HOST:PORT of gRPC. metrics_url: the URL of /metrics. pid: of the server's process."""
 
     address: str
     metrics_url: str
@@ -39,7 +39,7 @@ class OwnServer:
 
 @contextlib.contextmanager
 def own_server(models: pathlib.Path, *options: str) -> Iterator[OwnServer]:
-    """Serves a folder of model folders until the block ends. Raises RuntimeError, with its log, if it does not.
+    """Serves a folder of models until the block ends. Raises RuntimeError, with the server's log, if it fails.
 
     options: more flags of `seqloom-server`.
     """

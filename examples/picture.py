@@ -1,4 +1,4 @@
-"""The demo's picture: the waveform above, below it the posteriorgram, the probability of every class at every step."""
+"""Draws the demo's picture: the waveform, and below it the probability of every class at every step."""
 
 import itertools
 import pathlib
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 
 def draw(path: pathlib.Path, said: Sequence[Said], classes: Sequence[str], title: str) -> None:
-    """Writes a PNG of one caller's recordings, one after the other. Words stand where the labels say that they are."""
+    """Writes a PNG of one caller's recordings, one after the other. Words are placed according to the labels."""
     figure = Figure(figsize=(12, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2])
     begin = 0.0

@@ -1,4 +1,4 @@
-"""Words out of per-frame class probabilities: the likeliest sequence of classes in which every change has its price."""
+"""Finds words in per-frame class probabilities: the most probable sequence of classes, with a cost for every change."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ import numpy as np
 from recordings import SILENCE
 
 CHANGE_COST = 8.0
-"""Nats: what is likelier for a moment only, such as another word with the same first consonant, is no word."""
+"""In nats: prevents words that are more probable for a moment only, such as one with the same first consonant."""
 
 
 def recognise(probs: np.ndarray, classes: Sequence[str]) -> tuple[str, ...]:
     """Returns the words of a recording. probs: [frames, classes].
 
-    With the class "silence" among the classes words may follow one another; without it the recording is one word, the
-    class that is likeliest on average.
+    With the class "silence" a recording may have several words; without it the recording is one word, the most probable
+    class on average.
     """
     if SILENCE not in classes:
         return (classes[int(probs.mean(axis=0).argmax())],)
@@ -23,7 +23,7 @@ def recognise(probs: np.ndarray, classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def likeliest_path(probs: np.ndarray) -> list[int]:
-    """Returns a class for each frame, [frames]: the most probable path less CHANGE_COST for every change (Viterbi)."""
+    """Returns a class for each frame, [frames]: the most probable path, minus CHANGE_COST a change (Viterbi)."""
     score, came_from = np.zeros(probs.shape[1]), []
     for log_probs in np.log(np.maximum(probs, 1e-6)):
         best = int(score.argmax())
@@ -37,7 +37,7 @@ def likeliest_path(probs: np.ndarray) -> list[int]:
 
 
 def edits(said: Sequence[str], heard: Sequence[str]) -> int:
-    """Returns the fewest words to replace, add or take away that make `heard` out of `said` (Levenshtein)."""
+    """Returns the smallest number of words to replace, insert or delete to turn `said` into `heard` (Levenshtein)."""
     row = list(range(len(heard) + 1))
     for i, word in enumerate(said, 1):
         before, row[0] = row[0], i

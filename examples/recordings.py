@@ -1,4 +1,4 @@
-"""Recordings with what is said in them: those that ship with the project, or a folder of WAV files."""
+"""Loads labelled recordings: those that ship with the project, or a folder of WAV files."""
 
 import json
 import pathlib
@@ -23,10 +23,10 @@ _SHOWN = 3  # names of files that are left out
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """What somebody said, and where in it.
+    """A recording with the words in it and their positions.
 
-    samples: [n] float32 within -1 to 1, at `rate` Hz. labels: [frames] int64, the class of each 10 ms. held_out: kept
-    from training.
+    samples: [n] float32 within -1 to 1, at `rate` Hz. labels: [frames] int64, the class of each 10 ms. held_out: not
+    used for training.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Recording:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Recordings and the classes that their labels count. Without the class "silence" each recording is one word."""
+    """Recordings and the classes of their labels. Without the class "silence" each recording is one word."""
 
     classes: tuple[str, ...]
     recordings: list[Recording]
@@ -55,7 +55,7 @@ class Corpus:
 
 
 def shipped() -> Corpus:
-    """Returns the project's own recordings: Mandarin digits and 早上好, with exact labels. Held out: whole voices."""
+    """Returns the project's own recordings: Mandarin digits and 早上好, exactly labelled. Whole voices are held out."""
     classes = (SILENCE, *DIGITS, *GREETING)
     recordings = []
     for entry in json.loads((SPEECH / "manifest.json").read_text()):
@@ -71,9 +71,9 @@ def shipped() -> Corpus:
 def folder(path: pathlib.Path) -> Corpus:
     """Returns the recordings of a folder of WAV files named {digit}_{speaker}_{index}.wav, one spoken digit each.
 
-    WAV files of other names and recordings without samples are left out, which a line on stderr says. Index 0 to 4 of
-    each digit and speaker is held out. Raises ValueError where that leaves nothing to train on or nothing to test, and
-    for a recording that cannot be read.
+    WAV files with other names and recordings without samples are left out, with a line on stderr. Index 0 to 4 of
+    each digit and speaker are held out. Raises ValueError if no recordings are left for training or for the test, and
+    if a recording cannot be read.
     """
     if not path.is_dir():
         raise ValueError(f"{path}: there is no such folder")
@@ -105,6 +105,6 @@ def folder(path: pathlib.Path) -> Corpus:
 
 
 def _counted(what: str, files: Sequence[pathlib.Path]) -> str:
-    """Returns how many WAV files there are, with the first names; "" where there are none."""
+    """Returns the number of WAV files with the first names; "" if there are none."""
     names = [file.name for file in files[:_SHOWN]] + ["..."] * (len(files) > _SHOWN)
     return f"{len(files)} WAV file{'s' * (len(files) > 1)} {what} ({', '.join(names)})" if files else ""

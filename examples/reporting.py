@@ -1,4 +1,4 @@
-"""What the demo prints: how training goes, outputs as they arrive, what was recognised, the server's own numbers."""
+"""Prints the demo's output: training progress, outputs as they arrive, recognized words, the server's metrics."""
 
 import itertools
 import sys
@@ -16,13 +16,13 @@ _LINES = 5  # where there is no terminal
 
 
 class Progress:
-    """Shows how far `total` steps are: a bar on a terminal, else a line now and then."""
+    """Shows the progress of `total` steps: a bar on a terminal, else a line from time to time."""
 
     def __init__(self, total: int) -> None:
         self._total = total
 
     def show(self, step: int, loss: float) -> None:
-        """Takes the number of the step that is done, from 1, and its loss a frame."""
+        """Shows a finished step. step: its number, from 1. loss: per frame."""
         text = f"{100 * step // self._total:3} %, step {step} of {self._total}, loss {loss:.3f} a frame"
         if sys.stdout.isatty():
             bar = "█" * (_WIDTH * step // self._total)
@@ -33,7 +33,7 @@ class Progress:
 
 
 class LiveLine:
-    """Prints a stream's steps as they arrive: a line for each run of one likeliest class, on it a bar for each step."""
+    """Prints a stream's steps as they arrive: a line for each run of one class, with a bar for each step."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self._classes = classes
@@ -42,7 +42,7 @@ class LiveLine:
         self._likeliest = -1
 
     def show(self, probs: np.ndarray) -> None:
-        """Takes the probabilities of the next step, [classes]; the bar's height is that of the likeliest class."""
+        """Shows the next step. probs: [classes]; the height of the bar is the largest."""
         if (likeliest := int(probs.argmax())) != self._likeliest:
             name = self._classes[likeliest]
             sys.stdout.write("\n" if self._step else "")
@@ -54,7 +54,7 @@ class LiveLine:
 
 
 def print_recognised(calls: Sequence[Sequence[Said]], classes: Sequence[str]) -> None:
-    """Prints what every caller's recordings were heard as, and what they said where that is something else."""
+    """Prints the recognized words of every caller, and the spoken words if they differ."""
     words = wrong = 0
     for caller, said in enumerate(calls, 1):
         heard = []
@@ -70,7 +70,7 @@ def print_recognised(calls: Sequence[Sequence[Said]], classes: Sequence[str]) ->
 
 
 def print_agreement(calls: Sequence[Sequence[Said]]) -> None:
-    """Prints how far apart the outputs are that several callers got for the same recording, in batches of others."""
+    """Prints the largest difference of several callers' outputs for the same recording, in different batches."""
     by_name = sorted((one for said in calls for one in said), key=lambda one: one.recording.name)
     alike = [list(group) for _, group in itertools.groupby(by_name, key=lambda one: one.recording.name)]
     repeated = [group for group in alike if len(group) > 1]
@@ -85,7 +85,7 @@ def print_agreement(calls: Sequence[Sequence[Said]]) -> None:
 def print_numbers(
     before: Mapping[str, float], after: Mapping[str, float], seconds: float, calls: Sequence[Sequence[Said]]
 ) -> None:
-    """Prints the server's metrics over the `seconds` between two scrapes, and the delays that the callers saw."""
+    """Prints the server's metrics over the `seconds` between two readings, and the delays that the callers measured."""
     grown = Counter(after)
     grown.subtract(before)
     steps, padded = grown["seqloom_steps_total"], grown["seqloom_padded_steps_total"]

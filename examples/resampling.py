@@ -1,12 +1,12 @@
-"""Audio from one sample rate to another: whole recordings by soxr, a live stream by a windowed sinc of our own.
+"""Resamples audio: whole recordings with soxr, live streams with its own windowed sinc.
 
-A live stream of 10 ms frames cannot wait for soxr 1.1.0. From 8 kHz to 16 kHz its latest sample comes after 61 ms of
-audio (quality LQ) to 118 ms (MQ), from 22.05 or 44.1 kHz after 22 to 84 ms, from 48 kHz after 20 to 77 ms; and LQ, the
-fastest, takes 2 dB at 0.8 of the band. QQ does not wait, nor does it filter; the variable rate, an experiment, takes
-30 ms from 8 kHz. `findings/soxr_holds_a_live_stream_back.sh` measures them. The sinc here answers after 32 zero
-crossings: 4.5 ms from 8 kHz, 2.2 ms from 22.05 kHz or more.
+The delay of soxr 1.1.0 is too long for a live stream of 10 ms frames. From 8 kHz to 16 kHz it is 61 ms (quality LQ)
+to 118 ms (MQ), from 22.05 or 44.1 kHz 22 to 84 ms, from 48 kHz 20 to 77 ms; and LQ, the fastest, attenuates by 2 dB at
+0.8 of the band. QQ has no delay, but no filter either; the experimental variable rate has 30 ms from 8 kHz.
+`findings/soxr_holds_a_live_stream_back.sh` measures them. The delay of the sinc here is 32 zero crossings: 4.5 ms from
+8 kHz, 2.2 ms from 22.05 kHz or more.
 
-Features of whole recordings are resampled as a live stream's are: by soxr they differ by up to 0.9 of their deviation.
+Features of whole recordings use the sinc, too: with soxr they differ by up to 0.9 of their deviation.
 """
 
 import math
@@ -22,7 +22,7 @@ _PASSBAND = 0.94  # of what the lower rate can hold
 class Resampler:
     """Takes samples at `source` Hz in chunks of any size and returns them at `target` Hz; both are whole numbers.
 
-    Nothing depends on how the samples are cut: output m stands at the time of input m source / target.
+    The outputs do not depend on how the samples are split: output m is at the time of input m source / target.
     """
 
     def __init__(self, source: int, target: int) -> None:
@@ -42,7 +42,7 @@ class Resampler:
         self._received = self._returned = 0
 
     def accept(self, samples: np.ndarray) -> np.ndarray:
-        """Returns what can be computed with these samples, [k] float32. samples: [n]."""
+        """Adds samples, [n]; returns the outputs that are ready, [k] float32."""
         self._received += len(samples)
         return self._take(samples, self._received - self._reach)
 
@@ -51,7 +51,7 @@ class Resampler:
         return self._take(np.zeros(self._reach), self._received)
 
     def _take(self, samples: np.ndarray, until: int) -> np.ndarray:
-        """Returns the outputs that stand before input `until`."""
+        """Returns the outputs before input `until`."""
         inputs = np.concatenate([self._tail, samples])
         outputs = np.arange(self._returned, max(self._returned, -(-until * self._up // self._down)))
         before, phase = np.divmod(outputs * self._down, self._up)

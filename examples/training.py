@@ -1,4 +1,4 @@
-"""A network trained through the service: gradients are accumulated and applied on the server, then it is published."""
+"""Trains a network on the server, which accumulates and applies the gradients, and publishes it."""
 
 import asyncio
 import math
@@ -21,10 +21,10 @@ async def train(
     learning_rate: float,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> int:
-    """Trains a model by cross-entropy at every step of its sequences; returns the version that is published.
+    """Trains a model with cross-entropy at every step of its sequences; returns the published version.
 
     batches: each a list of (inputs [T_i, D], labels [T_i]), read in a thread while the server computes. learning_rate:
-    Adam's at its highest. report gets each step's number, from 1, and its loss a frame.
+    the highest of Adam. report: called with each step's number, from 1, and its loss per frame.
     """
     optimizer = seqloom.Adam(lr=learning_rate)
     async with await client.create_run(model, optimizer=optimizer, clip_norm=1.0, checkpoint_interval=0) as run:
@@ -45,7 +45,7 @@ async def train(
 
 
 def _share(progress: float) -> float:
-    """How much of the learning rate is left: up in a line, then down as a cosine."""
+    """Returns the factor of the learning rate: it rises linearly, then falls as a cosine."""
     if progress < _WARM_UP:
         return max(_LEAST, progress / _WARM_UP)
     return max(_LEAST, 0.5 + 0.5 * math.cos(math.pi * (progress - _WARM_UP) / (1 - _WARM_UP)))

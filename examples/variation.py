@@ -1,4 +1,4 @@
-"""What a few voices say, as many others might have said it: other pitches and paces, orders of words, rooms."""
+"""Augments recordings of a few voices: other pitches, speeds, orders of words, and rooms."""
 
 from collections.abc import Iterator, Sequence
 
@@ -17,7 +17,7 @@ _NOISE = 0.2  # likewise
 
 
 def varied(corpus: Corpus, size: int, random: np.random.Generator) -> Iterator[list[Example]]:
-    """Yields batch after batch of `size` variants of all that a training voice of the shipped speech says."""
+    """Yields batches of `size` variants of the training voices of the shipped speech."""
     names = sorted({recording.speaker for recording in corpus.training})
     voices = [[recording for recording in corpus.training if recording.speaker == name] for name in names]
     pool = [speaker(voice, random) for voice in voices for _ in range(_SPEAKERS)]
@@ -26,7 +26,7 @@ def varied(corpus: Corpus, size: int, random: np.random.Generator) -> Iterator[l
 
 
 def repeated(recordings: Sequence[Recording], size: int, random: np.random.Generator) -> Iterator[list[Example]]:
-    """Yields batch after batch of recordings as they are, but for some noise; all of them before any comes again."""
+    """Yields batches of recordings with some noise added; each recording once before any is repeated."""
     examples = [(log_mel(recording.samples, recording.rate), recording.labels) for recording in recordings]
     while True:
         order = random.permutation(len(examples))
@@ -36,7 +36,7 @@ def repeated(recordings: Sequence[Recording], size: int, random: np.random.Gener
 
 
 def speaker(voice: Sequence[Recording], random: np.random.Generator) -> Example:
-    """Returns all that a voice says, as a larger or smaller speaker would in a louder or noisier room."""
+    """Returns all recordings of a voice, as by a larger or smaller speaker in a louder or noisier room."""
     # pitch and formants move together, in steps of 250 Hz of the rate
     rate = 250 * int(random.integers(round(0.85 * RATE / 250), round(1.18 * RATE / 250) + 1))
     samples = resample(np.concatenate([recording.samples for recording in voice]), rate, RATE)
@@ -48,7 +48,7 @@ def speaker(voice: Sequence[Recording], random: np.random.Generator) -> Example:
 
 
 def vary(frames: np.ndarray, labels: np.ndarray, random: np.random.Generator) -> Example:
-    """Returns what a speaker says at another pace, mostly in another order, in another colour."""
+    """Returns a recording at another speed, usually with another order of words, and with another spectrum."""
     # each formant moves a little by itself, and speakers and rooms colour the spectrum
     waves = np.sin(np.pi * np.outer(np.arange(1, 5), np.linspace(0, 1, BINS)))
     frames = between(frames.T, np.arange(BINS) + random.normal(0, _BEND, 4) @ waves).T
@@ -62,14 +62,14 @@ def vary(frames: np.ndarray, labels: np.ndarray, random: np.random.Generator) ->
 
 
 def between(rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Returns the rows at these positions, which lie between them: [n, D] float32."""
+    """Interpolates rows at fractional positions; returns [n, D] float32."""
     positions = np.clip(positions, 0, len(rows) - 1.001)
     before, part = positions.astype(int), (positions % 1)[:, None]
     return (rows[before] * (1 - part) + rows[before + 1] * part).astype(np.float32)
 
 
 def shuffle(frames: np.ndarray, labels: np.ndarray, random: np.random.Generator) -> Example:
-    """Returns the words in another order, a pause before some of them. Silence is class 0."""
+    """Returns the words in another order, with pauses before some of them. Silence is class 0."""
     words = np.split(np.arange(len(labels)), np.flatnonzero(np.diff(labels)) + 1)
     pauses = np.flatnonzero(labels == 0)
     order = []

@@ -1,8 +1,8 @@
-"""WAV files as recorders write them: libsndfile reads their samples, once their header has been looked at.
+"""Reads WAV files of any recorder: checks and repairs the header, then reads the samples with libsndfile.
 
-A recorder that streams, or loses its power, leaves the size of the samples at 0 or at a number that no file reaches.
-libsndfile 1.2.2 then finds no samples, or takes what follows them, such as a LIST of texts, for samples too; and where
-24 bits stand in four bytes it reads them as if in three: `findings/libsndfile_reads_streamed_wav_files_wrongly.sh`.
+A recorder that streams, or loses power, leaves the size of the samples at 0 or at a number larger than any file.
+libsndfile 1.2.2 then finds no samples, or reads what follows them, such as a LIST of texts, as samples; and it reads
+samples of 24 bits in four bytes as if they were in three: `findings/libsndfile_reads_streamed_wav_files_wrongly.sh`.
 """
 
 import io
@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 
 RATES = range(2_000, 384_001)
-"""Hz. Below there is less to hear than the features have bins; above no recorder is, but many a broken header."""
+"""In Hz. Audio with a lower rate has too little signal for the features; a higher rate is a broken header."""
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _ENCODINGS = {_PCM: "PCM", _FLOAT: "float", 6: "A-law", 7: "mu-law"}
@@ -28,9 +28,9 @@ _LARGEST = 2**32  # bytes
 def read_wav(path: pathlib.Path) -> tuple[np.ndarray, int]:
     """Returns a WAV file's samples, [n] float32 with its channels averaged, and its rate in Hz.
 
-    They are within -1 to 1 unless a file of floats goes beyond. Of a file that was cut, the whole frames are read.
-    Where the header does not know how many samples there are, they go on to the chunks that end the file, or to its
-    end. Raises ValueError, which names the file and its format, for what cannot be read or contradicts itself.
+    They are within -1 to 1, unless a file of floats exceeds that. Of a truncated file the whole frames are read. If the
+    header does not have the number of samples, they end at the chunks at the end of the file, or at its end. Raises
+    ValueError, which names the file and its format, if a file cannot be read or is inconsistent.
     """
     try:
         if (size := path.stat().st_size) >= _LARGEST:
@@ -55,10 +55,10 @@ def read_wav(path: pathlib.Path) -> tuple[np.ndarray, int]:
 
 @dataclass(frozen=True)
 class _Header:
-    """What stands before the samples.
+    """The header of a WAV file.
 
-    encoding: Microsoft's number. block: bytes of a frame, which has a sample of each channel. start, size: where the
-    samples begin in the file, and how many bytes of them it says there are.
+    encoding: Microsoft's number. block: bytes of a frame, which has a sample of each channel. start, size: the
+    position of the samples in the file, and their size in bytes according to the header.
     """
 
     encoding: int
@@ -72,7 +72,7 @@ class _Header:
 
     @classmethod
     def of(cls, data: bytes) -> "_Header":
-        """Raises ValueError for what is not the beginning of a WAV file."""
+        """Reads the header. Raises ValueError if it is not that of a WAV file."""
         if data[:4] not in _ORDERS or data[8:12] != b"WAVE":
             raise ValueError(f"it begins with {data[:12]!r}: expected RIFF, four bytes, WAVE")
         order, long_size, fields = _ORDERS[data[:4]], None, None
@@ -93,13 +93,13 @@ class _Header:
 
     @property
     def format(self) -> str:
-        """The format's name and numbers."""
+        """The name and numbers of the format."""
         encoding = _ENCODINGS.get(self.encoding, f"encoding 0x{self.encoding:04x}")
         kind = "WAVE_FORMAT_EXTENSIBLE, " if self.extensible else ""
         return f"{kind}{encoding}, {self.bits} bits, {self.rate} Hz, channels: {self.channels}"
 
     def check(self) -> None:
-        """Raises ValueError for what libsndfile reads wrongly, or refuses without its reason."""
+        """Raises ValueError for formats that libsndfile reads wrongly, or refuses without a reason."""
         if self.rate not in RATES:
             raise ValueError(f"expected {RATES[0]} to {RATES[-1]} Hz")
         packed = self.channels * -(-self.bits // 8)
@@ -108,7 +108,7 @@ class _Header:
             raise ValueError(f"a frame has {self.block} bytes: expected {packed}")
 
     def sized(self, data: bytes) -> bytes:
-        """Returns the file with the size that its samples have, where the header does not tell or tells too much."""
+        """Returns the file with the real size of its samples, if the size in the header is missing or too large."""
         if 0 < self.size <= len(data) - self.start:
             return data
         order = _ORDERS[data[:4]]
@@ -120,7 +120,7 @@ class _Header:
 
 
 def _chunks(data: bytes, at: int, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """Yields each chunk's name, where its contents begin, and how many bytes of them it says there are."""
+    """Yields the name, the position and the stated size in bytes of each chunk."""
     while at + 8 <= len(data):
         name, size = struct.unpack_from(f"{order}4sI", data, at)
         yield name, at + 8, size
@@ -128,8 +128,8 @@ def _chunks(data: bytes, at: int, order: str) -> Iterator[tuple[bytes, int, int]
 
 
 def _end_of_samples(data: bytes, start: int, order: str) -> int:
-    """The first place from which chunks follow one another to the end of the file, the first of them not empty; the end
-    of the file where there is none. Each place is looked at once, as many ways lead through the same ones."""
+    """Returns the first position from which a sequence of chunks, the first not empty, reaches the end of the file; the
+    end of the file if there is none. Each position is checked once, as many sequences share positions."""
     size_of = struct.Struct(f"{order}I").unpack_from
     last = len(data)
     leads: dict[int, bool] = {}  # whether from a place they do

@@ -1,9 +1,8 @@
-"""The standing example: one second of 早上好 through the service and back, beside the formulas in plain numpy.
+"""Runs one second of 早上好 through the server, forward and backward, and compares it with the formulas in plain numpy.
 
-A frame every 10 ms makes 100 frames; a frame is 160 samples at 16 kHz: a matrix of 100 x 160. The network has 1,000
-hidden units and 6,000 output classes, with weights drawn from a seed, so it knows no Chinese: what is shown is its
-arithmetic: its outputs, and every gradient of the loss. The second goes through the service alone, then in batches that
-other callers share.
+A frame every 10 ms makes 100 frames of 160 samples at 16 kHz: a matrix of 100 x 160. The network has 1,000 hidden units
+and 6,000 output classes. Its weights are random, so it knows no Chinese; the example shows the arithmetic: the outputs,
+and every gradient of the loss. The sequence is sent alone, then again in batches with other callers' sequences.
 """
 
 import argparse
@@ -36,7 +35,7 @@ WRT = ("parameters", "inputs", "initial_state", "outputs", "hidden")
 
 
 def greeting() -> np.ndarray:
-    """Returns X, [100, 160] float32: one second of the voice whose words lie most nearly where the labels have them."""
+    """Returns X, [100, 160] float32: one second of the voice whose words are closest to the positions of the labels."""
     recording = next(one for one in shipped().recordings if one.speaker == "m4" and one.words == GREETING)
     samples = recording.samples[9 * HOP :][: STEPS * HOP]
     return samples.reshape(STEPS, HOP)
@@ -48,7 +47,7 @@ def labels() -> np.ndarray:
 
 
 async def serve_alone(client: seqloom.AsyncClient, xs: np.ndarray, y: np.ndarray) -> Arrays:
-    """Returns the outputs and gradients that the service has for one sequence [T, D], one call after the other."""
+    """Returns the server's outputs and gradients for one sequence [T, D], one call after the other."""
     outputs = {kind: (await client.infer(MODEL, [xs], outputs=kind)).outputs[0] for kind in KINDS}
     g = await client.gradients(MODEL, [xs], [y], wrt=WRT)
     delta, _ = g.factors["rnn.bias_ih_l0"]  # 100 steps of both factors are smaller than their products
@@ -68,9 +67,9 @@ async def serve_alone(client: seqloom.AsyncClient, xs: np.ndarray, y: np.ndarray
 
 
 async def serve_among_others(address: str, xs: np.ndarray, y: np.ndarray, callers: int) -> Arrays:
-    """As serve_alone, while others, each over a connection of its own, send sequences of 20 to 200 steps.
+    """As serve_alone, while other callers send sequences of 20 to 200 steps, each over its own connection.
 
-    Each wants its outputs, then its gradients, and again.
+    Each requests outputs, then gradients, repeatedly.
     """
     random, over = np.random.default_rng(0), asyncio.Event()
 
@@ -95,7 +94,7 @@ async def serve_among_others(address: str, xs: np.ndarray, y: np.ndarray, caller
 async def through_the_service(
     address: str, server: OwnServer | None, xs: np.ndarray, y: np.ndarray, callers: int
 ) -> tuple[Mapping[str, np.ndarray], dict[str, Arrays]]:
-    """Makes the model where it is not there yet; returns its weights, and what each way of asking gave."""
+    """Creates the model if it does not exist; returns its weights, and the results of each way of calling."""
     async with seqloom.AsyncClient(address) as client:
         with contextlib.suppress(seqloom.AlreadyExists):
             await client.create_model(MODEL, SPEC, seed=0)
@@ -116,7 +115,7 @@ async def through_the_service(
 
 
 def print_sizes(parameters: int) -> None:
-    """Prints what weight sharing saves, and what a frame costs."""
+    """Prints how many parameters weight sharing saves, and the operations of a frame."""
     products = SPEC.hidden_size * (SPEC.input_size + SPEC.hidden_size + SPEC.output_size)
     print(f"{STEPS} frames of {HOP} samples, {SPEC.hidden_size:,} hidden units, {SPEC.output_size:,} classes.")
     print(f"Parameters: {parameters:,}, shared by all steps; a set for each of them would be {STEPS * parameters:,}.")
@@ -124,7 +123,7 @@ def print_sizes(parameters: int) -> None:
 
 
 def compare(weights: Mapping[str, np.ndarray], xs: np.ndarray, y: np.ndarray, served: Mapping[str, Arrays]) -> bool:
-    """Prints how far what was served is from the formulas; returns whether that is within the tolerances."""
+    """Prints the difference between served results and formulas; returns whether it is within the tolerances."""
     exact_weights = {name: weight.astype(float) for name, weight in weights.items()}
     exact = forward(exact_weights, xs.astype(float))
     exact["log_probs"] = np.log(exact["probs"])
@@ -182,7 +181,7 @@ def draw(path: pathlib.Path, xs: np.ndarray, numbers: Arrays) -> None:
 
 
 def main() -> int:
-    """Runs the example; its exit status is 1 where the service and numpy are too far apart."""
+    """Runs the example; the exit status is 1 if the server's results differ too much from numpy's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--address", metavar="HOST:PORT", help="a server that runs; by default one is started")
     parser.add_argument("--callers", type=int, default=8, metavar="N", help="how many others there are (8)")

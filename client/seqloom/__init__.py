@@ -1,4 +1,4 @@
-"""The Seqloom SDK: recurrent networks on a server, for whole sequences and live streams, and for training.
+"""The Seqloom SDK, a client that runs and trains recurrent networks on a server, on whole sequences and live streams.
 
     client = seqloom.Client("localhost:50051")
     result = client.infer("digits", [x1, x2], outputs="labels")
@@ -9,7 +9,7 @@
         run.forward_backward([x1, x2], [labels1, labels2])
         run.step()
 
-AsyncClient has the same names, awaited.
+AsyncClient has the same methods, to be awaited.
 """
 
 from seqloom import _load_grpc  # noqa: F401 - before all that imports gRPC
@@ -91,3 +91,7 @@ __all__ = [
     "VersionMismatch",
     "__version__",
 ]
+
+for _name in __all__:
+    if _name != "__version__":
+        globals()[_name].__module__ = __name__  # so that tracebacks and reprs show the public name

@@ -1,4 +1,4 @@
-"""A client's settings, checked, and the channel options that follow from them."""
+"""The settings of a client and the gRPC channel options that follow from them."""
 
 import ipaddress
 import math
@@ -14,28 +14,23 @@ from seqloom._version import __version__
 from seqloom.errors import InvalidArgument
 from seqloom.types import TLS
 
-MESSAGE_BYTES = 1 << 20  # the most that one message of the shared call takes, and one part of a model
-MAX_RECEIVE_BYTES = 16 << 20  # an entry has one row at least, and a row has up to a million classes
+MESSAGE_BYTES = 1 << 20  # the largest message of the shared call, and of a part of a model
+MAX_RECEIVE_BYTES = 16 << 20  # an entry has at least one row, and a row up to a million classes
 MAX_SEND_BYTES = 4 << 20  # the server's limit, gRPC's default
 
 _HOST_PORT = re.compile(r"([A-Za-z0-9._-]+|\[[^\s\[\]]+\]):([0-9]{1,5})")
-# what gRPC calls a target (its doc/naming.md); any other scheme it would take for the beginning of a host's name
+# gRPC's target schemes (its doc/naming.md); it takes any other scheme for the beginning of a host name
 _TARGET = re.compile(r"(?:(dns|ipv4|ipv6)|unix|unix-abstract|vsock|xds):(/*[^\s/]\S*)", re.IGNORECASE)
 _TARGETS_PORT = re.compile(r":([0-9]+)(?=,|$)")
-_MAX_PORT = 65535  # of a larger one gRPC takes what is left after division by 65536
+_MAX_PORT = 65535  # gRPC uses larger ports modulo 65536
 
-_MIN_KEEPALIVE, _MAX_KEEPALIVE = 10.0, 86_400.0  # seconds; servers end connections that ping more often
-_KEEPALIVE_TIMEOUT = 10.0  # seconds that an answer to a ping may take
+_MIN_KEEPALIVE, _MAX_KEEPALIVE = 10.0, 86_400.0  # seconds; servers close connections that ping more often
+_KEEPALIVE_TIMEOUT = 10.0  # seconds to wait for the answer to a ping
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A client's settings, checked.
-
-    address: "host:port", or a target as gRPC names it, such as "unix:/run/seqloom.sock". timeout: seconds for each
-    call that names none, math.inf for no limit. retries: how often a call that is safe to repeat is repeated without
-    success. keepalive: seconds of silence before a ping.
-    """
+    """The checked settings of a client; see AsyncClient."""
 
     address: str
     token: str | None = field(repr=False)
@@ -47,8 +42,8 @@ class Config:
     def __post_init__(self) -> None:
         if not isinstance(self.address, str) or not _is_address(self.address):
             raise InvalidArgument(
-                f"address: is {self.address!r}: expected 'host:port' alone, an IPv6 host in brackets and a port from 1 "
-                "to 65535, or a target of gRPC such as 'unix:/run/seqloom.sock'; TLS is tls=seqloom.TLS()"
+                f"address: is {self.address!r}: expected 'host:port', with an IPv6 host in brackets and a port from 1 "
+                "to 65535, or a gRPC target such as 'unix:/run/seqloom.sock'; for TLS pass tls=seqloom.TLS()"
             )
         if self.token is not None and not (
             isinstance(self.token, str) and self.token.isascii() and self.token.isprintable()
@@ -61,28 +56,29 @@ class Config:
         if not _MIN_KEEPALIVE <= self.keepalive <= _MAX_KEEPALIVE and self.keepalive != math.inf:
             raise InvalidArgument(
                 f"keepalive: is {self.keepalive}: expected seconds from {_MIN_KEEPALIVE:.0f} to {_MAX_KEEPALIVE:.0f}, "
-                "or math.inf for none"
+                "or math.inf for no checks"
             )
         if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
-            raise InvalidArgument(f"retries: is {self.retries!r}: expected a count, 0 for none")
+            raise InvalidArgument(f"retries: is {self.retries!r}: expected an integer of at least 0")
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with every call."""
+        """Returns the metadata of every call."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
     def credentials(self) -> grpc.ChannelCredentials | None:
-        """Raises InvalidArgument where a file of `tls` cannot be read."""
+        """Returns the TLS credentials. Raises InvalidArgument if a file of `tls` cannot be read."""
         if self.tls is None:
             return None
         parts = (self.tls.root_certificates, self.tls.private_key, self.tls.certificate_chain)
         return grpc.ssl_channel_credentials(*(_pem(part) for part in parts))
 
     def channel_options(self) -> list[tuple[str, str | int]]:
+        """Returns the options of the gRPC channel."""
         options: list[tuple[str, str | int]] = [
             ("grpc.primary_user_agent", f"seqloom-python/{__version__}"),
             ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
             ("grpc.max_send_message_length", MAX_SEND_BYTES),
-            ("grpc.use_local_subchannel_pool", 1),  # a client has a connection of its own
+            ("grpc.use_local_subchannel_pool", 1),  # each client has its own connection
             ("grpc.initial_reconnect_backoff_ms", int(INITIAL_BACKOFF * 1e3)),
             ("grpc.min_reconnect_backoff_ms", int(INITIAL_BACKOFF * 1e3)),
             ("grpc.max_reconnect_backoff_ms", int(MAX_BACKOFF * 1e3)),
@@ -98,7 +94,7 @@ class Config:
         return options
 
     def deadline(self, timeout: float | None) -> float:
-        """When a call that starts now must be over, on time.monotonic's clock; None takes the client's timeout."""
+        """Returns the deadline of a call that starts now, on time.monotonic's clock. timeout: None for the client's."""
         seconds = self.timeout if timeout is None else checked_seconds(timeout, "timeout")
         return time.monotonic() + seconds
 

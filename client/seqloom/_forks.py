@@ -1,47 +1,42 @@
-"""Which process may use gRPC: none that was forked from one that did, where its threads and connections are dead.
+"""Refuses gRPC in a process that was forked after its parent used gRPC, as threads and connections are dead there.
 
-Calls would hang there past their timeouts, or end the process.
+Without this, calls would ignore their timeouts, or end the process.
 """
 
 import os
 
 from seqloom.errors import InvalidArgument
 
-_begun = False
-_outlived = False
+_grpc_used = False
+_forked = False
 
 
-def begin() -> None:
-    """Says that this process uses gRPC from now on. Raises InvalidArgument where it may not."""
-    global _begun
-    check()
-    _begun = True
+def mark_grpc_used() -> None:
+    """Records that this process uses gRPC. Raises InvalidArgument in a fork of a process that used gRPC."""
+    global _grpc_used
+    check_not_forked()
+    _grpc_used = True
 
 
-def check() -> None:
+def check_not_forked() -> None:
     """Raises InvalidArgument in a fork of a process that used gRPC."""
-    if _outlived:
-        raise refusal()
+    if _forked:
+        raise InvalidArgument(
+            "gRPC does not work in a process that was forked after its parent created a client: "
+            "start processes with the spawn method, or fork them before the first client",
+            reason="FORKED",
+        )
 
 
-def outlived() -> bool:
-    """Whether this is such a fork: what was open is open in its parent, and there is nothing to end here."""
-    return _outlived
-
-
-def refusal() -> InvalidArgument:
-    """What check() raises."""
-    return InvalidArgument(
-        "gRPC does not outlive a fork, and this process is one of a process that had a client: "
-        "start processes by spawn, or fork them before the first client",
-        reason="FORKED",
-    )
+def is_forked() -> bool:
+    """Whether this process is a fork of one that used gRPC. Calls and streams are open in the parent, not here."""
+    return _forked
 
 
 def _in_child() -> None:
-    global _outlived
-    _outlived = _begun
+    global _forked
+    _forked = _grpc_used
 
 
-if hasattr(os, "register_at_fork"):  # where processes can be forked
+if hasattr(os, "register_at_fork"):  # on systems that can fork
     os.register_at_fork(after_in_child=_in_child)

@@ -1,7 +1,7 @@
-"""Loads gRPC with its handlers of forks off, which it has on where the environment does not say otherwise.
+"""Imports gRPC with its fork support off, unless the environment variable GRPC_ENABLE_FORK_SUPPORT is set.
 
-They give a fork threads on the connections of its parent, which end it now and then, even if it never uses gRPC. gRPC
-reads the variable while it is imported, so this is imported before anything that imports gRPC.
+Fork support starts threads in forked processes that use the parent's connections, which sometimes ends these processes
+even if they never use gRPC. gRPC reads the variable during its import, so this module must be imported first.
 """
 
 import importlib
@@ -16,4 +16,4 @@ else:
     try:
         importlib.import_module("grpc")
     finally:
-        del os.environ[_FORK_SUPPORT]  # it is not for processes that this one starts
+        del os.environ[_FORK_SUPPORT]  # it must not reach the processes that this one starts

@@ -1,4 +1,4 @@
-"""How long a call may take, and when what failed is repeated."""
+"""Deadlines of calls, and the delays between repeated attempts."""
 
 import asyncio
 import math
@@ -11,17 +11,17 @@ INITIAL_BACKOFF, MAX_BACKOFF = 0.1, 2.0  # seconds
 
 
 def remaining(deadline: float) -> float | None:
-    """Seconds until a deadline on time.monotonic's clock, at least 0; None for no limit."""
+    """Returns the seconds until a deadline on time.monotonic's clock, at least 0; None for no limit."""
     return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
 
 
 def until(deadline: float) -> asyncio.Timeout:
-    """A block that raises TimeoutError at a deadline."""
+    """Returns an asynchronous context manager that raises TimeoutError at a deadline."""
     return asyncio.timeout(remaining(deadline))
 
 
 class Backoff:
-    """When to repeat what failed: exponentially later, jittered so that callers do not come back together."""
+    """Exponentially growing delays between attempts, with jitter, so that callers do not retry at the same time."""
 
     def __init__(self, retries: int, deadline: float) -> None:
         self._retries = retries
@@ -29,7 +29,7 @@ class Backoff:
         self._failed = 0
 
     def delay(self, error: SeqloomError) -> float:
-        """Returns seconds to wait before the next attempt; raises `error` where there should be none."""
+        """Returns the seconds to wait before the next attempt; raises `error` if there should be none."""
         if self._failed >= self._retries:
             raise error
         delay: float = min(MAX_BACKOFF, INITIAL_BACKOFF * 2**self._failed) * random.uniform(0.5, 1.0)
@@ -41,13 +41,13 @@ class Backoff:
         return delay
 
 
-def may_repeat(error: SeqloomError, *, pure: bool) -> bool:
-    """Whether a call may be repeated after this error; pure: whether it changes nothing on the server."""
-    return isinstance(error, Overloaded) or (pure and isinstance(error, Unavailable))
+def may_repeat(error: SeqloomError, *, read_only: bool) -> bool:
+    """Whether a call may be repeated after this error. read_only: whether the call changes nothing on the server."""
+    return isinstance(error, Overloaded) or (read_only and isinstance(error, Unavailable))
 
 
 def checked_seconds(value: object, name: str) -> float:
-    """Returns seconds above 0, math.inf included. Raises InvalidArgument naming them."""
+    """Returns `value` as seconds above 0, or math.inf. Raises InvalidArgument for the argument `name`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise InvalidArgument(f"{name}: is {value!r}: expected seconds above 0, or math.inf for no limit")
     return float(value)

@@ -1,18 +1,18 @@
-"""Every error that the SDK raises, one tree, and how the server's answers become it.
+"""The exceptions that the SDK raises, and how gRPC statuses are converted to them.
 
 SeqloomError
-├── InvalidArgument      an argument, or something this server never takes; a repeat is no use
-├── NotFound             no such model, run or checkpoint
-├── AlreadyExists        a model of that name is there already
-├── VersionMismatch      the weights version demanded is not the one served
-├── Overloaded           more than the server takes now; nothing was done; `retry_after` seconds
+├── InvalidArgument      a wrong argument, or one that exceeds the server's limits; a repeat cannot help
+├── NotFound             the model, run or checkpoint does not exist
+├── AlreadyExists        a model of this name exists
+├── VersionMismatch      the required version of the weights is not served
+├── Overloaded           the server is overloaded and has done nothing; repeat after `retry_after` seconds
 ├── Unavailable          the server cannot be reached, or is shutting down
-├── StreamLost           the connection under an open stream broke, or the server dropped it: its state is gone
+├── StreamLost           the connection of an open stream broke, or the server dropped it: its state is lost
 ├── DeadlineExceeded     the timeout passed, or the server ended a stream that was idle too long
 ├── Cancelled            the client was closed, or the server cancelled the call
-├── Unauthenticated      no token, or one that is not known
-├── PermissionDenied     the token does not allow this
-└── Internal             a bug; `request_id` finds its traceback in the server's log
+├── Unauthenticated      the token is missing or unknown
+├── PermissionDenied     the token does not allow this call
+└── Internal             a bug; the server's log has its traceback under `request_id`
 """
 
 import asyncio
@@ -29,10 +29,10 @@ T = TypeVar("T")
 
 
 class SeqloomError(Exception):
-    """The base of every error that the SDK raises.
+    """The base class of all exceptions of the SDK.
 
-    message: what was wrong, in words. reason: a constant for programs, such as "MODEL_NOT_FOUND", or "". request_id:
-    what the server's log has for this request, or "" where the error did not come from a server.
+    message: a description of the error. reason: a constant for programs, such as "MODEL_NOT_FOUND", or "". request_id:
+    identifies the request in the server's log; "" if the error did not come from a server.
     """
 
     def __init__(self, message: str, *, reason: str = "", request_id: str = "") -> None:
@@ -43,26 +43,26 @@ class SeqloomError(Exception):
 
 
 class InvalidArgument(SeqloomError):
-    """An argument is wrong in itself, or more than this server ever takes."""
+    """An argument is wrong, or exceeds the server's limits."""
 
     def __init__(self, message: str, *, reason: str = "INVALID_FIELD", request_id: str = "") -> None:
         super().__init__(message, reason=reason, request_id=request_id)
 
 
 class NotFound(SeqloomError):
-    """What was named does not exist."""
+    """The model, run or checkpoint does not exist."""
 
 
 class AlreadyExists(SeqloomError):
-    """What was to be created exists."""
+    """A model of this name exists."""
 
 
 class VersionMismatch(SeqloomError):
-    """The weights version demanded is not the one served."""
+    """The required version of the weights is not served."""
 
 
 class Overloaded(SeqloomError):
-    """More than the server takes now; nothing was done.
+    """The server is overloaded and has done nothing.
 
     retry_after: seconds after which a repeat may succeed.
     """
@@ -73,15 +73,15 @@ class Overloaded(SeqloomError):
 
 
 class Unavailable(SeqloomError):
-    """The server cannot be reached, is shutting down, or the call broke before an answer came."""
+    """The server cannot be reached or is shutting down, or the connection broke during the call."""
 
 
 class StreamLost(SeqloomError):
-    """The connection under an open stream broke: what was due is lost, and the state on the server is gone."""
+    """The connection of an open stream broke: pending outputs and the hidden state on the server are lost."""
 
 
 class DeadlineExceeded(SeqloomError):
-    """The timeout passed first."""
+    """The timeout passed before the call ended."""
 
 
 class Cancelled(SeqloomError):
@@ -89,26 +89,26 @@ class Cancelled(SeqloomError):
 
 
 class Unauthenticated(SeqloomError):
-    """No token, or one that the server does not know."""
+    """The token is missing, or the server does not know it."""
 
 
 class PermissionDenied(SeqloomError):
-    """The token does not allow this."""
+    """The token does not allow this call."""
 
 
 class Internal(SeqloomError):
-    """A bug, or an answer that is none of this protocol."""
+    """A bug, or a response that does not follow the protocol."""
 
 
-# What gRPC calls a stream that was reset, or that ended while it was written to; with a request id it is the server's.
+# The codes of a stream that was reset, or that ended while a message was written; with a request id the server sent it.
 _BROKEN = (grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED)
-_CLOCKS_APART = 0.01  # seconds by which gRPC may think a deadline over before we do
+_CLOCK_TOLERANCE = 0.01  # seconds by which gRPC may end a call before its deadline
 
 _BY_CODE: dict[int, type[SeqloomError]] = {
     code_pb2.INVALID_ARGUMENT: InvalidArgument,
     code_pb2.FAILED_PRECONDITION: InvalidArgument,
     code_pb2.OUT_OF_RANGE: InvalidArgument,
-    code_pb2.RESOURCE_EXHAUSTED: InvalidArgument,  # a size limit, unless RetryInfo says that it is load
+    code_pb2.RESOURCE_EXHAUSTED: InvalidArgument,  # a size limit; with RetryInfo it is Overloaded
     code_pb2.NOT_FOUND: NotFound,
     code_pb2.ALREADY_EXISTS: AlreadyExists,
     code_pb2.UNAVAILABLE: Unavailable,
@@ -120,7 +120,7 @@ _BY_CODE: dict[int, type[SeqloomError]] = {
 
 
 def from_status(status: status_pb2.Status) -> SeqloomError:
-    """Returns the error that a google.rpc.Status stands for, by its code, ErrorInfo and RetryInfo."""
+    """Converts a google.rpc.Status, with its ErrorInfo and RetryInfo, to an exception."""
     reason, request_id, retry_after = "", "", None
     for detail in status.details:
         info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
@@ -131,7 +131,7 @@ def from_status(status: status_pb2.Status) -> SeqloomError:
                 retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
         except DecodeError:
             continue
-    message = status.message or "the server gave no message"
+    message = status.message or "the server sent no error message"
     if status.code == code_pb2.RESOURCE_EXHAUSTED and retry_after is not None:
         return Overloaded(message, reason=reason, request_id=request_id, retry_after=retry_after)
     kind = VersionMismatch if reason == "VERSION_MISMATCH" else _BY_CODE.get(status.code, Internal)
@@ -139,27 +139,27 @@ def from_status(status: status_pb2.Status) -> SeqloomError:
 
 
 def from_rpc(error: grpc.aio.AioRpcError) -> SeqloomError:
-    """Returns the error that a failed call stands for, by its rich details where it has them, else by its code."""
+    """Converts the error of a failed call to an exception, by its status details if it has any, else by its code."""
     try:
-        status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it reads what both kinds of call have
-    except (ValueError, DecodeError):  # details that contradict the code, or are no Status
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]  # typed for blocking calls only
+    except (ValueError, DecodeError):  # the details contradict the code, or are not a Status
         status = None
     if status is None:
         code = error.code()
         number = code.value[0] if code is not None else code_pb2.UNKNOWN
         status = status_pb2.Status(code=number, message=error.details() or "")
-    found = in_callers_words(from_status(status), "xs")
+    found = with_argument_names(from_status(status), "xs")
     found.reason = found.reason or code_pb2.Code.Name(status.code)
     return found
 
 
 def from_transport(error: BaseException, deadline: float = math.inf) -> SeqloomError | None:
-    """Returns the error that stands for whatever gRPC ended a call with; None for what did not come from gRPC, such as
+    """Converts any error that gRPC raises to an exception; returns None if the error did not come from gRPC, such as
     the cancellation of the task that waits.
 
-    deadline: the call's, on time.monotonic's clock. Where a call ends while its request is still being written, a
-    grpc.aio client (grpcio 1.85.3, issue 36066) forgets the status that it ended with, and raises INTERNAL, an
-    InvalidStateError, or an asyncio.CancelledError that nobody asked for.
+    deadline: of the call, on time.monotonic's clock. If a call ends while its request is being written, a grpc.aio
+    client (grpcio 1.85.3, issue 36066) loses the status, and raises INTERNAL, an InvalidStateError, or an
+    asyncio.CancelledError although nobody cancelled the task.
     """
     if isinstance(error, grpc.aio.AioRpcError):
         found = from_rpc(error)
@@ -175,20 +175,20 @@ def from_transport(error: BaseException, deadline: float = math.inf) -> SeqloomE
         words = str(error)
     else:
         return None
-    if time.monotonic() >= deadline - _CLOCKS_APART:
-        return DeadlineExceeded("the timeout passed while the call was under way", reason="DEADLINE_EXCEEDED")
+    if time.monotonic() >= deadline - _CLOCK_TOLERANCE:
+        return DeadlineExceeded("the timeout passed during the call", reason="DEADLINE_EXCEEDED")
     return Unavailable(f"the connection to the server broke: {words}", reason="CALL_LOST")
 
 
-def arrived(reply: T | None) -> T:
-    """Returns a message that came. Raises Internal for None, which is what gRPC makes of one that it cannot read."""
+def checked_reply(reply: T | None) -> T:
+    """Returns a reply. Raises Internal for None, which gRPC returns for a message that it cannot decode."""
     if reply is None:
-        raise Internal("the server sent what cannot be read", reason="MALFORMED_REPLY")
+        raise Internal("the server sent a message that cannot be decoded", reason="MALFORMED_REPLY")
     return reply
 
 
-def in_callers_words(error: SeqloomError, frames: str) -> SeqloomError:
-    """Renames the wire's fields in an error to the SDK's arguments; `frames` is the one with the frames."""
+def with_argument_names(error: SeqloomError, frames: str) -> SeqloomError:
+    """Replaces protobuf fields in an error's message by the SDK's arguments. frames: the argument with the frames."""
     names = (
         ("entries.frames", frames),
         ("entries.open.output", "outputs"),

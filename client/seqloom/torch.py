@@ -1,31 +1,35 @@
-"""The autograd bridge: a network on the server as a torch.nn.Module whose forward and backward are calls.
+"""A network on the server as a torch.nn.Module, whose forward and backward are calls to the server.
 
     remote = seqloom.torch.RemoteNetwork(client, "digits")
     logits = remote([cnn(x1), cnn(x2)])
     loss(logits).backward()          # reaches the layers of cnn
 
-The one module of the SDK that needs torch (the extra `torch`).
+The only module of the SDK that needs torch (the extra `torch`).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import torch
 
 from seqloom._blocking.blocking_client import Client
+from seqloom._training.gradient_call import WithRespectTo
 from seqloom.errors import InvalidArgument
-from seqloom.types import Array, ModelSpec, State
+from seqloom.tensors import Array
+from seqloom.types import ModelSpec, State
+
+__all__ = ["RemoteNetwork"]
 
 
 class RemoteNetwork(torch.nn.Module):
-    """A served network in the place of a local module: layers before and behind it train here.
+    """A served network as a torch module: local layers before and after it can be trained through it.
 
-    client: a blocking seqloom.Client. weights_version: demands these weights; by default each forward takes those that
-    are served, and its backward demands the same, so it raises VersionMismatch where others were published in between:
-    then go forward again. parameter_gradients: whether backward adds the gradients of the network's own parameters
-    to `parameter_gradients`, by name; zero_grad() clears them.
+    client: a blocking seqloom.Client. weights_version: the required version of the weights; None for those that are
+    served at each forward. A backward uses the version of its forward, and raises VersionMismatch if others have been
+    published since: repeat the forward then. parameter_gradients: whether backward adds the gradients of the network's
+    own parameters to the attribute `parameter_gradients`, by name; zero_grad() clears them.
 
-    Not twice differentiable. What calls raise is raised: seqloom.SeqloomError.
+    It cannot be differentiated twice. forward and backward raise the errors of the calls, seqloom.SeqloomError.
     """
 
     def __init__(
@@ -43,12 +47,13 @@ class RemoteNetwork(torch.nn.Module):
         xs: torch.Tensor | Sequence[torch.Tensor],
         lengths: torch.Tensor | Sequence[int] | None = None,
         initial_state: torch.Tensor | Sequence[torch.Tensor] | None = None,
-    ) -> Any:
-        """Returns logits in the layout of xs, of the model's dtype, on the device of xs.
+    ) -> torch.Tensor | list[torch.Tensor]:
+        """Returns the logits, in the layout of xs, with the model's dtype, on the device of xs.
 
-        xs: N tensors [T_i, D], which give a list of N tensors [T_i, O]; or one tensor [N, T, D] with lengths [N]
-        (all T where None), which gives [N, T, O], 0 beyond the lengths. initial_state: hidden [L, N, H], or a tuple of
-        it and the cell of an LSTM and the last inputs of a convolution, as seqloom.State has them; zeros where None.
+        xs: N tensors [T_i, D], for a list of N tensors [T_i, O]; or one padded tensor [N, T, D] with lengths [N] (None
+        if all are T), for one tensor [N, T, O], 0 beyond the lengths. initial_state: hidden [L, N, H], or a tuple of
+        the parts of seqloom.State that the model has: hidden, the cell of an LSTM, the inputs of a convolution; None
+        for zeros.
         """
         padded = isinstance(xs, torch.Tensor)
         counts = _padded_lengths(xs, lengths) if isinstance(xs, torch.Tensor) else _list_lengths(xs, lengths)
@@ -61,7 +66,7 @@ class RemoteNetwork(torch.nn.Module):
         given = () if initial_state is None else initial_state
         state = (given,) if isinstance(given, torch.Tensor) else tuple(given)
         anchor = torch.zeros((), requires_grad=self.parameter_gradients is not None)
-        outputs: torch.Tensor = _Call.apply(  # type: ignore[no-untyped-call]
+        outputs: torch.Tensor = _RemoteCall.apply(  # type: ignore[no-untyped-call]
             self, counts, anchor, rows.to(dtype), *(part.to(dtype) for part in state)
         )
         if not padded:
@@ -88,15 +93,22 @@ class RemoteNetwork(torch.nn.Module):
         return torch.cat([torch.tensor(output) for output in result.outputs]), result.weights_version
 
     def _gradients(
-        self, counts: list[int], rows: torch.Tensor, state: Sequence[torch.Tensor], back: torch.Tensor, version: int
+        self,
+        counts: list[int],
+        rows: torch.Tensor,
+        state: Sequence[torch.Tensor],
+        output_gradients: torch.Tensor,
+        version: int,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        wrt: list[Any] = ["inputs", *(["initial_state"] if state else [])]
+        wrt: list[WithRespectTo] = ["inputs"]
+        if state:
+            wrt.append("initial_state")
         if self.parameter_gradients is not None:
             wrt.append("parameters")
         gradients = self._client.gradients(
             self._model,
             _arrays(rows, counts),
-            output_gradients=_arrays(back, counts),
+            output_gradients=_arrays(output_gradients, counts),
             initial_state=self._state(state),
             wrt=wrt,
             weights_version=version,
@@ -114,7 +126,7 @@ class RemoteNetwork(torch.nn.Module):
             return None
         names = self._part_names()
         if len(parts) != len(names):
-            raise InvalidArgument(f"initial_state: has {len(parts)} tensors: the model has {', '.join(names)}")
+            raise InvalidArgument(f"initial_state: has {len(parts)} tensors: expected {', '.join(names)}")
         return State(**{name: _array(part) for name, part in zip(names, parts, strict=True)})
 
     def _parts(self, state: State) -> list[torch.Tensor]:
@@ -124,12 +136,23 @@ class RemoteNetwork(torch.nn.Module):
         return list(self.spec.state_shapes())
 
 
-class _Call(torch.autograd.Function):
-    """Rows [sum of lengths, D] to logits [sum of lengths, O]."""
+class _Context(Protocol):
+    """The context that torch passes from a forward to its backward."""
+
+    remote: RemoteNetwork
+    counts: list[int]
+    version: int
+    saved_tensors: tuple[torch.Tensor, ...]
+
+    def save_for_backward(self, *tensors: torch.Tensor) -> None: ...
+
+
+class _RemoteCall(torch.autograd.Function):
+    """The call as an autograd function of rows, [sum of lengths, D], that returns logits, [sum of lengths, O]."""
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         remote: RemoteNetwork,
         counts: list[int],
         anchor: torch.Tensor,
@@ -143,16 +166,16 @@ class _Call(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, back: torch.Tensor) -> Any:
+    def backward(ctx: _Context, output_gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, *state = ctx.saved_tensors
-        inputs, into_state = ctx.remote._gradients(ctx.counts, rows, state, back, ctx.version)
+        inputs, into_state = ctx.remote._gradients(ctx.counts, rows, state, output_gradients, ctx.version)
         into_state = [gradient.to(part.device) for gradient, part in zip(into_state, state, strict=True)]
         return None, None, torch.zeros(()), inputs.to(rows.device), *into_state
 
 
 def _list_lengths(xs: Sequence[torch.Tensor], lengths: object) -> list[int]:
     if lengths is not None:
-        raise InvalidArgument("lengths: is given: a list of tensors has its own")
+        raise InvalidArgument("lengths: expected None with a list of tensors, which has its own lengths")
     if not len(xs):
         raise InvalidArgument("xs: is empty: expected at least one sequence")
     return [len(x) for x in xs]
@@ -166,7 +189,7 @@ def _padded_lengths(xs: torch.Tensor, lengths: torch.Tensor | Sequence[int] | No
         return [steps] * count
     given = [int(length) for length in lengths]
     if len(given) != count or not all(1 <= length <= steps for length in given):
-        raise InvalidArgument(f"lengths: are {given[:8]}: expected {count} of them, each from 1 to {steps}")
+        raise InvalidArgument(f"lengths: are {given[:8]}: expected {count} lengths from 1 to {steps}")
     return given
 
 

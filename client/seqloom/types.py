@@ -1,4 +1,4 @@
-"""What callers give and get: model specifications, output kinds, hidden state, results, a server's word of itself."""
+"""The SDK's arguments and results: model specifications, output kinds, hidden state, results, server information."""
 
 import dataclasses
 import operator
@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from seqloom.errors import InvalidArgument
+from seqloom.tensors import Array
 
-Array: TypeAlias = npt.NDArray[Any]
-OutputName = Literal["logits", "probs", "log_probs", "labels", "hidden"]
+Cell: TypeAlias = Literal["elman", "gru", "lstm"]
+Activation: TypeAlias = Literal["tanh", "relu"]
+DType: TypeAlias = Literal["float32", "float64"]
+Precision: TypeAlias = Literal["full", "tf32", "bf16"]
+OutputName: TypeAlias = Literal["logits", "probs", "log_probs", "labels", "hidden"]
 
 _CHOICES = {
     "cell": ("elman", "gru", "lstm"),
@@ -24,27 +27,27 @@ _SIZES = {"input_size": 1, "hidden_size": 1, "output_size": 1, "num_layers": 1, 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A recurrent network: `num_layers` layers of one cell type, H units each, and a linear output layer.
+    """The specification of a recurrent network: `num_layers` layers of one cell type and a linear output layer.
 
-    input_size is D, hidden_size H, output_size O. activation is Elman's, "tanh" or "relu"; the other cells have their
-    own. conv_channels and conv_width: a causal convolution of so many channels over the last so many inputs, then relu,
-    in front of the first layer; 0 and 0 for none. bidirectional: each layer also runs from the last step to the first,
-    so that only whole sequences can be run. precision: how a float32 network's outputs are computed: in full, with the
-    products of tf32 where the device has them, or with weights and products in bfloat16 and sums in float32; gradients
-    are always computed in full. Raises InvalidArgument. The server bounds the sizes.
+    input_size: D. hidden_size: H, units of each layer. output_size: O. activation: "tanh" or "relu", of Elman cells
+    only. conv_channels, conv_width: a causal convolution in front of the first layer, of `conv_channels` channels over
+    the last `conv_width` inputs, followed by relu; both 0 for none. bidirectional: each layer also runs from the last
+    step to the first, so only whole sequences can be run. precision: how outputs of a float32 network are computed:
+    "full"; "tf32", with tf32 products if the device has them; "bf16", with weights and products in bfloat16 and sums in
+    float32. Gradients are always computed in full. Raises InvalidArgument. The server limits the sizes.
     """
 
-    cell: Literal["elman", "gru", "lstm"]
+    cell: Cell
     input_size: int
     hidden_size: int
     output_size: int
     num_layers: int = 1
-    activation: Literal["tanh", "relu"] = "tanh"
-    dtype: Literal["float32", "float64"] = "float32"
+    activation: Activation = "tanh"
+    dtype: DType = "float32"
     conv_channels: int = 0
     conv_width: int = 0
     bidirectional: bool = False
-    precision: Literal["full", "tf32", "bf16"] = "full"
+    precision: Precision = "full"
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -57,14 +60,14 @@ class ModelSpec:
             raise InvalidArgument(f"bidirectional: is {self.bidirectional!r}: expected True or False")
         if bool(self.conv_channels) != bool(self.conv_width):
             missing = "conv_width" if self.conv_channels else "conv_channels"
-            raise InvalidArgument(f"{missing}: is 0: a convolution has channels and a width")
+            raise InvalidArgument(f"{missing}: is 0: expected at least 1, as a convolution has channels and a width")
         if self.activation != "tanh" and self.cell != "elman":
-            raise InvalidArgument(f"activation: is {self.activation!r}: a {self.cell} has only 'tanh'")
+            raise InvalidArgument(f"activation: is {self.activation!r}: expected 'tanh' for {self.cell} cells")
         if self.precision != "full" and self.dtype != "float32":
-            raise InvalidArgument(f"precision: is {self.precision!r}: {self.dtype} has only 'full'")
+            raise InvalidArgument(f"precision: is {self.precision!r}: expected 'full' for {self.dtype}")
 
     def state_shapes(self) -> dict[str, tuple[int, int]]:
-        """The parts of State that such a network has, as (rows, width): of N sequences a part is [rows, N, width]."""
+        """Returns (rows, width) of each part of State that this network has: for N sequences it is [rows, N, width]."""
         rows = self.num_layers * (2 if self.bidirectional else 1)
         shapes = {"hidden": (rows, self.hidden_size)}
         if self.cell == "lstm":
@@ -76,7 +79,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """Asks for the k best classes of each step, best first; the outputs are TopKOutput."""
+    """An output kind: the k best classes of each step, best first. The outputs are TopKOutput."""
 
     k: int
 
@@ -88,26 +91,26 @@ Outputs: TypeAlias = OutputName | TopK
 
 
 class ShortRepr:
-    """Shows arrays by data type and shape, not by their numbers."""
+    """Shows arrays by dtype and shape in repr(), not by their elements."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
         fields = ((each.name, getattr(self, each.name)) for each in dataclasses.fields(self))  # type: ignore[arg-type]
-        return f"{type(self).__name__}({', '.join(f'{name}={_brief(value)}' for name, value in fields)})"
+        return f"{type(self).__name__}({', '.join(f'{name}={_short_repr(value)}' for name, value in fields)})"
 
 
-def _brief(value: object) -> str:
+def _short_repr(value: object) -> str:
     if isinstance(value, np.ndarray):
         return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, list):
-        return f"[{', '.join(map(_brief, value[:4]))}{f', ... {len(value)} in all' if len(value) > 4 else ''}]"
+        return f"[{', '.join(map(_short_repr, value[:4]))}{f', ... {len(value)} in all' if len(value) > 4 else ''}]"
     return repr(value)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class TopKOutput(ShortRepr):
-    """The k best classes of T steps, best first.
+    """The k best classes of each of T steps, best first.
 
     labels: [T, k] int32. scores: their log-probabilities, [T, k].
     """
@@ -123,9 +126,9 @@ class TopKOutput(ShortRepr):
 class State(ShortRepr):
     """The hidden state of N sequences.
 
-    hidden: [L, N, H], or [2 L, N, H] of a bidirectional network, ordered as torch.nn orders them. cell: the same of an
-    LSTM, else None. inputs: [conv_width - 1, N, D], the last inputs, oldest first, where a convolution looks back at
-    them, else None.
+    hidden: [L, N, H], or [2 L, N, H] for a bidirectional network, in the order of torch.nn. cell: the cell state of an
+    LSTM, of the same shape, else None. inputs: the last inputs of a convolution with conv_width above 1, oldest first,
+    [conv_width - 1, N, D], else None.
     """
 
     hidden: Array
@@ -135,7 +138,7 @@ class State(ShortRepr):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where a request's time went on the server, in seconds; of several sequences, the longest."""
+    """The time of a request in the server's queue and in computation, in seconds; the longest of its sequences."""
 
     queue_seconds: float
     compute_seconds: float
@@ -143,14 +146,14 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class InferenceResult(ShortRepr):
-    """What `infer` returns for N sequences, in their order.
+    """The result of `infer` for N sequences, in their order.
 
-    outputs: one array a sequence, of the model's dtype: [T_i, O], or [T_i, H] for "hidden", [T_i, 2 H] of bidirectional
-    layers; int32 [T_i] for "labels"; TopKOutput for TopK; they may be read-only. final_state: State of [L, N, H].
-    All of it was made by the weights of `weights_version`.
+    outputs: one array for each sequence, of the model's dtype, possibly read-only: [T_i, O], or for "hidden" [T_i, H],
+    [T_i, 2 H] if bidirectional; for "labels" int32 [T_i]; for TopK a TopKOutput. final_state: State of [L, N, H].
+    weights_version: of the weights that all of it was computed with.
     """
 
-    outputs: list[Any]
+    outputs: list[Any]  # not a union of arrays and TopKOutput, which every caller would have to narrow
     final_state: State
     weights_version: int
     timing: Timing
@@ -158,14 +161,14 @@ class InferenceResult(ShortRepr):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Chunk(ShortRepr):
-    """The outputs of one chunk of k frames that a stream was sent.
+    """The outputs of one chunk of k frames of a stream.
 
-    first_step: the stream's step of the first frame, counted from 0 over resets. outputs: [k, O], [k, H], [k] or
-    TopKOutput, as in InferenceResult.
+    first_step: the step of the first frame in the stream, counted from 0; a reset does not restart the count. outputs:
+    [k, O], [k, H], [k] or TopKOutput, as in InferenceResult.
     """
 
     first_step: int
-    outputs: Any
+    outputs: Any  # as in InferenceResult
 
     def __len__(self) -> int:
         return len(self.outputs)
@@ -173,20 +176,20 @@ class Chunk(ShortRepr):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Snapshot(ShortRepr):
-    """A stream's state after so many steps, State of [L, 1, H]; a stream that is opened with it continues there."""
+    """The hidden state of a stream after `steps` steps, a State of [L, 1, H], as initial_state of another stream."""
 
     steps: int
     state: State
 
 
-class Described:
-    """What a server tells of a model or a run, which may be broken: then little is known of it."""
+class BreakableInfo:
+    """The description of a model or a run, which may be broken, that is, impossible to load."""
 
     __slots__ = ()
 
     broken: str
 
-    def _unknown(self, what: str, reason: str) -> InvalidArgument:
+    def _broken_error(self, what: str, reason: str) -> InvalidArgument:
         return InvalidArgument(f"{what} cannot be loaded: {self.broken}", reason=reason)
 
     def __repr__(self) -> str:
@@ -197,11 +200,11 @@ class Described:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class ModelInfo(Described):
-    """A model as the server has it.
+class ModelInfo(BreakableInfo):
+    """A model on the server.
 
-    broken: why its folder cannot be loaded, in words, "" for a model that is served. Of a broken one nothing else is
-    known: version and count are 0, and to ask for its spec raises InvalidArgument.
+    broken: why the model cannot be loaded; "" for a model that is served. Of a broken model only the name is known:
+    weights_version and parameter_count are 0, and spec raises InvalidArgument.
     """
 
     name: str
@@ -212,15 +215,15 @@ class ModelInfo(Described):
 
     @property
     def spec(self) -> ModelSpec:
-        """What network it is. Raises InvalidArgument, with the reason MODEL_BROKEN, where nobody knows."""
+        """The model's specification. Raises InvalidArgument, with the reason MODEL_BROKEN, if the model is broken."""
         if self._spec is None:
-            raise self._unknown(f"model {self.name!r}", "MODEL_BROKEN")
+            raise self._broken_error(f"model {self.name!r}", "MODEL_BROKEN")
         return self._spec
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a server takes. Steps are frames of one sequence; `max_batch_steps` counts padded cells of a batch."""
+    """The limits of a server. A step is a frame of one sequence; `max_batch_steps` counts padded cells of a batch."""
 
     max_sequences_per_request: int
     max_steps_per_sequence: int
@@ -236,7 +239,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """A server's version, its device ("cpu" or "cuda") and limits."""
+    """The version, device ("cpu" or "cuda") and limits of a server."""
 
     version: str
     device: str
@@ -245,10 +248,10 @@ class ServerInfo:
 
 @dataclass(frozen=True, slots=True)
 class TLS:
-    """How to talk to a server over TLS; each is PEM bytes or the path of a PEM file.
+    """The TLS settings of a client. Each certificate or key is PEM bytes or the path of a PEM file.
 
-    root_certificates: whom to trust; by default the public authorities. private_key and certificate_chain: who we
-    are, for servers that ask. server_name: the name in the server's certificate where the address is another.
+    root_certificates: the trusted authorities; None for the public ones. private_key, certificate_chain: of the client,
+    for servers that require them. server_name: the name in the server's certificate, if it is not the address.
     """
 
     root_certificates: bytes | str | None = None
@@ -258,11 +261,11 @@ class TLS:
 
     def __post_init__(self) -> None:
         if (self.private_key is None) != (self.certificate_chain is None):
-            raise InvalidArgument("tls: private_key and certificate_chain belong together: only one is given")
+            raise InvalidArgument("tls: only one of private_key and certificate_chain is given: expected both or none")
 
 
 def integer(value: object, name: str, least: int = 1) -> int:
-    """Returns an integer of at least `least` as an int. Raises InvalidArgument naming it."""
+    """Returns `value` as an int of at least `least`. Raises InvalidArgument for the argument `name`."""
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:

@@ -1,26 +1,26 @@
-"""Messages with tensors, written straight as bytes: elements are copied once, where protobuf would five times.
+"""Encodes protobuf messages that contain tensors, copying the elements once, where protobuf would copy them five times.
 
-All but tensors is written by protobuf itself. In its encoding the fields of a message follow one another in any order,
-and a message within a message has its number and its size before it, so what was written apart is put together by
-joining bytes (Protocol Buffers, Encoding).
+Protobuf encodes everything but the tensors. The fields of an encoded message may follow one another in any order, and a
+nested message is preceded by its field number and size, so parts that were encoded separately can be joined (Protocol
+Buffers, Encoding).
 """
 
 import functools
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from seqloom import tensors
 from seqloom.tensors import Array
 from seqloom.v1 import tensor_pb2
 
 Buffers: TypeAlias = "list[bytes | memoryview]"
-"""What a message consists of, in order; joined when it is sent."""
+"""The parts of an encoded message, in order; they are joined when it is sent."""
 
 _DATA = tensor_pb2.Tensor.DESCRIPTOR.fields_by_name["data"].number
 
 
 def tensor(field: int, array: Array, before: bytes = b"") -> Buffers:
-    """Returns a field that holds a tensor message; see tensors.encode_into. before: other fields, put ahead of it.
+    """Encodes an array as a tensor in a field; see tensors.encode_into. before: encoded fields that precede it.
 
     The array must not change until the buffers are joined.
     """
@@ -30,24 +30,24 @@ def tensor(field: int, array: Array, before: bytes = b"") -> Buffers:
 
 
 def message(field: int, parts: Buffers) -> Buffers:
-    """Returns a field that holds a message of these parts."""
+    """Encodes a field that is a message of these parts."""
     return [delimiter(field, sum(map(_size, parts))), *parts]
 
 
 def joined(parts: Iterable["bytes | memoryview"]) -> bytes:
-    """Returns the bytes of a whole message: the one copy."""
+    """Joins the parts of a message: the only copy."""
     return b"".join(parts)
 
 
 @functools.lru_cache(4096)
 def delimiter(field: int, size: int) -> bytes:
-    """Returns what stands before a message, or bytes, of so many bytes in a field of this number."""
+    """Encodes the number and size that precede a field of messages or bytes. size: in bytes."""
     return _varint(field << 3 | 2) + _varint(size)
 
 
 @functools.lru_cache(4096)
-def _tensor_head(field: int, data_type: Any, shape: tuple[int, ...]) -> bytes:
-    """What stands before a tensor's elements: streams send the same shapes again and again."""
+def _tensor_head(field: int, data_type: tensor_pb2.DataType, shape: tuple[int, ...]) -> bytes:
+    """Encodes what precedes a tensor's elements. It is cached, as streams send the same shapes repeatedly."""
     size = tensors.stored_bytes(data_type, shape)
     inner = tensor_pb2.Tensor(data_type=data_type, shape=shape).SerializeToString() + delimiter(_DATA, size)
     return delimiter(field, len(inner) + size) + inner
@@ -58,7 +58,7 @@ def _size(part: "bytes | memoryview") -> int:
 
 
 def _varint(number: int) -> bytes:
-    """Seven bits a byte, the lowest first; the eighth says that more follow."""
+    """Encodes an integer, seven bits in each byte, the lowest first; the eighth bit says that more bytes follow."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)

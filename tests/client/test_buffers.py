@@ -170,14 +170,14 @@ async def test_a_stream_that_is_given_up_while_it_opens_leaves_nothing_open(serv
     async with seqloom.AsyncClient(served.address) as other:  # so that the next stream meets another version
         await other.export_model("small", served.models / "exported")
         await other.import_model("small", served.models / "exported")
-    ask = client._info
+    ask = client._model_info
 
     async def slow(name, deadline):
-        if name not in client._known:
+        if name not in client._model_infos:
             await asyncio.Event().wait()
         return await ask(name, deadline)
 
-    monkeypatch.setattr(client, "_info", slow)
+    monkeypatch.setattr(client, "_model_info", slow)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(client.stream("small").__aenter__(), 0.5)
     await until(lambda: served.engine.open_sessions == 0)

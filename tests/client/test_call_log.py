@@ -36,7 +36,7 @@ def test_whatever_dies_every_call_is_done_once_in_order_and_nothing_durable_is_k
     server, log, made = Forgetful(), CallLog(), []
 
     def send(kept) -> None:
-        request = "refused" if kept.request is None else kept.request
+        request = "refused" if kept.call is None else kept.call
         did = server.call(kept.number, request)
         if did.startswith("refused"):
             log.refuse(kept)
@@ -94,7 +94,7 @@ def test_a_refused_call_leaves_only_its_number():
     log = CallLog()
     kept = log.add("a large call", 1 << 20)
     log.refuse(kept)
-    assert (log.size, kept.request, log.lost(0)) == (0, None, [kept])
+    assert (log.size, kept.call, log.lost(0)) == (0, None, [kept])
 
 
 def test_a_server_that_lost_what_it_had_called_durable_is_found_out():

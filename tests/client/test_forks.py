@@ -48,4 +48,4 @@ def test_a_process_that_was_forked_before_the_first_client_has_clients_of_its_ow
     assert told["children"] == [works] * 3
     assert told["unused"] == "used"
     assert told["parent"] == works
-    assert told["late"].startswith("InvalidArgument: gRPC does not outlive a fork")
+    assert told["late"].startswith("InvalidArgument: gRPC does not work in a process that was forked")

@@ -72,7 +72,7 @@ async def test_a_folder_keeps_it_and_may_be_given_another(serve, tmp_path):
 async def test_what_is_no_precision_is_refused_by_name(serve):
     with pytest.raises(seqloom.InvalidArgument, match="precision: is 'fp8': expected one of full, tf32, bf16"):
         seqloom.ModelSpec("gru", 1, 1, 1, precision="fp8")
-    with pytest.raises(seqloom.InvalidArgument, match="precision: is 'bf16': float64 has only 'full'"):
+    with pytest.raises(seqloom.InvalidArgument, match="precision: is 'bf16': expected 'full' for float64"):
         seqloom.ModelSpec("gru", 1, 1, 1, dtype="float64", precision="bf16")
     async with serve({}) as served, grpc.aio.insecure_channel(served.address) as channel:
         create = model_service_pb2_grpc.ModelServiceStub(channel).CreateModel

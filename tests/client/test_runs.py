@@ -148,7 +148,7 @@ async def test_a_steps_learning_rate_is_a_finite_number_of_at_least_0(training, 
     ("options", "words"),
     [
         ({"momentum": -0.1}, "momentum: is -0.1"),
-        ({"momentum": 1.0}, "momentum: is 1.0: expected a number from 0 to below 1"),
+        ({"momentum": 1.0}, "momentum: is 1.0: expected a number of at least 0 and below 1"),
         ({"betas": (0.9, 1.0)}, r"betas\[1\]: is 1.0"),
         ({"betas": 0.9}, "betas: is 0.9"),
         ({"epsilon": 0}, "epsilon: is 0"),

@@ -1,16 +1,38 @@
 """The SDK's public surface: a change of any of it is a change of this test."""
 
 import asyncio
+import importlib
 import inspect
 import pathlib
+import pickle
+import pkgutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import seqloom
+import seqloom.v1
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
+PUBLIC_MODULES = {"tensors", "torch", "v1"}  # beside seqloom itself
+LAYOUT_MODULES = {"client", "errors", "types", "wire"}  # importable, but the names to use are those of seqloom
+PRIVATE_MODULES = {
+    *("_blocking", "_config", "_connection", "_forks", "_load_grpc", "_messages", "_retries", "_streaming"),
+    *("_training", "_version"),
+}
+MODULE_NAMES = {
+    "seqloom.tensors": {
+        *("MAX_RANK", "Array", "MalformedTensor", "data_type_of", "decode", "encode", "encode_into", "from_bfloat16"),
+        *("from_bytes", "stored", "stored_bytes", "to_bfloat16"),
+    },
+    "seqloom.torch": {"RemoteNetwork"},
+}
+STUBS = {
+    *("inference_service_pb2", "inference_service_pb2_grpc", "model_service_pb2", "model_service_pb2_grpc"),
+    *("tensor_pb2", "tensor_pb2_grpc", "training_service_pb2", "training_service_pb2_grpc"),
+}
 NAMES = {
     *("TLS", "AlreadyExists", "AsyncClient", "AsyncStream", "Cancelled", "Chunk", "Client", "DeadlineExceeded"),
     *("InferenceResult", "Internal", "InvalidArgument", "Limits", "ModelInfo", "ModelSpec", "NotFound", "Overloaded"),
@@ -89,6 +111,45 @@ def test_the_names_are_these():
     assert sorted(seqloom.__all__) == sorted(NAMES)  # each once
     for name in NAMES:
         assert hasattr(seqloom, name)
+
+
+def test_the_modules_are_these():
+    found = {module.name for module in pkgutil.iter_modules(seqloom.__path__)}
+    assert found == PUBLIC_MODULES | LAYOUT_MODULES | PRIVATE_MODULES
+    assert {module.name for module in pkgutil.iter_modules(seqloom.v1.__path__)} == STUBS
+    for name in PUBLIC_MODULES | LAYOUT_MODULES:
+        importlib.import_module(f"seqloom.{name}")
+
+
+@pytest.mark.parametrize("module", sorted(MODULE_NAMES))
+def test_the_public_modules_have_these_names(module):
+    imported = importlib.import_module(module)
+    assert sorted(imported.__all__) == sorted(MODULE_NAMES[module])
+    for name in MODULE_NAMES[module]:
+        assert hasattr(imported, name)
+
+
+def test_public_classes_show_the_name_that_callers_import():
+    for name in NAMES - {"__version__"}:
+        assert f"{getattr(seqloom, name).__module__}.{name}" == f"seqloom.{name}"
+    for module in ("seqloom.client", "seqloom.errors", "seqloom.types"):
+        for name, member in vars(importlib.import_module(module)).items():
+            if name in NAMES:
+                assert member is getattr(seqloom, name)
+
+
+def test_errors_results_and_settings_can_be_pickled():
+    error = pickle.loads(pickle.dumps(seqloom.Overloaded("busy", reason="QUEUE", request_id="7", retry_after=0.5)))
+    assert type(error) is seqloom.Overloaded
+    assert (str(error), error.reason, error.request_id, error.retry_after) == ("busy", "QUEUE", "7", 0.5)
+    spec = seqloom.ModelSpec("gru", 5, 7, 4)
+    for value in (spec, seqloom.TopK(3), seqloom.Adam(1e-3), seqloom.ModelInfo("m", spec, 1, 9), seqloom.TLS(b"pem")):
+        assert pickle.loads(pickle.dumps(value)) == value
+    state = seqloom.State(np.ones((1, 2, 7), "f4"))
+    result = seqloom.InferenceResult([np.zeros((3, 4))], state, 5, seqloom.Timing(0.1, 0.2))
+    copy = pickle.loads(pickle.dumps(result))
+    np.testing.assert_array_equal(copy.final_state.hidden, state.hidden)
+    assert repr(copy) == repr(result)
 
 
 @pytest.mark.parametrize("kind", [seqloom.Client, seqloom.AsyncClient])

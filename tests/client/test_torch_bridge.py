@@ -165,7 +165,7 @@ async def test_what_has_no_layout_is_refused_in_words(bridge):
             ((torch.zeros(4, 3),), r"xs: has shape \[4, 3\]"),
             ((torch.zeros(2, 4, 3), [4]), "lengths: are"),
             ((torch.zeros(2, 4, 3), [4, 5]), "from 1 to 4"),
-            (([torch.zeros(4, 3)], [4]), "a list of tensors has its own"),
+            (([torch.zeros(4, 3)], [4]), "lengths: expected None with a list of tensors"),
             (([],), "xs: is empty"),
             ((torch.zeros(1, 4, 3), None, torch.zeros(2, 1, 4)), "initial_state: has 1 tensors"),
             ((torch.zeros(1, 4, 2),), "xs"),

@@ -5,7 +5,7 @@ import math
 import time
 
 import pytest
-from seqloom._streaming.deadline_timer import Clock, Waiter
+from seqloom._streaming.deadline_timer import DeadlineTimer, Waiter
 
 
 class Timers:
@@ -34,7 +34,7 @@ async def expired(one: Waiter) -> bool:
 
 
 async def test_each_expires_at_its_deadline_and_none_before() -> None:
-    clock = Clock()
+    clock = DeadlineTimer()
     waiters = [waiter(seconds) for seconds in (0.3, 0.05, 0.15, 0.05)]
     late = waiter(60)
     for each in [*waiters, late]:
@@ -48,7 +48,7 @@ async def test_each_expires_at_its_deadline_and_none_before() -> None:
 
 
 async def test_who_is_forgotten_or_woken_does_not_expire() -> None:
-    clock = Clock()
+    clock = DeadlineTimer()
     forgotten, woken, last = waiter(0.02), waiter(0.02), waiter(0.1)
     for each in (forgotten, woken, last):
         clock.watch(each)
@@ -60,7 +60,7 @@ async def test_who_is_forgotten_or_woken_does_not_expire() -> None:
 
 
 async def test_a_deadline_may_move_while_somebody_waits() -> None:
-    clock, begun = Clock(), time.monotonic()
+    clock, begun = DeadlineTimer(), time.monotonic()
     ends = [begun + 0.05]
     moving = Waiter(lambda: False, lambda: ends[0])
     clock.watch(moving)
@@ -70,7 +70,7 @@ async def test_a_deadline_may_move_while_somebody_waits() -> None:
 
 
 async def test_many_waits_take_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
-    timers, clock = Timers(monkeypatch), Clock()
+    timers, clock = Timers(monkeypatch), DeadlineTimer()
     for _ in range(1000):
         each = waiter(60)
         clock.watch(each)
@@ -80,7 +80,7 @@ async def test_many_waits_take_one_timer(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def test_deadlines_that_crowd_share_timers(monkeypatch: pytest.MonkeyPatch) -> None:
-    timers, clock = Timers(monkeypatch), Clock()
+    timers, clock = Timers(monkeypatch), DeadlineTimer()
     waiters = [waiter(0.05 + 0.0001 * number) for number in range(500)]
     for each in waiters:
         clock.watch(each)
@@ -90,7 +90,7 @@ async def test_deadlines_that_crowd_share_timers(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_nobody_expires_by_a_clock_that_stopped_until_it_watches_again() -> None:
-    clock = Clock()
+    clock = DeadlineTimer()
     before, after = waiter(0.02), waiter(0.05)
     clock.watch(before)
     clock.stop()
@@ -101,5 +101,5 @@ async def test_nobody_expires_by_a_clock_that_stopped_until_it_watches_again() -
 
 async def test_without_a_deadline_there_is_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     timers = Timers(monkeypatch)
-    Clock().watch(waiter(math.inf))
+    DeadlineTimer().watch(waiter(math.inf))
     assert timers.count == 0

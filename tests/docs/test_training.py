@@ -54,8 +54,8 @@ def test_its_limits_are_those_of_the_server():
     [
         (numbered_calls.MAX_REPLIES, "{:,} a client at most"),
         (int(numbered_calls._HOLD_SECONDS), "for up to {} s, `RUN_WAITS`"),
-        (sdk_calls.MAX_FLYING, "up to {} of them"),
-        (sdk_calls.MAX_FLYING_BYTES >> 20, "or {} MiB, and done in the order"),
+        (sdk_calls.MAX_IN_FLIGHT, "up to {} of them"),
+        (sdk_calls.MAX_IN_FLIGHT_BYTES >> 20, "or {} MiB, and done in the order"),
     ],
 )
 def test_numbers_that_are_told_are_right(number, words):

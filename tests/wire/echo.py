@@ -8,7 +8,7 @@ import collections
 
 import numpy as np
 from seqloom import tensors, wire
-from seqloom._streaming.deadline_timer import Clock
+from seqloom._streaming.deadline_timer import DeadlineTimer
 from seqloom.v1 import inference_service_pb2 as pb
 from seqloom.v1 import tensor_pb2
 
@@ -19,7 +19,7 @@ class Echo:
     def __init__(self, window, width=1):
         self.window = window
         self.width = width
-        self.clock = Clock()
+        self.timer = DeadlineTimer()
         self.rows = collections.deque()  # of frames not yet answered; None for a chunk of no steps
         self.received = self.acknowledged = self.answered = 0
         self.ending = False

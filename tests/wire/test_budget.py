@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from seqloom._streaming.session import Session
-from seqloom._streaming.stream_budget import CHUNK_BYTES, Share, StreamBudget
+from seqloom._streaming.stream_budget import CHUNK_BYTES, BudgetShare, StreamBudget
 
 WINDOW = 16
 SIZE = 20 * CHUNK_BYTES
@@ -40,7 +40,7 @@ class Stream(Echo):
 
     def write(self):
         outgoing = self.unwritten.popleft()
-        outgoing.gone()
+        outgoing.release_budget()
         if self.session.failure is None and not outgoing.cancel:
             super().put(outgoing)
 
@@ -69,7 +69,7 @@ class Stream(Echo):
         chunks = self.session._chunks
         there = [entry.frames for entry in self.unwritten if entry.frames is not None]
         there += [chunk.outputs for chunk, _, _ in chunks._ready]
-        there += [values for due in chunks._due for values, _ in due.parts]
+        there += [values for due in chunks._pending for values, _ in due.parts]
         return sum((array if array.base is None else np.frombuffer(array.base, "u1")).nbytes for array in there)
 
 
@@ -361,13 +361,13 @@ async def test_one_that_is_told_and_finds_it_taken_is_told_again():
 
 def test_as_many_are_told_as_can_go_and_those_that_need_least_first():
     budget, told = StreamBudget(1000), []
-    holder, *shares = (Share(budget) for _ in range(6))
+    holder, *shares = (BudgetShare(budget) for _ in range(6))
     with contextlib.ExitStack() as stack:
         for held, share in zip((600, 10, 30, 20, 50, 40), (holder, *shares), strict=True):
             assert share.take(held)
         for share in shares:
-            stack.enter_context(share.wanting(300, lambda share=share: told.append(share.held)))
-            assert not share.admits(300)
+            stack.enter_context(share.waiting_for(300, lambda share=share: told.append(share.held)))
+            assert not share.has_room(300)
         assert budget.free == 250
         holder.give_back(400)
         assert told == [10, 20]
@@ -379,12 +379,12 @@ def test_as_many_are_told_as_can_go_and_those_that_need_least_first():
 
 def test_what_is_noted_of_those_that_wait_is_bounded_and_forgets_nobody():
     budget, told = StreamBudget(10_000), []
-    holder, small, large = (Share(budget) for _ in range(3))
+    holder, small, large = (BudgetShare(budget) for _ in range(3))
     for share, held in ((holder, 9_000), (small, 400), (large, 500)):
         assert share.take(held)
-    with small.wanting(500, lambda: told.append("small")), large.wanting(5000, lambda: told.append("large")):
-        assert not small.admits(500)
-        assert not large.admits(5000)
+    with small.waiting_for(500, lambda: told.append("small")), large.waiting_for(5000, lambda: told.append("large")):
+        assert not small.has_room(500)
+        assert not large.has_room(5000)
         for _ in range(100):
             large.give_back(1)
             holder.take(1)

@@ -1,1 +1,1 @@
-"""The blocking client: a twin of the asynchronous one, whose loop runs in a thread."""
+"""The blocking client, which runs the asynchronous client on an event loop in a thread."""

@@ -1,29 +1,47 @@
-"""The event loop on a thread of its own, through which callers that block use what is asynchronous.
+"""Runs coroutines on an event loop in a thread, for callers that block.
 
-All blocking clients of a process share one loop, which is never closed: grpc.aio has one queue of events for all loops,
-and events of a loop that is closed would fall on another's.
+All blocking clients of a process share one loop, which is never closed: grpc.aio has one event queue for all loops, and
+would deliver the events of a closed loop to another loop.
 """
 
 import asyncio
 import concurrent.futures
 import contextlib
+import enum
 import functools
 import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from seqloom import _forks
 from seqloom.errors import Cancelled, InvalidArgument, SeqloomError
 
 T = TypeVar("T")
 
-_END = object()
 _starting = threading.Lock()
 
 
-class _Escaped(Exception):
-    """Carries what must not be raised on the loop to the caller's thread."""
+class _End(enum.Enum):
+    """Says that an iterator has no more items."""
+
+    END = 0
+
+
+class _Cancellable(Protocol):
+    """A future, of any type of result."""
+
+    def cancel(self) -> bool: ...
+
+
+class _Endable(Protocol):
+    """A reader, of any type of items."""
+
+    def end(self) -> None: ...
+
+
+class _CarriedError(Exception):
+    """Carries an error to the caller's thread that must not be raised on the loop, such as KeyboardInterrupt."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(repr(error))
@@ -31,20 +49,20 @@ class _Escaped(Exception):
 
 
 class LoopThread:
-    """Runs one client's coroutines for threads that wait for them; any number of threads at once."""
+    """Runs the coroutines of one client, for any number of threads that wait for them."""
 
     def __init__(self) -> None:
         with _starting:
             self._loop, self._thread = _shared_loop()
-        self._lock = threading.RLock()  # reentrant, as a generator may be collected, and so closed, anywhere
-        self._readers: weakref.WeakSet[_Reader] = weakref.WeakSet()
-        self._running: set[concurrent.futures.Future[Any]] = set()
+        self._lock = threading.RLock()  # reentrant, as the garbage collector may close a generator at any point
+        self._readers: weakref.WeakSet[_Endable] = weakref.WeakSet()
+        self._running: set[_Cancellable] = set()
         self._stopped = False
 
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Returns what the coroutine returns, or raises what it raises; an interrupt cancels it."""
+    def run(self, coroutine: Coroutine[object, None, T]) -> T:
+        """Runs a coroutine and returns its result or raises its error. An interrupt cancels the coroutine."""
         try:
-            _forks.check()  # first: a thread that is not in this process may have held the lock
+            _forks.check_not_forked()  # first: in a fork the lock may be held by a thread that does not exist
             with self._lock:
                 self._check()
                 future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
@@ -63,11 +81,11 @@ class LoopThread:
             self._running.discard(future)
 
     def begin(self, start: Callable[[], asyncio.Future[T]]) -> concurrent.futures.Future[T]:
-        """Returns what `start` returns on the loop, as a future that a thread can wait for; raises what it raises."""
+        """Runs `start` on the loop, and returns its future as one that a thread can wait for."""
 
         async def started() -> concurrent.futures.Future[T]:
             outer: concurrent.futures.Future[T] = concurrent.futures.Future()
-            outer.set_running_or_notify_cancel()  # what was sent cannot be called back
+            outer.set_running_or_notify_cancel()  # a call that was sent cannot be cancelled
             start().add_done_callback(lambda inner: _copy(inner, outer))
             return outer
 
@@ -77,21 +95,23 @@ class LoopThread:
         if self._stopped:
             raise Cancelled("the client is closed", reason="CLIENT_CLOSED")
         if threading.current_thread() is self._thread:
-            raise InvalidArgument("a blocking call from the client's own thread would wait for itself")
+            raise InvalidArgument(
+                "a blocking call in the client's event loop thread would block this thread: call it in another thread"
+            )
 
-    def end(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Runs what ends something, also after stop(), and raises what it raises.
+    def end(self, coroutine: Coroutine[object, None, None]) -> None:
+        """Runs a coroutine that closes something, also after stop(), and raises its error.
 
-        Where nothing can be waited for, in a fork and on the loop's own thread, there is nothing to end.
+        In a fork and on the loop's own thread it does nothing, as it cannot wait there.
         """
-        if _forks.outlived() or threading.current_thread() is self._thread:
+        if _forks.is_forked() or threading.current_thread() is self._thread:
             coroutine.close()
             return
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def stop(self) -> None:
-        """Takes no more; what still runs is cancelled."""
-        if _forks.outlived():
+        """Refuses further calls and cancels those that run."""
+        if _forks.is_forked():
             return
         with self._lock:
             self._stopped = True
@@ -102,81 +122,81 @@ class LoopThread:
             reader.end()
 
     def iterate(self, asynchronous: AsyncIterator[T]) -> Iterator[T]:
-        """Yields what an asynchronous generator yields."""
+        """Yields the items of an asynchronous generator."""
         try:
-            while (item := self.run(_next(asynchronous))) is not _END:
+            while (item := self.run(_next(asynchronous))) is not _End.END:
                 yield item
-        except _Escaped as escaped:
-            raise escaped.error from None
+        except _CarriedError as carried:
+            raise carried.error from None
         finally:
             self.end(_close(asynchronous))
 
     def feed(self, items: Iterable[T]) -> AsyncIterator[T]:
-        """Yields what an iterable yields; it is read on a thread of its own, as its next item may take long to come."""
-        _forks.check()
-        reader = _Reader(items, self._loop)
+        """Yields the items of an iterable, which is read in its own thread, as its next item may take long."""
+        _forks.check_not_forked()
+        reader = _IterableReader(items, self._loop)
         self._readers.add(reader)
         threading.Thread(target=reader.read, name="seqloom-chunks", daemon=True).start()
         return reader.items()
 
 
-class _Reader:
-    """Reads an iterable, one item ahead of who takes them on the loop.
+class _IterableReader(Generic[T]):
+    """Reads an iterable in a thread, one item ahead of the consumer on the loop.
 
-    A thread that waits in an iterable whose taker has gone ends with its next item.
+    If the consumer has ended, the thread ends when the iterable yields its next item.
     """
 
-    def __init__(self, items: Iterable[Any], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, items: Iterable[T], loop: asyncio.AbstractEventLoop) -> None:
         self._items = items
         self._loop = loop
-        self._read: asyncio.Queue[tuple[bool, Any]] = asyncio.Queue()
+        self._read: asyncio.Queue[tuple[T] | BaseException | _End] = asyncio.Queue()
         self._room = threading.Semaphore(1)
-        self._gone = False
+        self._closed = False
 
     def read(self) -> None:
-        """The thread's work."""
+        """Reads the iterable; runs in the thread."""
         try:
             for item in self._items:
                 self._room.acquire()
-                if self._gone:
+                if self._closed:
                     return
-                self._put(True, item)
-            self._put(False, None)
+                self._put((item,))
+            self._put(_End.END)
         except Exception as error:
-            self._put(False, error)
-        except BaseException as error:  # on the loop it would end the loop
-            self._put(False, _Escaped(error))
+            self._put(error)
+        except BaseException as error:  # raised on the loop it would end the loop
+            self._put(_CarriedError(error))
 
     def end(self) -> None:
-        """Ends the thread, and whoever waits for its items."""
-        self._gone = True
+        """Ends the thread and the consumer."""
+        self._closed = True
         self._room.release()
-        self._put(False, None)
+        self._put(_End.END)
 
-    async def items(self) -> AsyncGenerator[Any, None]:
-        """Yields the items, on the loop."""
+    async def items(self) -> AsyncGenerator[T, None]:
+        """Yields the items; runs on the loop."""
         try:
             while True:
-                more, item = await self._read.get()
-                if not more:
-                    if item is not None:
-                        raise item
+                read = await self._read.get()
+                if isinstance(read, BaseException):
+                    raise read
+                if read is _End.END:
                     return
                 self._room.release()
-                yield item
+                yield read[0]
         finally:
             self.end()
 
-    def _put(self, more: bool, item: Any) -> None:
-        self._loop.call_soon_threadsafe(self._read.put_nowait, (more, item))
+    def _put(self, read: tuple[T] | BaseException | _End) -> None:
+        self._loop.call_soon_threadsafe(self._read.put_nowait, read)
 
 
-async def _next(asynchronous: AsyncIterator[Any]) -> Any:
-    return await anext(asynchronous, _END)  # a coroutine cannot raise StopAsyncIteration
+async def _next(asynchronous: AsyncIterator[T]) -> T | _End:
+    return await anext(asynchronous, _End.END)  # a coroutine cannot raise StopAsyncIteration
 
 
-async def _close(asynchronous: AsyncIterator[Any]) -> None:
-    with contextlib.suppress(RuntimeError):  # it runs: then who runs it ends it
+async def _close(asynchronous: AsyncIterator[object]) -> None:
+    with contextlib.suppress(RuntimeError):  # it is running, and its consumer will close it
         await asynchronous.aclose()  # type: ignore[attr-defined]
 
 
@@ -190,8 +210,8 @@ def _copy(inner: asyncio.Future[T], outer: concurrent.futures.Future[T]) -> None
 
 @functools.cache
 def _shared_loop() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
-    """The loop and its thread."""
-    _forks.begin()
+    """Starts the loop in a thread, once in a process; returns both."""
+    _forks.mark_grpc_used()
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="seqloom-client", daemon=True)
     thread.start()

@@ -1,1 +1,1 @@
-"""The connection to one server: its channel, its retries, and what a fork does to both. Knows no kind of call."""
+"""The connection to one server: its gRPC channel and stubs, and retries. It knows no particular call."""

@@ -1,24 +1,25 @@
-"""A client's connection: the channel, its stubs, and the call that all sessions share."""
+"""The gRPC channel of a client, with its stubs and the call that all its sessions share."""
 
 import asyncio
-from typing import Any
+from typing import cast
 
 import grpc
 
 from seqloom import _forks
 from seqloom._config import Config
-from seqloom._streaming.shared_call import SharedCall
+from seqloom._connection.service_stubs import ModelStub, TrainingStub
+from seqloom._streaming.shared_call import SharedCall, StreamCall
 from seqloom.v1 import inference_service_pb2, model_service_pb2_grpc, training_service_pb2_grpc
 
 _STREAM_INFER = f"/{inference_service_pb2.DESCRIPTOR.services_by_name['InferenceService'].full_name}/StreamInfer"
 
 
 class Channel:
-    """The channel of a client, with its stubs and the call that its sessions share."""
+    """The gRPC channel of a client. models, training: stubs. shared: the call that all sessions share."""
 
     def __init__(self, config: Config) -> None:
-        """Raises InvalidArgument in a fork of a process that used gRPC, and where a file of `tls` cannot be read."""
-        _forks.begin()
+        """Raises InvalidArgument in a fork of a process that used gRPC, and if a file of `tls` cannot be read."""
+        _forks.mark_grpc_used()
         self.loop = asyncio.get_running_loop()
         options = config.channel_options()
         credentials = config.credentials()
@@ -27,20 +28,19 @@ class Channel:
             if credentials is None
             else grpc.aio.secure_channel(config.address, credentials, options)
         )
-        # the stubs are typed for blocking channels
-        self.models: Any = model_service_pb2_grpc.ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self.training: Any = training_service_pb2_grpc.TrainingServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        # not the stub's, which takes messages: the shared call writes their bytes
-        stream_infer: Any = self._channel.stream_stream(
+        self.models: ModelStub = model_service_pb2_grpc.ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self.training: TrainingStub = training_service_pb2_grpc.TrainingServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        # not the stub's method, which takes messages: the shared call sends encoded bytes
+        stream_infer = self._channel.stream_stream(
             _STREAM_INFER,
             request_serializer=None,
             response_deserializer=inference_service_pb2.StreamInferResponse.FromString,
         )
-        self.shared = SharedCall(lambda: stream_infer(metadata=config.metadata()))
+        self.shared = SharedCall(lambda: cast(StreamCall, stream_infer(None, metadata=config.metadata())))
 
     @property
     def connected(self) -> bool:
-        """Whether the connection stands; the next call makes one."""
+        """Whether the channel is connected. If not, the next call connects it."""
         return self._channel.get_state() is grpc.ChannelConnectivity.READY
 
     async def close(self) -> None:

@@ -1,71 +1,90 @@
-"""A client's connection as its calls use it: made when it is first used, with what is safe to repeat repeated."""
+"""A client's connection, which is opened by the first call and repeats calls that are safe to repeat."""
 
 import asyncio
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
+
+from grpc.aio import UnaryUnaryMultiCallable
 
 from seqloom import _forks
 from seqloom._config import Config
 from seqloom._connection.channel import Channel
+from seqloom._connection.service_stubs import CallOptions, ModelStub, Request, Response, TrainingStub, UnaryMethod
 from seqloom._retries import Backoff, may_repeat, remaining
-from seqloom.errors import Cancelled, InvalidArgument, SeqloomError, arrived, from_transport
+from seqloom.errors import Cancelled, InvalidArgument, SeqloomError, checked_reply, from_transport
 
 T = TypeVar("T")
 
 
-class Follower(Protocol):
-    """What lives on a connection for longer than a call, and so follows what becomes of it."""
+class ConnectionListener(Protocol):
+    """An object that uses a connection for longer than one call."""
 
-    def look(self) -> None:
-        """Sees whether the connection was lost."""
+    def check_connection(self) -> None:
+        """Checks whether the connection was lost."""
 
     def abort(self, error: SeqloomError) -> None:
-        """Ends with the connection."""
+        """Ends the object, as the connection is closed."""
 
 
 class Connection:
-    """One client's connection, for the calls of one event loop. Raises InvalidArgument in a fork that can have none."""
+    """A client's connection, for the calls of one event loop. Raises InvalidArgument in a fork that cannot have one."""
 
     def __init__(self, config: Config) -> None:
-        _forks.check()
+        _forks.check_not_forked()
         self.config = config
         self._channel: Channel | None = None
         self._closed = False
-        self._followers: weakref.WeakSet[Follower] = weakref.WeakSet()
+        self._listeners: weakref.WeakSet[ConnectionListener] = weakref.WeakSet()
 
     def channel(self) -> Channel:
-        """Raises Cancelled where it is closed, InvalidArgument on another event loop and in a fork."""
-        _forks.check()
+        """Returns the channel. Raises Cancelled after close(); InvalidArgument on another event loop and in a fork."""
+        _forks.check_not_forked()
         if self._closed:
             raise _closed()
         if self._channel is None:
             self._channel = Channel(self.config)
         elif self._channel.loop is not asyncio.get_running_loop():
-            raise InvalidArgument("the client belongs to another event loop: make one for each, or use seqloom.Client")
-        if self._followers:  # to walk through a set of weak references costs something even if it is empty
-            for follower in self._followers:
-                follower.look()  # before a call makes a new connection unnoticed
+            raise InvalidArgument(
+                "the client belongs to another event loop: create one for each loop, or use seqloom.Client"
+            )
+        if self._listeners:  # iterating over a set of weak references is slow even if it is empty
+            for listener in self._listeners:
+                listener.check_connection()  # before a call makes a new connection
         return self._channel
 
-    def options(self, deadline: float) -> dict[str, Any]:
-        """What goes with a call that must be over at a deadline."""
+    def options(self, deadline: float) -> CallOptions:
+        """Returns the options of a call with a deadline."""
         return {"timeout": remaining(deadline), "metadata": self.config.metadata()}
 
-    def followed_by(self, follower: Follower) -> None:
-        """Has it told of what becomes of the connection, for as long as anybody else refers to it."""
-        self._followers.add(follower)
+    def add_listener(self, listener: ConnectionListener) -> None:
+        """Adds a listener, which is removed when it is garbage-collected."""
+        self._listeners.add(listener)
 
-    async def models(self, method: str, request: Any, timeout: float | None, *, pure: bool = True) -> Any:
+    async def models(
+        self,
+        method: UnaryMethod[ModelStub, Request, Response],
+        request: Request,
+        timeout: float | None,
+        *,
+        read_only: bool = True,
+    ) -> Response:
         """Calls a method of the model service."""
-        return await self._unary(lambda: getattr(self.channel().models, method), request, timeout, pure)
+        return await self._unary(lambda: method(self.channel().models), request, timeout, read_only)
 
-    async def training(self, method: str, request: Any, timeout: float | None, *, pure: bool = True) -> Any:
+    async def training(
+        self,
+        method: UnaryMethod[TrainingStub, Request, Response],
+        request: Request,
+        timeout: float | None,
+        *,
+        read_only: bool = True,
+    ) -> Response:
         """Calls a method of the training service."""
-        return await self._unary(lambda: getattr(self.channel().training, method), request, timeout, pure)
+        return await self._unary(lambda: method(self.channel().training), request, timeout, read_only)
 
-    async def repeated(self, attempt: Callable[[], Awaitable[T]], deadline: float, *, pure: bool) -> T:
-        """Runs until it succeeds, or fails in a way that a repeat could not mend or must not risk."""
+    async def repeated(self, attempt: Callable[[], Awaitable[T]], deadline: float, *, read_only: bool) -> T:
+        """Repeats `attempt` until it succeeds, or fails with an error after which it cannot be repeated."""
         backoff = Backoff(self.config.retries, deadline)
         while True:
             try:
@@ -77,27 +96,33 @@ class Connection:
                 if found is None:
                     raise
                 error = _closed() if self._closed else found
-            if not may_repeat(error, pure=pure):
+            if not may_repeat(error, read_only=read_only):
                 raise error from None
             await asyncio.sleep(backoff.delay(error))
 
     async def close(self) -> None:
-        """Ends it; whatever is open fails with Cancelled."""
+        """Closes the connection. Open calls, streams and runs fail with Cancelled."""
         self._closed = True
-        if _forks.outlived():
+        if _forks.is_forked():
             return
-        for follower in list(self._followers):
-            follower.abort(_closed())
+        for listener in list(self._listeners):
+            listener.abort(_closed())
         if self._channel is not None:
             await self._channel.close()
 
-    async def _unary(self, method: Callable[[], Any], request: Any, timeout: float | None, pure: bool) -> Any:
+    async def _unary(
+        self,
+        method: Callable[[], UnaryUnaryMultiCallable[Request, Response]],
+        request: Request,
+        timeout: float | None,
+        read_only: bool,
+    ) -> Response:
         deadline = self.config.deadline(timeout)
 
-        async def attempt() -> Any:
-            return arrived(await method()(request, **self.options(deadline)))
+        async def attempt() -> Response:
+            return checked_reply(await method()(request, **self.options(deadline)))
 
-        return await self.repeated(attempt, deadline, pure=pure)
+        return await self.repeated(attempt, deadline, read_only=read_only)
 
 
 def _closed() -> Cancelled:

@@ -1,1 +1,1 @@
-"""From callers' arguments to protobuf messages and back."""
+"""Converts callers' arguments to protobuf messages, and replies to results."""

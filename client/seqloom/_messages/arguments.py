@@ -1,14 +1,30 @@
-"""What callers give and get, to and from the wire's messages; what is wrong is refused by the argument's name."""
+"""Checks callers' arguments and converts them to protobuf messages, and converts replies to results."""
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from seqloom import tensors
 from seqloom.errors import InvalidArgument
-from seqloom.types import Array, Limits, ModelInfo, ModelSpec, Outputs, ServerInfo, State, TopK, TopKOutput, integer
+from seqloom.tensors import Array
+from seqloom.types import (
+    Activation,
+    Cell,
+    DType,
+    Limits,
+    ModelInfo,
+    ModelSpec,
+    Outputs,
+    Precision,
+    ServerInfo,
+    State,
+    TopK,
+    TopKOutput,
+    integer,
+)
 from seqloom.v1 import model_service_pb2, tensor_pb2
 
 _KINDS = {
@@ -18,62 +34,67 @@ _KINDS = {
     "labels": tensor_pb2.OUTPUT_KIND_LABELS,
     "hidden": tensor_pb2.OUTPUT_KIND_HIDDEN,
 }
-_CELLS: dict[Any, Any] = {
+_CELLS: dict[Cell, model_service_pb2.CellType] = {
     "elman": model_service_pb2.CELL_TYPE_ELMAN,
     "gru": model_service_pb2.CELL_TYPE_GRU,
     "lstm": model_service_pb2.CELL_TYPE_LSTM,
 }
-_ACTIVATIONS: dict[Any, Any] = {
+_ACTIVATIONS: dict[Activation, model_service_pb2.Activation] = {
     "tanh": model_service_pb2.ACTIVATION_TANH,
     "relu": model_service_pb2.ACTIVATION_RELU,
 }
-_PRECISIONS: dict[Any, Any] = {
+_PRECISIONS: dict[Precision, model_service_pb2.Precision] = {
     "full": model_service_pb2.PRECISION_FULL,
     "tf32": model_service_pb2.PRECISION_TF32,
     "bf16": model_service_pb2.PRECISION_BF16,
 }
-_DTYPES: dict[Any, Any] = {"float32": tensor_pb2.DATA_TYPE_FLOAT32, "float64": tensor_pb2.DATA_TYPE_FLOAT64}
+_DTYPES: dict[DType, tensor_pb2.DataType] = {
+    "float32": tensor_pb2.DATA_TYPE_FLOAT32,
+    "float64": tensor_pb2.DATA_TYPE_FLOAT64,
+}
+Name = TypeVar("Name")
+
 _SIZES = ("input_size", "hidden_size", "output_size", "num_layers", "conv_channels", "conv_width")
-_MOST = 2**31 - 1  # of an int32 on the wire
+_INT32_MAX = 2**31 - 1
 
 
 def text(value: object, name: str) -> str:
-    """Returns a model's name, which the server judges. Raises InvalidArgument for what has no place on the wire."""
+    """Returns a name. Raises InvalidArgument if it is not a printable string; the server checks the rest."""
     if not isinstance(value, str) or not value.isprintable():
         raise InvalidArgument(f"{name}: is {value!r}: expected a string of printable characters")
     return value
 
 
 def version(weights_version: int | None) -> int:
-    """A demanded version, 0 for any. Raises InvalidArgument."""
+    """Returns the required version of the weights, 0 for any. Raises InvalidArgument."""
     return 0 if weights_version is None else min(integer(weights_version, "weights_version"), 2**63 - 1)
 
 
 def interval(snapshot_interval: int) -> int:
-    """Steps between snapshots, 0 for none. Raises InvalidArgument."""
-    return min(integer(snapshot_interval, "snapshot_interval", least=0), _MOST)
+    """Returns the number of steps between snapshots, 0 for none. Raises InvalidArgument."""
+    return min(integer(snapshot_interval, "snapshot_interval", least=0), _INT32_MAX)
 
 
 def output_spec(outputs: Outputs) -> tensor_pb2.OutputSpec:
-    """The message of an output kind. Raises InvalidArgument."""
+    """Returns the message of an output kind. Raises InvalidArgument."""
     if isinstance(outputs, TopK):
-        return tensor_pb2.OutputSpec(kind=tensor_pb2.OUTPUT_KIND_TOP_K, top_k=min(outputs.k, _MOST))
+        return tensor_pb2.OutputSpec(kind=tensor_pb2.OUTPUT_KIND_TOP_K, top_k=min(outputs.k, _INT32_MAX))
     kind = _KINDS.get(outputs) if isinstance(outputs, str) else None
     if kind is None:
         raise InvalidArgument(f"outputs: is {outputs!r}: expected one of {', '.join(_KINDS)}, or seqloom.TopK(k)")
     return tensor_pb2.OutputSpec(kind=kind)
 
 
-def frames(value: Any, spec: ModelSpec, name: str) -> Array:
-    """Frames [k, D] in the model's dtype; no copy where dtype and layout are right already. Raises InvalidArgument."""
+def frames(value: npt.ArrayLike, spec: ModelSpec, name: str) -> Array:
+    """Returns frames [k, D] in the model's dtype; a copy only if dtype or layout differ. Raises InvalidArgument."""
     array = numbers(value, spec, name)
     if array.ndim != 2 or array.shape[1] != spec.input_size:
         raise InvalidArgument(f"{name}: has shape {list(array.shape)}: expected [steps, {spec.input_size}]")
     return array
 
 
-def sequences(xs: Iterable[Any], spec: ModelSpec) -> list[Array]:
-    """N sequences [T_i, D], each of at least one step. Raises InvalidArgument."""
+def sequences(xs: Iterable[npt.ArrayLike], spec: ModelSpec) -> list[Array]:
+    """Returns N sequences [T_i, D] of at least one step each. Raises InvalidArgument."""
     try:
         arrays = [frames(x, spec, f"xs[{i}]") for i, x in enumerate(xs)]
     except TypeError:
@@ -87,10 +108,7 @@ def sequences(xs: Iterable[Any], spec: ModelSpec) -> list[Array]:
 
 
 def state(value: State | None, spec: ModelSpec, count: int) -> list[tensor_pb2.State | None]:
-    """The initial states of `count` sequences, cut from [rows, count, width] per part; None where there is none.
-
-    Raises InvalidArgument.
-    """
+    """Returns the initial state of each of `count` sequences, or None for each. Raises InvalidArgument."""
     if value is None:
         return [None] * count
     parts = state_arrays(value, spec, count, "initial_state")
@@ -101,17 +119,16 @@ def state(value: State | None, spec: ModelSpec, count: int) -> list[tensor_pb2.S
 
 
 def state_arrays(value: State, spec: ModelSpec, count: int, argument: str) -> dict[str, Array]:
-    """The parts of the state of `count` sequences by their names, each [rows, count, width]. Raises InvalidArgument."""
+    """Returns the parts of the state of `count` sequences by name, [rows, count, width]. Raises InvalidArgument."""
     if not isinstance(value, State):
         raise InvalidArgument(f"{argument}: is a {type(value).__name__}: expected seqloom.State")
     shapes, parts = spec.state_shapes(), {}
     for field in dataclasses.fields(State):
         name, part = field.name, getattr(value, field.name)
         if (part is None) != (name not in shapes):
-            kind = f"of {spec.cell} cells" if name != "inputs" else f"of conv_width {spec.conv_width}"
-            wanted = "needs a" if name in shapes else "has no"
-            what = "state of inputs" if name == "inputs" else f"{name} state"
-            raise InvalidArgument(f"{argument}.{name}: the model, {kind}, {wanted} {what}")
+            kind = f"conv_width {spec.conv_width}" if name == "inputs" else f"{spec.cell} cells"
+            wrong, expected = ("is None", "an array") if part is None else ("is given", "None")
+            raise InvalidArgument(f"{argument}.{name}: {wrong}: expected {expected} for a model with {kind}")
         if part is not None:
             parts[name] = numbers(part, spec, f"{argument}.{name}")
             shape = [shapes[name][0], count, shapes[name][1]]
@@ -126,27 +143,29 @@ def state_of(message: tensor_pb2.State) -> State:
 
 
 def joined_states(states: list[State]) -> State:
-    """The state of N sequences from that of each."""
+    """Joins the states of N sequences."""
     parts = {field.name: [getattr(each, field.name) for each in states] for field in dataclasses.fields(State)}
     return State(**{name: np.concatenate(part, 1) for name, part in parts.items() if part[0] is not None})
 
 
-def joined_outputs(parts: list[tuple[Array | None, Array | None]]) -> Any:
-    """The outputs of consecutive steps, from (values, labels) of each part; no copy where there is one part."""
+def joined_outputs(parts: list[tuple[Array | None, Array | None]]) -> Array | TopKOutput:
+    """Joins the outputs of consecutive steps, (values, labels) of each part; a single part is not copied."""
     values, labels = parts[0] if len(parts) == 1 else (_joined([part[i] for part in parts]) for i in (0, 1))
     if values is not None and labels is not None:
         return TopKOutput(labels, values)
-    return values if labels is None else labels
+    array = values if labels is None else labels
+    assert array is not None  # every part has one of them
+    return array
 
 
 def model_spec(spec: ModelSpec) -> model_service_pb2.ModelSpec:
-    """The message of a model specification. Raises InvalidArgument for sizes that have no place on the wire."""
+    """Returns the message of a model specification. Raises InvalidArgument for sizes above 2**31 - 1."""
     if not isinstance(spec, ModelSpec):
         raise InvalidArgument(f"spec: is a {type(spec).__name__}: expected seqloom.ModelSpec")
     sizes = {name: getattr(spec, name) for name in _SIZES}
     for name, size in sizes.items():
-        if size > _MOST:
-            raise InvalidArgument(f"{name}: is {size}: no server takes that much")
+        if size > _INT32_MAX:
+            raise InvalidArgument(f"{name}: is {size}: expected at most {_INT32_MAX}")
     return model_service_pb2.ModelSpec(
         cell=_CELLS[spec.cell],
         activation=_ACTIVATIONS[spec.activation],
@@ -158,7 +177,7 @@ def model_spec(spec: ModelSpec) -> model_service_pb2.ModelSpec:
 
 
 def spec_of(message: model_service_pb2.ModelSpec) -> ModelSpec:
-    """The model specification that a message holds."""
+    """Returns the model specification of a message."""
     return ModelSpec(
         cell=_named(_CELLS, message.cell),
         activation=_named(_ACTIVATIONS, message.activation),
@@ -170,35 +189,35 @@ def spec_of(message: model_service_pb2.ModelSpec) -> ModelSpec:
 
 
 def model_info(message: model_service_pb2.Model) -> ModelInfo:
-    """What a message tells of a model."""
+    """Returns the description of a model in a message."""
     spec = None if message.broken else spec_of(message.spec)
     return ModelInfo(message.name, spec, message.weights_version, message.parameter_count, message.broken)
 
 
 def served_info(message: model_service_pb2.Model) -> ModelInfo:
-    """What a message tells of a model that is to be used. Raises InvalidArgument where it is broken."""
+    """Returns the description of a model in a message. Raises InvalidArgument if the model is broken."""
     info = model_info(message)
     _ = info.spec
     return info
 
 
 def server_info(message: model_service_pb2.GetServerInfoResponse) -> ServerInfo:
-    """What a message tells of a server."""
+    """Returns the description of a server in a message."""
     limits = {field.name: getattr(message.limits, field.name) for field in message.limits.DESCRIPTOR.fields}
     return ServerInfo(message.version, message.device, Limits(**limits))
 
 
-def numbers(value: Any, spec: ModelSpec, name: str) -> Array:
-    """An array of the model's dtype and any shape; no copy where dtype and layout are right. Raises InvalidArgument."""
+def numbers(value: npt.ArrayLike, spec: ModelSpec, name: str) -> Array:
+    """Returns an array of the model's dtype; a copy only if dtype or layout differ. Raises InvalidArgument."""
     if type(value) is np.ndarray and value.dtype == spec.dtype and value.flags.c_contiguous:
-        return value  # as on every chunk of a well-fed stream
+        return value  # the usual case of a stream's chunks
     try:
         array = np.asarray(value)
-    except Exception as error:  # what __array__ of foreign types raises is theirs to choose
-        raise InvalidArgument(f"{name}: is a {type(value).__name__}, which is no array: {error}") from None
+    except Exception as error:  # __array__ of other libraries' types may raise anything
+        raise InvalidArgument(f"{name}: is a {type(value).__name__}: expected an array: {error}") from None
     if array.dtype == bool or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
-        raise InvalidArgument(f"{name}: is an array of {array.dtype}: expected numbers that fit {spec.dtype}")
-    with np.errstate(over="ignore"):  # the server refuses the infinity that comes of it
+        raise InvalidArgument(f"{name}: has dtype {array.dtype}: expected numbers that fit {spec.dtype}")
+    with np.errstate(over="ignore"):  # the server refuses the resulting infinity
         return np.ascontiguousarray(array, spec.dtype) if array.ndim else array
 
 
@@ -207,5 +226,5 @@ def _joined(arrays: list[Array | None]) -> Array | None:
     return np.concatenate(present) if present else None
 
 
-def _named(numbers: dict[Any, Any], number: int) -> Any:
+def _named(numbers: Mapping[Name, int], number: int) -> Name:
     return {value: name for name, value in numbers.items()}[number]

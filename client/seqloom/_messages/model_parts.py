@@ -1,4 +1,4 @@
-"""A model's two files, config.json and model.safetensors, in the parts in which they travel."""
+"""Reads and writes a model folder, config.json and model.safetensors, as the messages that transfer it."""
 
 import asyncio
 import os
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable
 from typing import Self, TypeVar
 
 from seqloom._config import MESSAGE_BYTES
-from seqloom.errors import InvalidArgument, arrived
+from seqloom.errors import InvalidArgument, checked_reply
 from seqloom.v1 import model_service_pb2
 
 T = TypeVar("T")
@@ -15,19 +15,19 @@ T = TypeVar("T")
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 
-_PART_BYTES = MESSAGE_BYTES - 4096  # room for the name and the framing
-_MAX_CONFIG_BYTES = 64 << 10  # what every server refuses beyond
+_PART_BYTES = MESSAGE_BYTES - 4096  # the rest is for the name and protobuf's own bytes
+_MAX_CONFIG_BYTES = 64 << 10  # every server refuses more
 
 
-def path_of(folder: object) -> pathlib.Path:
-    """Raises InvalidArgument where it is no path."""
+def folder_path(folder: object) -> pathlib.Path:
+    """Returns `folder` as a path. Raises InvalidArgument if it is none."""
     if not isinstance(folder, str | os.PathLike):
         raise InvalidArgument(f"folder: is {folder!r}: expected a path")
     return pathlib.Path(folder)
 
 
-class Reader:
-    """The messages that carry a model folder. Raises InvalidArgument where a file cannot be read."""
+class FolderReader:
+    """Reads a model folder as messages. Raises InvalidArgument if a file cannot be read."""
 
     def __init__(self, name: str, path: pathlib.Path) -> None:
         self._error: OSError | None = None
@@ -46,8 +46,8 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self._weights.close()
 
-    async def parts(self) -> AsyncIterator[model_service_pb2.ImportModelRequest]:
-        """Yields the messages; the last says how many they are, without which the server does nothing."""
+    async def messages(self) -> AsyncIterator[model_service_pb2.ImportModelRequest]:
+        """Yields the messages. The last has their number: without it the server does nothing."""
         yield self._first
         count = 2
         try:
@@ -56,13 +56,13 @@ class Reader:
                 count += 1
             yield model_service_pb2.ImportModelRequest(parts=count)
         except OSError as error:
-            self._error = error  # here it would only cancel the call
+            self._error = error  # raised here it would only cancel the call
             raise
 
-    async def answer(self, call: Awaitable[T]) -> T:
-        """Awaits the call that these messages are sent by."""
+    async def response(self, call: Awaitable[T]) -> T:
+        """Returns the reply of the call that sends these messages. Raises InvalidArgument if a file is unreadable."""
         try:
-            return arrived(await call)
+            return checked_reply(await call)
         except BaseException:
             if self._error is not None:
                 raise _refused(self._error, self._path) from None
@@ -70,9 +70,9 @@ class Reader:
 
 
 async def write(path: pathlib.Path, parts: AsyncIterable[model_service_pb2.ExportModelResponse]) -> None:
-    """Writes the two files into a folder, which is made where it is absent; each is there whole or not at all.
+    """Writes the two files to a folder, which is created if it is missing. Each file is written whole or not at all.
 
-    Raises InvalidArgument where they cannot be written.
+    Raises InvalidArgument if they cannot be written.
     """
     new = {name: path / f".{name}.being-written" for name in (CONFIG, WEIGHTS)}
     try:
@@ -80,7 +80,7 @@ async def write(path: pathlib.Path, parts: AsyncIterable[model_service_pb2.Expor
         try:
             with open(new[CONFIG], "wb") as config, open(new[WEIGHTS], "wb") as weights:
                 async for each in parts:
-                    part = arrived(each)
+                    part = checked_reply(each)
                     config.write(part.config)
                     await asyncio.to_thread(weights.write, part.weights)
             for name, written in new.items():

@@ -1,1 +1,1 @@
-"""Live streams and whole sequences, which share calls, windows and a budget of bytes."""
+"""Inference of live streams and of whole sequences, over one gRPC call that all sessions of a client share."""

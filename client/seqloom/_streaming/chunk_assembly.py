@@ -1,7 +1,7 @@
-"""Outputs, cut and merged as the server ran them, become one chunk for each that was sent.
+"""Assembles the outputs that a server sends into one chunk for each chunk of frames that was sent.
 
-Here it is also counted which steps the caller has received, which is what the window lets more be sent for, and what
-each chunk costs until then.
+The server may split and merge outputs. This also counts the steps that the caller has received, as the window limits
+the steps that are sent and not received, and what each chunk costs of the stream budget until then.
 """
 
 import collections
@@ -10,115 +10,118 @@ from dataclasses import dataclass, field
 
 from seqloom import tensors
 from seqloom._messages import arguments
-from seqloom.types import Array, Chunk
+from seqloom.tensors import Array
+from seqloom.types import Chunk
 from seqloom.v1 import inference_service_pb2
 
 
 @dataclass(slots=True)
-class Due:
-    """A chunk of `steps` whose outputs are not all there: `got` of them have come. since: when it was sent.
+class PendingChunk:
+    """A chunk of `steps` of which only the outputs of `steps_received` have arrived. since: when it was sent.
 
-    early: what has come counts as received at once. For a chunk larger than the window, the rest of which could not be
-    sent otherwise; and where the caller waits for everything. cost: what is to be given back for it.
+    received_on_arrival: outputs count as received when they arrive, not when the caller takes them: for a chunk larger
+    than the window, whose rest could not be sent otherwise, and if the caller waits for the whole sequence. cost: bytes
+    that it holds of the stream budget.
     """
 
     steps: int
-    early: bool
+    received_on_arrival: bool
     since: float
     cost: int
-    got: int = 0
+    steps_received: int = 0
     first_step: int = 0
     parts: list[tuple[Array | None, Array | None]] = field(default_factory=list)
 
 
 class ChunkAssembly:
-    """The chunks of one session that are due, in order. received: steps that count as received."""
+    """The chunks of one session with pending or ready outputs, in order. received: steps that count as received."""
 
     def __init__(self) -> None:
         self.received = 0
-        self._due: collections.deque[Due] = collections.deque()
-        self._ready: collections.deque[tuple[Chunk, int, int]] = collections.deque()  # steps to count as received; cost
+        self._pending: collections.deque[PendingChunk] = collections.deque()
+        # each with its steps to count as received, and its cost
+        self._ready: collections.deque[tuple[Chunk, int, int]] = collections.deque()
 
     @property
     def ready(self) -> bool:
-        """Whether a chunk is complete."""
+        """Whether a chunk is complete and can be received."""
         return bool(self._ready)
 
     @property
     def missing(self) -> int:
-        """How many chunks are not complete."""
-        return len(self._due)
+        """The number of chunks that are not complete."""
+        return len(self._pending)
 
     @property
     def missing_since(self) -> float | None:
-        """When the first of those was sent, on time.monotonic's clock."""
-        return self._due[0].since if self._due else None
+        """When the first incomplete chunk was sent, on time.monotonic's clock; None if there is none."""
+        return self._pending[0].since if self._pending else None
 
-    def expect(self, steps: int, *, early: bool, cost: int = 0) -> Due:
-        """Says that the outputs of one more chunk will come."""
-        due = Due(steps, early, time.monotonic(), cost)
-        self._due.append(due)
-        return due
+    def expect(self, steps: int, *, received_on_arrival: bool, cost: int = 0) -> PendingChunk:
+        """Adds a chunk that was sent, whose outputs will arrive."""
+        pending = PendingChunk(steps, received_on_arrival, time.monotonic(), cost)
+        self._pending.append(pending)
+        return pending
 
-    def shorten(self, due: Due, steps: int, cost: int) -> int:
-        """Says that only so many steps of the chunk were sent after all; returns by how much it costs less now."""
-        saved = max(0, due.cost - cost)
-        due.cost -= saved
-        due.steps = steps
+    def shorten(self, pending: PendingChunk, steps: int, cost: int) -> int:
+        """Reduces a chunk to the steps of it that were sent; returns how many bytes it costs less."""
+        saved = max(0, pending.cost - cost)
+        pending.cost -= saved
+        pending.steps = steps
         self._complete()
         return saved
 
     def take(self, message: inference_service_pb2.SessionOutputs) -> None:
-        """Takes outputs of the next steps; none for a chunk of 0 steps."""
+        """Adds the outputs of the next steps; a chunk of 0 steps has outputs of 0 rows."""
         outputs = message.outputs
         values = tensors.decode(outputs.values) if outputs.HasField("values") else None
         labels = tensors.decode(outputs.labels) if outputs.HasField("labels") else None
         rows = max(len(array) for array in (values, labels) if array is not None)
         at = 0
-        while self._due:
-            due = self._due[0]
-            steps = min(rows - at, due.steps - due.got)
-            if not due.parts:
-                due.first_step = message.first_step + at
-            whole = steps == rows  # as nearly always
-            due.parts.append((values, labels) if whole else (_cut(values, at, steps), _cut(labels, at, steps)))
-            due.got += steps
+        while self._pending:
+            pending = self._pending[0]
+            steps = min(rows - at, pending.steps - pending.steps_received)
+            if not pending.parts:
+                pending.first_step = message.first_step + at
+            whole = steps == rows  # the usual case
+            pending.parts.append((values, labels) if whole else (_cut(values, at, steps), _cut(labels, at, steps)))
+            pending.steps_received += steps
             at += steps
-            if due.early:
+            if pending.received_on_arrival:
                 self.received += steps
             self._complete()
             if at == rows:
                 break
 
     def receive(self) -> tuple[Chunk, int]:
-        """Takes out the next chunk, which must be ready, and what it has cost."""
+        """Removes the next ready chunk; returns it and its cost."""
         chunk, unreceived, cost = self._ready.popleft()
         self.received += unreceived
         return chunk, cost
 
-    def give_up(self) -> int:
-        """Says that nothing more comes: drops what is there of chunks that are not complete; returns their cost."""
-        given_up = 0
-        for due in self._due:
-            given_up += due.cost
-            due.cost, due.parts = 0, []
-        return given_up
+    def drop_pending(self) -> int:
+        """Drops the outputs of incomplete chunks, as no more will arrive; returns the cost of these chunks."""
+        dropped = 0
+        for pending in self._pending:
+            dropped += pending.cost
+            pending.cost, pending.parts = 0, []
+        return dropped
 
-    def disown(self) -> int:
-        """Says that the chunks that are ready are the caller's own from now on; returns their cost."""
-        disowned = sum(cost for _, _, cost in self._ready)
+    def release_ready(self) -> int:
+        """Stops counting the ready chunks against the budget; returns their cost. They can still be received."""
+        released = sum(cost for _, _, cost in self._ready)
         self._ready = collections.deque((chunk, unreceived, 0) for chunk, unreceived, _ in self._ready)
-        return disowned
+        return released
 
     def _complete(self) -> None:
-        """Moves the first chunk to the ready ones if all of it is there."""
-        due = self._due[0] if self._due else None
-        if due is not None and due.parts and due.got == due.steps:
-            self._due.popleft()
-            chunk = Chunk(due.first_step, arguments.joined_outputs(due.parts))
-            self._ready.append((chunk, 0 if due.early else due.steps, due.cost))
+        """Moves the first pending chunk to the ready chunks if it is complete."""
+        pending = self._pending[0] if self._pending else None
+        if pending is not None and pending.parts and pending.steps_received == pending.steps:
+            self._pending.popleft()
+            chunk = Chunk(pending.first_step, arguments.joined_outputs(pending.parts))
+            self._ready.append((chunk, 0 if pending.received_on_arrival else pending.steps, pending.cost))
 
 
 def _cut(rows: Array | None, at: int, steps: int) -> Array | None:
-    """Some of the rows that came together; a copy, which keeps no others in memory."""
+    """Returns a copy of some rows, which does not keep the other rows in memory."""
     return None if rows is None else rows[at : at + steps].copy()

@@ -1,6 +1,6 @@
-"""Who waits on one event loop for something to become so, and until when: one timer watches over all of them.
+"""One timer for the deadlines of all waits on an event loop.
 
-Nearly every wait is over long before its deadline, so that a timer for each would be made only to be taken back.
+Nearly every wait ends long before its deadline, so a timer for each would nearly always be created to be cancelled.
 """
 
 import asyncio
@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 Deadline: TypeAlias = "float | Callable[[], float]"
-"""On time.monotonic's clock; a function tells one that moves while somebody waits."""
+"""A time on time.monotonic's clock, or a function that returns it, for a deadline that moves during the wait."""
 
-_SPACING = 0.01  # seconds at least from one look at all deadlines to the next
+_SPACING = 0.01  # seconds, at least, between two checks of all deadlines
 
 
 class Waiter:
-    """One that waits: until `condition` holds, which is looked at when it may have become so."""
+    """A wait for `condition`, which is checked when it may have become true. woken: done when the wait is over."""
 
     __slots__ = ("_deadline", "condition", "woken")
 
@@ -30,51 +30,53 @@ class Waiter:
         return self._deadline() if callable(self._deadline) else self._deadline
 
     def wake(self) -> None:
+        """Ends the wait."""
         if not self.woken.done():
             self.woken.set_result(None)
 
     def expire(self) -> None:
+        """Ends the wait with TimeoutError."""
         if not self.woken.done():
             self.woken.set_exception(TimeoutError())
 
 
-class Clock:
-    """The deadlines of many waiters."""
+class DeadlineTimer:
+    """The deadlines of many waiters, under one timer."""
 
     def __init__(self) -> None:
         self._waiters: set[Waiter] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._rings = math.inf  # when the timer does
+        self._fires_at = math.inf  # on time.monotonic's clock
 
     def watch(self, waiter: Waiter) -> None:
-        """Lets it expire at its deadline, unless it is forgotten before."""
+        """Expires a waiter at its deadline, unless it is removed before by forget()."""
         deadline = waiter.deadline
         if deadline == math.inf:
             return
         self._waiters.add(waiter)
-        if deadline < self._rings:
-            self._set(deadline)
+        if deadline < self._fires_at:
+            self._schedule(deadline)
 
     def forget(self, waiter: Waiter) -> None:
-        """It waits no more."""
+        """Removes a waiter."""
         self._waiters.discard(waiter)
 
     def stop(self) -> None:
-        """Watches over nobody any more."""
+        """Removes all waiters and cancels the timer."""
         self._waiters.clear()
         if self._timer is not None:
             self._timer.cancel()
-        self._timer, self._rings = None, math.inf
+        self._timer, self._fires_at = None, math.inf
 
-    def _set(self, when: float) -> None:
+    def _schedule(self, when: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._rings = when
+        self._fires_at = when
         seconds = max(0.0, when - time.monotonic())
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._ring)
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._expire)
 
-    def _ring(self) -> None:
-        self._timer, self._rings = None, math.inf
+    def _expire(self) -> None:
+        self._timer, self._fires_at = None, math.inf
         now = time.monotonic()
         waiting = [(waiter.deadline, waiter) for waiter in self._waiters]
         for deadline, waiter in waiting:
@@ -82,4 +84,4 @@ class Clock:
                 waiter.expire()
         following = min((deadline for deadline, _ in waiting if deadline > now), default=math.inf)
         if following < math.inf:
-            self._set(max(following, now + _SPACING))
+            self._schedule(max(following, now + _SPACING))

@@ -1,12 +1,12 @@
-"""What waits to be sent for one session: arrays, which are written when the message that takes them is."""
+"""One entry of a StreamInfer request: frames and control flags of one session, encoded when they are sent."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
 from seqloom import wire
-from seqloom._streaming.stream_budget import Share
+from seqloom._streaming.stream_budget import BudgetShare
 from seqloom.errors import SeqloomError
-from seqloom.types import Array
+from seqloom.tensors import Array
 from seqloom.v1 import inference_service_pb2
 
 _ENTRIES = inference_service_pb2.StreamInferRequest.ENTRIES_FIELD_NUMBER
@@ -14,12 +14,12 @@ _OPEN = inference_service_pb2.SessionRequest.OPEN_FIELD_NUMBER
 _FRAMES = inference_service_pb2.SessionRequest.FRAMES_FIELD_NUMBER
 
 
-class Sender(Protocol):
-    """The session, as its entries see it. received: steps whose outputs the caller has received."""
+class SendingSession(Protocol):
+    """The session that an entry belongs to. received: steps whose outputs the caller has received."""
 
     number: int
     failure: SeqloomError | None
-    share: Share
+    share: BudgetShare
 
     @property
     def received(self) -> int: ...
@@ -27,28 +27,28 @@ class Sender(Protocol):
 
 @dataclass(slots=True)
 class OutgoingEntry:
-    """One entry of a session. open: an OpenSession's bytes. kept: what it holds of the session's share meanwhile."""
+    """One entry of a session. open: a serialized OpenSession. held_bytes: bytes of the budget held until it is sent."""
 
-    session: Sender
+    session: SendingSession
     open: bytes | None = None
     reset: bool = False
     frames: Array | None = None
     end: bool = False
     cancel: bool = False
-    kept: int = 0
+    held_bytes: int = 0
 
     @property
     def size(self) -> int:
-        """About how many bytes the entry takes."""
+        """The approximate size of the entry, in bytes."""
         return 64 + len(self.open or b"") + (0 if self.frames is None else self.frames.nbytes)
 
-    def gone(self) -> None:
-        """Says that it waits no more: it was written, or never will be."""
-        if self.kept:
-            self.session.share.give_back(self.kept)
+    def release_budget(self) -> None:
+        """Returns its bytes to the budget, as it was written or never will be."""
+        if self.held_bytes:
+            self.session.share.give_back(self.held_bytes)
 
     def buffers(self) -> wire.Buffers:
-        """Returns this as an entry of a StreamInferRequest."""
+        """Returns the encoded field `entries` of a StreamInferRequest."""
         head = inference_service_pb2.SessionRequest(
             session=self.session.number,
             acknowledged_steps=0 if self.frames is None else self.session.received,

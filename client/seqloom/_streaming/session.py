@@ -1,6 +1,7 @@
-"""One session of the shared call as the caller's side keeps it: its window, what is due, and how it ended.
+"""The client's side of one session: its window, its pending outputs, its final state or failure.
 
-A live session pays for its chunks out of its client's budget; what a whole sequence takes was asked for by its caller.
+A session is a live stream or a whole sequence. The chunks of a live stream count against the client's stream budget; a
+whole sequence does not, as its caller asked for all its outputs at once.
 
 Everything here runs on one event loop.
 """
@@ -13,34 +14,42 @@ from typing import Protocol
 from seqloom._messages import arguments
 from seqloom._retries import until
 from seqloom._streaming.chunk_assembly import ChunkAssembly
-from seqloom._streaming.deadline_timer import Clock, Deadline, Waiter
+from seqloom._streaming.deadline_timer import Deadline, DeadlineTimer, Waiter
 from seqloom._streaming.outgoing_entry import OutgoingEntry
-from seqloom._streaming.stream_budget import CHUNK_BYTES, Share, StreamBudget
-from seqloom.errors import DeadlineExceeded, InvalidArgument, SeqloomError, from_status, in_callers_words
-from seqloom.types import Array, Chunk, Snapshot, State, Timing
+from seqloom._streaming.stream_budget import CHUNK_BYTES, BudgetShare, StreamBudget
+from seqloom.errors import DeadlineExceeded, InvalidArgument, SeqloomError, from_status, with_argument_names
+from seqloom.tensors import Array
+from seqloom.types import Chunk, Snapshot, State, Timing
 from seqloom.v1 import inference_service_pb2
 
-INITIAL_WINDOW = 64  # steps that every server takes before it has told its window
-_ENTRY_BYTES = 256 << 10  # of frames in one entry, so that sessions of one call take turns
+INITIAL_WINDOW = 64  # steps that every server accepts before it has sent its window
+_ENTRY_BYTES = 256 << 10  # of frames in one entry, so that the sessions of a call take turns
 
 
-class Wire(Protocol):
-    """Where a session's entries go. clock: for all that wait for its sessions."""
+class EntryQueue(Protocol):
+    """Sends the entries of sessions. timer: holds the deadlines of all waits for these sessions."""
 
-    clock: Clock
+    timer: DeadlineTimer
 
     def put(self, entry: OutgoingEntry) -> None: ...
 
 
 class Session:
-    """An open session. Its failure, if it has one, is raised by whatever waits for it, and by everything later.
+    """One session of a shared call. If it fails, every wait for it and every later call raise its failure.
 
-    frames_name: what the caller calls the frames. budget: the client's; by default one of its own. step_bytes: what
-    the outputs of a step take, to be set before anything is sent. share: what it holds of the budget.
+    frames_name: the caller's name of the frames, for error messages. budget: the client's; None for one of its own.
+    step_bytes: size of the outputs of one step, to be set before the first send. share: the bytes that the session
+    holds of the budget.
     """
 
     def __init__(
-        self, wire: Wire, number: int, window: int, *, frames_name: str = "frames", budget: StreamBudget | None = None
+        self,
+        queue: EntryQueue,
+        number: int,
+        window: int,
+        *,
+        frames_name: str = "frames",
+        budget: StreamBudget | None = None,
     ) -> None:
         self.number = number
         self.window = window
@@ -52,14 +61,14 @@ class Session:
         self.timing: Timing | None = None
         self.failure: SeqloomError | None = None
         self.ending = False
-        self._wire = wire
+        self._queue = queue
         self._frames_name = frames_name
         self._reset = False
         self._chunks = ChunkAssembly()
-        self.share = Share(budget or StreamBudget())
+        self.share = BudgetShare(budget or StreamBudget())
         self._waiting: set[Waiter] = set()
-        self._sending = asyncio.Lock()  # a chunk goes out whole before the next one begins
-        self._senders = 0  # that hold it or wait for it
+        self._sending = asyncio.Lock()  # a chunk is sent whole before the next one starts
+        self._senders = 0  # callers that hold the lock or wait for it
 
     @property
     def received(self) -> int:
@@ -72,130 +81,133 @@ class Session:
         return self._chunks.ready
 
     @property
-    def due(self) -> bool:
-        """Whether outputs are still to come, or to be received."""
+    def has_pending(self) -> bool:
+        """Whether outputs have not arrived yet, or have not been received."""
         return self._chunks.ready or self._chunks.missing > 0
 
     @property
-    def due_since(self) -> float | None:
-        """When the chunk was sent whose outputs come next, on time.monotonic's clock; None where none is missing."""
+    def pending_since(self) -> float | None:
+        """When the first incomplete chunk was sent, on time.monotonic's clock; None if there is none."""
         return self._chunks.missing_since
 
     @property
     def exhausted(self) -> bool:
-        """Whether it has ended well and everything was received."""
-        return self.final_state is not None and not self.due
+        """Whether the session has ended without an error and all outputs were received."""
+        return self.final_state is not None and not self.has_pending
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more comes: everything is there, or the session has failed."""
+        """Whether the session has ended: all outputs have arrived, or it has failed."""
         return self.final_state is not None or self.failure is not None
 
     def open(self, message: inference_service_pb2.OpenSession) -> None:
         """Opens a live session."""
-        self._wire.put(OutgoingEntry(self, open=message.SerializeToString()))
+        self._queue.put(OutgoingEntry(self, open=message.SerializeToString()))
 
     def open_whole(self, message: inference_service_pb2.OpenSession, frames: Array) -> None:
-        """Opens the session of a whole sequence; as much of it goes along as the window takes.
+        """Opens the session of a whole sequence, and sends as many frames with it as the window allows.
 
         The frames must not change until the session has ended.
         """
-        self._chunks.expect(len(frames), early=True)
-        part = frames[: min(self.window, _rows(frames))]
+        self._chunks.expect(len(frames), received_on_arrival=True)
+        part = frames[: min(self.window, _rows_per_entry(frames))]
         self.sent = len(part)
         self.ending = len(part) == len(frames)
         message.whole_sequence = not self.ending
-        self._wire.put(OutgoingEntry(self, open=message.SerializeToString(), frames=part, end=self.ending))
+        self._queue.put(OutgoingEntry(self, open=message.SerializeToString(), frames=part, end=self.ending))
 
-    async def feed_rest(self, frames: Array) -> None:
-        """Sends what open_whole() left of a whole sequence, and its end."""
+    async def send_rest(self, frames: Array) -> None:
+        """Sends the frames that open_whole() has not sent, and the end of the sequence."""
         while self.sent < len(frames):
             await self.wait(lambda: self._room > 0, math.inf)
-            part = frames[self.sent : self.sent + min(self._room, _rows(frames))]
+            part = frames[self.sent : self.sent + min(self._room, _rows_per_entry(frames))]
             self.sent += len(part)
             self.ending = self.sent == len(frames)
-            self._wire.put(OutgoingEntry(self, frames=part, end=self.ending))
+            self._queue.put(OutgoingEntry(self, frames=part, end=self.ending))
 
     async def send(self, frames: Array, deadline: float) -> None:
-        """Sends a copy of a chunk, [k, D], waiting for room in the window and the budget. Raises DeadlineExceeded.
+        """Sends a copy of a chunk, [k, D], when the window and the budget have room. Raises DeadlineExceeded.
 
-        A chunk that fits the window is sent whole or not at all. Of a larger one, the outputs of what was sent come.
+        A chunk that fits into the window is sent whole or not at all. If only a part of a larger chunk could be sent,
+        the outputs of this part are returned.
         """
         cost = self._cost(len(frames))
         size = cost + frames.nbytes
         if not self._senders and self._fits(frames):
             self._check_open()
             if self.share.take(size):
-                self._chunks.expect(len(frames), early=False, cost=cost)
-                self._put(frames)
+                self._chunks.expect(len(frames), received_on_arrival=False, cost=cost)
+                self._send_frames(frames)
                 return
         await self._take_turn(deadline)
         try:
             self._check_open()
             least = min(len(frames), self.window)
-            entries = max(1, math.ceil(least / _rows(frames)))  # which the server bounds, too
+            entries = max(1, math.ceil(least / _rows_per_entry(frames)))  # their number is bounded by the server, too
             await self._until(
                 lambda: self._room >= least and self._chunks.missing + entries <= self.window,
                 deadline,
                 self._window_full,
             )
-            await self._pay(size, deadline)
-            due, start = self._chunks.expect(len(frames), early=len(frames) > self.window, cost=cost), 0
+            await self._take_budget(size, deadline)
+            larger = len(frames) > self.window
+            pending = self._chunks.expect(len(frames), received_on_arrival=larger, cost=cost)
+            start = 0
             try:
                 while True:
-                    part = frames[start : start + min(self._room, _rows(frames))]
-                    self._put(part)
+                    part = frames[start : start + min(self._room, _rows_per_entry(frames))]
+                    self._send_frames(part)
                     start += len(part)
                     if start == len(frames):
                         break
                     await self._until(lambda: self._room > 0, deadline, self._window_full)
             except BaseException:
-                saved = self._chunks.shorten(due, start, self._cost(start))
+                saved = self._chunks.shorten(pending, start, self._cost(start))
                 self.share.give_back(saved + frames[start:].nbytes)
                 raise
         finally:
             self._end_turn()
 
     def reset(self) -> None:
-        """Zeroes the state before the frames that are sent next."""
+        """Sets the hidden state to zero before the next frames."""
         self._check_open()
         self._reset = True
 
     def receive(self) -> Chunk:
-        """Takes the next chunk, which must be ready."""
+        """Returns the outputs of the next chunk, which must be ready."""
         chunk, cost = self._chunks.receive()
         self.share.give_back(cost)
         self.notify()
         return chunk
 
     async def end(self, deadline: float) -> None:
-        """Says that no more frames come, once those that are being sent are. Raises DeadlineExceeded."""
+        """Ends the sequence after all frames that are being sent. Raises DeadlineExceeded."""
         await self._take_turn(deadline)
         try:
             if not self.ending and self.failure is None:
                 self.ending = True
-                self._wire.put(OutgoingEntry(self, reset=self._reset, end=True))
+                self._queue.put(OutgoingEntry(self, reset=self._reset, end=True))
         finally:
             self._end_turn()
 
     def cancel(self, error: SeqloomError) -> None:
-        """Drops the session, if it is not over: the server forgets it. What can be received still can."""
+        """Cancels the session, unless it has ended. Chunks that are ready can still be received."""
         if not self.ended:
-            self._wire.put(OutgoingEntry(self, cancel=True))
+            self._queue.put(OutgoingEntry(self, cancel=True))
             self.fail(error)
-        self.share.give_back(self._chunks.disown())
+        self.share.give_back(self._chunks.release_ready())
 
     def fail(self, error: SeqloomError) -> None:
-        """Ends the session with an error."""
+        """Ends the session with an error, unless it has ended."""
         if not self.ended:
             self.failure = error
-            self.share.give_back(self._chunks.give_up())
+            self.share.give_back(self._chunks.drop_pending())
         self.notify()
 
     def take(self, entry: inference_service_pb2.SessionResponse) -> None:
-        """Takes what the server sent for this session."""
+        """Handles a response of the server for this session."""
         if entry.HasField("error"):
-            self.fail(in_callers_words(from_status(entry.error), self._frames_name))
+            self.fail(with_argument_names(from_status(entry.error), self._frames_name))
             return
         if entry.HasField("opened"):
             self.weights_version = entry.opened.weights_version
@@ -211,13 +223,13 @@ class Session:
         self.notify()
 
     async def wait(self, condition: Callable[[], bool], deadline: Deadline) -> None:
-        """Waits until something holds. Raises what the session failed with; TimeoutError at `deadline`."""
+        """Waits until a condition is true. Raises the session's failure, and TimeoutError at the deadline."""
         while not condition():
             if self.failure is not None:
                 raise self.failure
             waiter = Waiter(condition, deadline)
             self._waiting.add(waiter)
-            self._wire.clock.watch(waiter)
+            self._queue.timer.watch(waiter)
             try:
                 await waiter.woken
             except TimeoutError:
@@ -227,10 +239,10 @@ class Session:
                     raise
             finally:
                 self._waiting.discard(waiter)
-                self._wire.clock.forget(waiter)
+                self._queue.timer.forget(waiter)
 
     def notify(self) -> None:
-        """Lets everything that waits look again."""
+        """Wakes the waits whose condition is true, or all of them if the session has failed."""
         for waiter in self._waiting:
             if self.failure is not None or waiter.condition():
                 waiter.wake()
@@ -238,7 +250,7 @@ class Session:
     async def _take_turn(self, deadline: float) -> None:
         self._senders += 1
         try:
-            if self._senders == 1:  # it is free
+            if self._senders == 1:  # the lock is free
                 await self._sending.acquire()
                 return
             async with until(deadline):
@@ -262,42 +274,42 @@ class Session:
         except TimeoutError:
             raise late() from None
 
-    async def _pay(self, size: int, deadline: float) -> None:
-        """Takes so much of the budget, when it may."""
-        self._check_open()  # it may have failed at the moment at which there was room
+    async def _take_budget(self, size: int, deadline: float) -> None:
+        """Takes bytes of the budget as soon as they are available."""
+        self._check_open()  # it may have failed at the moment when the window had room
         if self.share.take(size):
             return
-        with self.share.wanting(size, self.notify):
-            await self._until(lambda: self.share.admits(size), deadline, self._budget_spent)
+        with self.share.waiting_for(size, self.notify):
+            await self._until(lambda: self.share.has_room(size), deadline, self._budget_spent)
             self._check_open()
             self.share.take(size)
 
     def _window_full(self) -> DeadlineExceeded:
         return DeadlineExceeded(
-            f"{self.sent - self.received} steps are sent and not received, of a window of {self.window}: "
+            f"{self.sent - self.received} steps are sent and not received, and the window is {self.window}: "
             "receive outputs before sending more",
             reason="WINDOW_FULL",
         )
 
     def _budget_spent(self) -> DeadlineExceeded:
         return DeadlineExceeded(
-            f"the client's streams hold {self.share.describe()}, of frames that are not written and outputs that are "
-            "not received: receive outputs, of this stream or another, before sending more",
+            f"the client's streams hold {self.share.describe()}, in frames that are not sent and outputs that are not "
+            "received: receive outputs of this stream or another before sending more",
             reason="WINDOW_FULL",
         )
 
     def _cost(self, steps: int) -> int:
-        """What a chunk takes from now on until it is received, beside its frames."""
+        """Returns the bytes that a chunk holds of the budget until it is received, beside its frames."""
         return CHUNK_BYTES + steps * self.step_bytes
 
     def _fits(self, frames: Array) -> bool:
-        """Whether these can go at once, in one entry."""
+        """Returns whether frames can be sent at once, in one entry."""
         return len(frames) <= self._room and frames.nbytes <= _ENTRY_BYTES and self._chunks.missing < self.window
 
-    def _put(self, frames: Array) -> None:
+    def _send_frames(self, frames: Array) -> None:
         reset, self._reset = self._reset, False
-        # the caller's buffer may hold the next frames by the time this is encoded
-        self._wire.put(OutgoingEntry(self, reset=reset, frames=frames.copy(), kept=frames.nbytes))
+        # a copy: the caller may change the array before it is encoded
+        self._queue.put(OutgoingEntry(self, reset=reset, frames=frames.copy(), held_bytes=frames.nbytes))
         self.sent += len(frames)
 
     @property
@@ -308,9 +320,9 @@ class Session:
         if self.failure is not None:
             raise self.failure
         if self.ending:
-            raise InvalidArgument("the stream is finished: it takes no more frames", reason="SESSION_ENDED")
+            raise InvalidArgument("the stream is finished: no more frames can be sent", reason="SESSION_ENDED")
 
 
-def _rows(frames: Array) -> int:
-    """How many rows of these frames make an entry."""
+def _rows_per_entry(frames: Array) -> int:
+    """Returns how many rows of these frames fit into one entry."""
     return max(1, _ENTRY_BYTES // int(frames.shape[1] * frames.itemsize))

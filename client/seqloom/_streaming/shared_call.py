@@ -1,7 +1,7 @@
-"""The one StreamInfer call that all sessions of a client share: what is due goes out together, in few messages.
+"""The StreamInfer call that all sessions of a client share, which sends many sessions' entries in one message.
 
-The call is opened when the first session needs it and lives as long as the client; when it breaks, its sessions fail
-and the next session opens another.
+The call starts with the first session and lasts as long as the client. If it breaks, its sessions fail, and the next
+session starts another call.
 """
 
 import asyncio
@@ -9,76 +9,82 @@ import collections
 import contextlib
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import grpc
 
 from seqloom import wire
 from seqloom._config import MESSAGE_BYTES
-from seqloom._streaming.deadline_timer import Clock
+from seqloom._streaming.deadline_timer import DeadlineTimer
 from seqloom._streaming.outgoing_entry import OutgoingEntry
 from seqloom._streaming.session import INITIAL_WINDOW, Session
 from seqloom._streaming.stream_budget import StreamBudget
 from seqloom.errors import Cancelled, DeadlineExceeded, Internal, SeqloomError, Unavailable, from_transport
+from seqloom.types import ModelSpec, Outputs
 from seqloom.v1 import inference_service_pb2
 
 StreamCall = grpc.aio.StreamStreamCall[bytes, inference_service_pb2.StreamInferResponse]
 
+SessionKind: TypeAlias = "tuple[ModelSpec, Outputs]"
+"""What the server computes the size of a session's window from."""
+
 _MAX_ENTRIES = 4096  # in one message
-_LAST_WORDS = 1.0  # seconds that the server gets to end a call that we have ended
+_CLOSE_SECONDS = 1.0  # how long the server may take to end a call that the client has ended
 
 
 class SharedCall:
-    """The sessions of one client, by number, over one call. Belongs to one event loop."""
+    """Opens the sessions of one client on one call. Belongs to one event loop."""
 
-    def __init__(self, begin: Callable[[], StreamCall]) -> None:
-        self._begin = begin
-        self._call: _Call | None = None
-        self._windows: dict[Any, int] = {}  # by what determines them, as servers told them last
+    def __init__(self, start_call: Callable[[], StreamCall]) -> None:
+        self._start_call = start_call
+        self._call: _OpenCall | None = None
+        self._windows: dict[SessionKind, int] = {}  # the last that the server sent for this kind of session
         self._budget = StreamBudget()
         self._closed = False
 
-    def session(self, kind: Any, frames_name: str = "frames") -> Session:
-        """Returns a new session, not opened yet. `kind`: what the size of its window hangs on."""
+    def new_session(self, kind: SessionKind, frames_name: str = "frames") -> Session:
+        """Returns a new session that is not opened yet. kind: determines the size of its window."""
         if self._closed:
             raise Cancelled("the client is closed", reason="CLIENT_CLOSED")
         if self._call is None or self._call.broken:
             self._windows.clear()
-            self._call = _Call(self._begin(), self._budget)
+            self._call = _OpenCall(self._start_call(), self._budget)
         window = self._windows.get(kind, INITIAL_WINDOW)
         return self._call.add(window, frames_name)
 
-    async def opened(self, message: inference_service_pb2.OpenSession, kind: Any, deadline: float) -> Session:
-        """Opens a live session; returns it when the server has. Raises what it fails with, and DeadlineExceeded."""
-        session = self.session(kind)
+    async def open_session(
+        self, message: inference_service_pb2.OpenSession, kind: SessionKind, deadline: float
+    ) -> Session:
+        """Opens a live session, waiting for the server. Raises DeadlineExceeded and the server's errors."""
+        session = self.new_session(kind)
         session.open(message)
         try:
             await session.wait(lambda: session.weights_version > 0, deadline)
         except TimeoutError:
-            raise DeadlineExceeded("no answer came in time", reason="TIMEOUT") from None
+            raise DeadlineExceeded("the server did not respond before the timeout", reason="TIMEOUT") from None
         finally:
             if not session.weights_version:
-                session.cancel(Cancelled("the stream was given up", reason="CANCELLED"))
-        self.learn(kind, session)
+                session.cancel(Cancelled("opening the stream was cancelled", reason="CANCELLED"))
+        self.remember_window(kind, session)
         return session
 
-    def learn(self, kind: Any, session: Session) -> None:
-        """Remembers the window that an opened session was told."""
+    def remember_window(self, kind: SessionKind, session: Session) -> None:
+        """Remembers the window of an opened session for the next session of its kind."""
         self._windows[kind] = session.window
 
     async def close(self) -> None:
-        """Ends the call and fails what is open."""
+        """Ends the call; open sessions fail with Cancelled."""
         self._closed = True
         if self._call is not None:
             await self._call.close()
 
 
-class _Call:
-    """One call: a task that writes what is due, a task that reads and hands out."""
+class _OpenCall:
+    """One gRPC call, with a task that writes queued entries and a task that reads responses."""
 
     def __init__(self, call: StreamCall, budget: StreamBudget) -> None:
         self.broken = False
-        self.clock = Clock()
+        self.timer = DeadlineTimer()
         self._call = call
         self._budget = budget
         self._sessions: dict[int, Session] = {}
@@ -94,21 +100,22 @@ class _Call:
         return session
 
     def put(self, entry: OutgoingEntry) -> None:
-        """Sends an entry with the next message."""
+        """Queues an entry for the next message."""
         if entry.cancel:
             self._sessions.pop(entry.session.number, None)
         if self.broken:
-            entry.gone()
+            entry.release_budget()
             return
         self._outbox.append(entry)
         self._wake.set()
 
     async def close(self) -> None:
+        """Ends the call; open sessions fail with Cancelled."""
         quiet = not self._sessions and not self.broken
         self._fail(Cancelled("the client is closed", reason="CLIENT_CLOSED"))
-        if quiet:  # a call that ends by itself is no cancelled one to the server
+        if quiet:  # so that the server does not count the call as cancelled
             with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
-                async with asyncio.timeout(_LAST_WORDS):
+                async with asyncio.timeout(_CLOSE_SECONDS):
                     await self._call.done_writing()
                     await asyncio.wait(self._tasks[1:])
         for task in self._tasks:
@@ -124,9 +131,9 @@ class _Call:
                 self._wake.clear()
                 await self._wake.wait()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass  # what ended the call is for the reader to tell: a write only knows that it has ended
+            pass  # the reader finds out why the call ended
         except Exception as bug:
-            self._fail(Internal(f"what was to be sent could not be: {bug!r}", reason="UNSENT"))
+            self._fail(Internal(f"a message could not be sent: {bug!r}", reason="UNSENT"))
             self._call.cancel()
 
     async def _read(self) -> None:
@@ -149,8 +156,10 @@ class _Call:
             raise
         except Exception as failed:
             found = from_transport(failed)
-            if found is None:  # a message that is none of this protocol
-                found = Internal(f"the server sent what cannot be read: {failed!r}", reason="MALFORMED_REPLY")
+            if found is None:  # a message of another protocol
+                found = Internal(
+                    f"the server sent a message that cannot be decoded: {failed!r}", reason="MALFORMED_REPLY"
+                )
                 self._call.cancel()
             error = found
         finally:
@@ -161,13 +170,13 @@ class _Call:
         self.broken = True
         sessions, self._sessions = self._sessions, {}
         for session in sessions.values():
-            session.fail(copy.copy(error))  # each is raised with a traceback of its own
+            session.fail(copy.copy(error))  # each copy gets its own traceback
         while self._outbox:
-            self._outbox.popleft().gone()
-        self.clock.stop()
+            self._outbox.popleft().release_budget()
+        self.timer.stop()
 
     def _next_message(self) -> bytes:
-        """The bytes of a StreamInferRequest."""
+        """Returns an encoded StreamInferRequest of the next entries."""
         parts: wire.Buffers = []
         entries, room = 0, MESSAGE_BYTES
         while self._outbox and entries < _MAX_ENTRIES:
@@ -175,7 +184,7 @@ class _Call:
             if size > room and entries:
                 break
             entry = self._outbox.popleft()
-            entry.gone()
+            entry.release_budget()
             room -= size
             if not entry.session.failure or entry.cancel:
                 parts += entry.buffers()

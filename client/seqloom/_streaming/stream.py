@@ -1,4 +1,4 @@
-"""A live stream: frames in, outputs out, the hidden state kept on the server in between."""
+"""A live stream, which sends frames and receives their outputs; its hidden state stays on the server."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,9 @@ import math
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
+
+import numpy.typing as npt
 
 from seqloom import _forks
 from seqloom._messages import arguments
@@ -26,67 +28,67 @@ from seqloom.types import Chunk, ModelSpec, Snapshot, State
 
 
 class AsyncStream:
-    """One live stream, made by `client.stream`; open inside its `with` block. Many streams of a client share one call.
+    """A live stream, returned by `client.stream` and open inside its `with` block.
 
-    A bounded number of steps may be sent and not yet received, the window; `send` waits when it is full. All streams
-    of a client share 64 MiB: as what they have sent and not received comes near that, each may send less ahead, but
-    always one chunk. Where a timeout is not named, the stream's is taken, in seconds.
+    The window limits how many steps may be sent and not yet received; `send` waits while it is full. All streams of a
+    client share 64 MiB for frames and outputs that are sent and not received: a stream may send less ahead as less of
+    that is free, but always one chunk. timeout: seconds, by default the stream's.
     """
 
-    def __init__(self, opener: Callable[[], Awaitable[tuple[Session, ModelSpec]]], timeout: float) -> None:
-        self._opener = opener
+    def __init__(self, open_session: Callable[[], Awaitable[tuple[Session, ModelSpec]]], timeout: float) -> None:
+        self._open_session = open_session
         self._timeout = timeout
         self._session: Session | None = None
         self._spec: ModelSpec | None = None
 
     async def __aenter__(self) -> Self:
-        """Opens the stream on the server. Raises NotFound, VersionMismatch, Overloaded, Unavailable and others."""
+        """Opens the stream on the server. Raises NotFound, VersionMismatch, Overloaded or Unavailable, among others."""
         if self._session is not None:
-            raise InvalidArgument("the stream was opened before: make a new one")
-        self._session, self._spec = await self._opener()
+            raise InvalidArgument("the stream was opened before: create a new one")
+        self._session, self._spec = await self._open_session()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Drops the stream, unless it has finished."""
-        if self._session is not None and not _forks.outlived():
+        """Closes the stream. Without `finish` its hidden state is lost."""
+        if self._session is not None and not _forks.is_forked():
             self._session.cancel(Cancelled("the stream is closed", reason="STREAM_CLOSED"))
 
-    async def send(self, frames: Any, timeout: float | None = None) -> None:
-        """Sends a chunk of frames, [k, D], k may be 0; waits while the window is full, or what all streams share.
+    async def send(self, frames: npt.ArrayLike, timeout: float | None = None) -> None:
+        """Sends a chunk of frames, [k, D], where k may be 0. Waits while the window or the shared 64 MiB are full.
 
-        Raises DeadlineExceeded where it stays full: receive outputs first.
+        Raises DeadlineExceeded if they are still full at the timeout: receive outputs first.
         """
-        session, spec = self._opened()
+        session, spec = self._require_open()
         with _stream_errors:
             await session.send(arguments.frames(frames, spec, "frames"), self._deadline(timeout))
 
     async def receive(self, timeout: float | None = None) -> Chunk:
-        """Returns the outputs of the next chunk that was sent, waiting for them. Raises DeadlineExceeded.
+        """Waits for the outputs of the next chunk that was sent, and returns them.
 
-        Raises InvalidArgument where the stream is finished and nothing more is due.
+        Raises DeadlineExceeded; InvalidArgument if the stream is finished and all outputs were received.
         """
-        session, _ = self._opened()
+        session, _ = self._require_open()
         with _stream_errors:
             if not session.ready:
                 await _until(session, lambda: session.ready or session.exhausted, self._deadline(timeout))
             if session.ready:
                 return session.receive()
-        raise InvalidArgument("the stream is finished: no more outputs are due", reason="NOTHING_DUE")
+        raise InvalidArgument("the stream is finished: all outputs were received", reason="NOTHING_DUE")
 
     async def reset(self) -> None:
-        """Zeroes the hidden state before the frames that are sent next; steps count on."""
-        session, _ = self._opened()
+        """Sets the hidden state to zero before the next frames. The count of steps goes on."""
+        session, _ = self._require_open()
         with _stream_errors:
             session.reset()
 
     async def finish(self, timeout: float | None = None) -> State:
-        """Says that no more frames come; returns the final state, State of [L, 1, H].
+        """Ends the sequence; waits for the final state and returns it, a State of [L, 1, H].
 
-        Outputs that were still due stay readable: by iteration, or receive().
+        Outputs that were not received yet can still be: by iteration, or by receive().
         """
-        session, _ = self._opened()
+        session, _ = self._require_open()
         with _stream_errors:
             deadline = self._deadline(timeout)
             await session.end(deadline)
@@ -94,42 +96,42 @@ class AsyncStream:
         assert session.final_state is not None
         return session.final_state
 
-    async def run(self, chunks: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Chunk]:
-        """Sends chunks of frames, each [k, D], as they come, and yields the outputs of each in order, as they come.
+    async def run(self, chunks: Iterable[npt.ArrayLike] | AsyncIterable[npt.ArrayLike]) -> AsyncIterator[Chunk]:
+        """Sends chunks of frames, each [k, D], and yields the outputs of each chunk, in order, as soon as they arrive.
 
-        Pipelined: the next chunk is sent before the outputs of the last are there, as far as the window goes.
+        The next chunks are sent while outputs are pending, up to the window.
         """
-        session, _ = self._opened()
-        feeding = asyncio.create_task(self._feed(chunks))
+        session, _ = self._require_open()
+        sending = asyncio.create_task(self._send_all(chunks))
 
-        def fed(task: asyncio.Task[None]) -> None:
+        def finished_sending(task: asyncio.Task[None]) -> None:
             session.notify()
             if not task.cancelled():
-                task.exception()  # looked at, should nobody come back for it
+                task.exception()  # retrieved, so that asyncio does not log it if nobody awaits the task
 
-        feeding.add_done_callback(fed)
+        sending.add_done_callback(finished_sending)
         try:
             while True:
                 with _stream_errors:
                     if not session.ready:
                         await _until(
                             session,
-                            lambda: session.ready or (feeding.done() and not session.due),
-                            _patience(session, self._timeout),
+                            lambda: session.ready or (sending.done() and not session.has_pending),
+                            _response_deadline(session, self._timeout),
                         )
                     if not session.ready:
                         break
                     chunk = session.receive()
                 yield chunk
-            await feeding
+            await sending
         finally:
-            feeding.cancel()
+            sending.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
-                await feeding
+                await sending
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
-        """Yields outputs in order until the stream is finished and nothing more is due."""
-        session, _ = self._opened()
+        """Yields the outputs of chunks, in order, until the stream is finished and all outputs were received."""
+        session, _ = self._require_open()
         while True:
             with _stream_errors:
                 await session.wait(lambda: session.ready or session.exhausted, math.inf)
@@ -140,36 +142,36 @@ class AsyncStream:
 
     @property
     def weights_version(self) -> int:
-        """The version of the weights that the stream was opened with, and keeps."""
-        return self._opened()[0].weights_version
+        """The version of the weights, which stays the same for the whole stream."""
+        return self._require_open()[0].weights_version
 
     @property
     def window(self) -> int:
-        """The most steps that may be sent and not yet received, while the client's streams leave little unread."""
-        return self._opened()[0].window
+        """The most steps that may be sent and not yet received, if enough of the shared 64 MiB is free."""
+        return self._require_open()[0].window
 
     @property
     def snapshot(self) -> Snapshot | None:
-        """The last state that the server sent on its way, where the stream was opened with a snapshot_interval."""
-        return self._opened()[0].snapshot
+        """The last snapshot that the server sent; None before the first, or without a snapshot_interval."""
+        return self._require_open()[0].snapshot
 
-    async def _feed(self, chunks: Iterable[Any] | AsyncIterable[Any]) -> None:
+    async def _send_all(self, chunks: Iterable[npt.ArrayLike] | AsyncIterable[npt.ArrayLike]) -> None:
         if isinstance(chunks, AsyncIterable):
             async for chunk in chunks:
                 await self._send_in_time(chunk)
         else:
             for chunk in chunks:
                 await self._send_in_time(chunk)
-                await asyncio.sleep(0)  # so that a long iterable leaves the loop to others
+                await asyncio.sleep(0)  # so that a long iterable does not block the event loop
 
-    async def _send_in_time(self, frames: Any) -> None:
-        # the consumer may take as long as it likes, and a full window is then no error
-        session, spec = self._opened()
+    async def _send_in_time(self, frames: npt.ArrayLike) -> None:
+        # no deadline: the caller of run() may take outputs as slowly as it likes
+        session, spec = self._require_open()
         with _stream_errors:
             await session.send(arguments.frames(frames, spec, "chunks"), math.inf)
 
-    def _opened(self) -> tuple[Session, ModelSpec]:
-        _forks.check()
+    def _require_open(self) -> tuple[Session, ModelSpec]:
+        _forks.check_not_forked()
         if self._session is None or self._spec is None:
             raise InvalidArgument("the stream is not open: use it inside `with client.stream(...) as stream:`")
         return self._session, self._spec
@@ -178,12 +180,12 @@ class AsyncStream:
         return time.monotonic() + (self._timeout if timeout is None else checked_seconds(timeout, "timeout"))
 
 
-def _patience(session: Session, seconds: float) -> Deadline:
-    """A deadline that is so far from now, or from when something was sent that is due, if that is later."""
+def _response_deadline(session: Session, seconds: float) -> Deadline:
+    """Returns a deadline: `seconds` from now, or from when the first pending chunk was sent, if that is later."""
     begun = time.monotonic()
 
     def deadline() -> float:
-        sent = session.due_since
+        sent = session.pending_since
         return seconds + (time.monotonic() if sent is None else max(begun, sent))
 
     return deadline
@@ -193,15 +195,16 @@ async def _until(session: Session, condition: Callable[[], bool], deadline: Dead
     try:
         await session.wait(condition, deadline)
     except TimeoutError:
-        waited = "no answer came in time" if session.due else "nothing was sent that an answer is due to"
+        waited = (
+            "the server did not respond before the timeout"
+            if session.has_pending or session.ending
+            else "no outputs are pending: send frames first"
+        )
         raise DeadlineExceeded(waited, reason="TIMEOUT") from None
 
 
 class _StreamErrors:
-    """An open stream that loses its connection is StreamLost: what a repeat could mend elsewhere, it cannot here.
-
-    So is one that the server drops since it takes no more now.
-    """
+    """Raises StreamLost for Unavailable and Overloaded: a repeat cannot help, as the stream's state is gone."""
 
     def __enter__(self) -> None:
         pass

@@ -1,10 +1,11 @@
-"""What the live sessions of a client may hold together: one budget of bytes, of which each may take what is still free.
+"""The memory budget that all live streams of a client share, in bytes.
 
-A chunk's frames count until they are written to the connection, its outputs from when it is sent until the caller
-receives them. These are the dynamic thresholds of switches whose ports share a memory (Choudhury and Hahne, IEEE/ACM
-Transactions on Networking 6(2), 1998): windows shrink as more sessions leave outputs unread, and something always stays
-free for those that read. A session that holds nothing may take one chunk in any case, so none stalls another. Together
-they hold at most the budget and a chunk each.
+A chunk's frames count against it until they are written to the connection, its outputs from the moment it is sent until
+the caller receives them. A stream may take as much as is still free: the dynamic thresholds of switches whose ports
+share a memory (Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). So streams may send less ahead as
+more of them leave outputs unread, and some of the budget always stays free for streams that read. A stream that holds
+nothing may always take one chunk, so no stream can block another. Together they hold at most the budget plus one chunk
+each.
 """
 
 import collections
@@ -17,52 +18,57 @@ import numpy as np
 from seqloom.types import ModelSpec, Outputs, TopK
 
 CLIENT_BYTES = 64 << 20
-CHUNK_BYTES = 512  # about what a chunk takes beside its elements
+CHUNK_BYTES = 512  # the approximate overhead of a chunk, beside its elements
 
 _LABEL_BYTES = 4
 
 
 class StreamBudget:
-    """The bytes that one client's sessions share, on one event loop. free: below 0 where single chunks go beyond."""
+    """The bytes that the sessions of one client share, on one event loop.
+
+    free: bytes that no session holds; negative if sessions that held nothing took a chunk each.
+    """
 
     def __init__(self, size: float = CLIENT_BYTES) -> None:
         self.size = self.free = size
-        self.waiting: dict[Share, Want] = {}
-        self.dropped: collections.deque[int] = collections.deque()  # what forgotten shares held: from any thread
-        self._needs: list[tuple[int, int, Share]] = []  # a heap of what must be free before one that waits can go on
-        self._noted = 0
+        self.waiting: dict[BudgetShare, BudgetWait] = {}
+        # bytes of shares that were garbage-collected, by any thread
+        self.forgotten: collections.deque[int] = collections.deque()
+        # a heap of waiting shares by how many bytes must be free before they can go on; some entries are out of date
+        self._needs: list[tuple[int, int, BudgetShare]] = []
+        self._updates = 0
 
-    def note(self, share: "Share") -> None:
-        """Notes what a share that waits needs now, or still: it is told when so much is free."""
-        want = self.waiting.get(share)
-        if want is None or want.need == share.held + want.size:
+    def update_wait(self, share: "BudgetShare") -> None:
+        """Records how many bytes must be free before a waiting share is notified."""
+        wait = self.waiting.get(share)
+        if wait is None or wait.required == share.held + wait.size:
             return
         if len(self._needs) > 2 * len(self.waiting) + 16:  # most of them are out of date
-            self._needs = [each for each in self._needs if self._wanted(*each)]
+            self._needs = [each for each in self._needs if self._is_current(*each)]
             heapq.heapify(self._needs)
-        want.need = share.held + want.size
-        self._noted += 1
-        heapq.heappush(self._needs, (want.need, self._noted, share))
+        wait.required = share.held + wait.size
+        self._updates += 1
+        heapq.heappush(self._needs, (wait.required, self._updates, share))
 
-    def look(self) -> None:
-        """Tells those that wait and can go on."""
-        while self.dropped:
-            self.free += self.dropped.popleft()
+    def notify_waiting(self) -> None:
+        """Notifies the waiting shares that can go on, those that need least first."""
+        while self.forgotten:
+            self.free += self.forgotten.popleft()
         free = self.free
         while self._needs and self._needs[0][0] <= free:
-            need = heapq.heappop(self._needs)
-            if self._wanted(*need):
-                want = self.waiting[need[2]]
-                free -= want.size  # kept for this one: others would be told in vain
-                want.need = None
-                want.notify()
+            required = heapq.heappop(self._needs)
+            if self._is_current(*required):
+                wait = self.waiting[required[2]]
+                free -= wait.size  # reserved for this share: others would be notified in vain
+                wait.required = None
+                wait.notify()
 
-    def _wanted(self, need: int, _: int, share: "Share") -> bool:
-        return share in self.waiting and self.waiting[share].need == need
+    def _is_current(self, required: int, _: int, share: "BudgetShare") -> bool:
+        return share in self.waiting and self.waiting[share].required == required
 
 
-class Share:
-    """What one session holds of a budget, in bytes. It goes back when the share is forgotten."""
+class BudgetShare:
+    """The bytes that one session holds of a budget. They are released when the share is garbage-collected."""
 
     __slots__ = ("_budget", "held")
 
@@ -72,17 +78,17 @@ class Share:
 
     def __del__(self) -> None:
         if self.held:
-            self._budget.dropped.append(self.held)
+            self._budget.forgotten.append(self.held)
 
-    def admits(self, size: int) -> bool:
-        """Whether it may take so much more; where it waits for that, it is told as soon as it may."""
+    def has_room(self, size: int) -> bool:
+        """Returns whether `size` more bytes can be taken. If not, and the share waits for them, it will be notified."""
         if not self.held or self.held + size <= self._budget.free:
             return True
-        self._budget.note(self)
+        self._budget.update_wait(self)
         return False
 
     def take(self, size: int) -> bool:
-        """Takes so much more, if it may; returns whether it does."""
+        """Takes `size` more bytes if they are available; returns whether it did."""
         budget = self._budget
         if self.held and self.held + size > budget.free:
             return False
@@ -91,43 +97,44 @@ class Share:
         return True
 
     def give_back(self, size: int) -> None:
+        """Returns bytes to the budget."""
         budget = self._budget
         self.held -= size
         budget.free += size
         if budget.waiting:
-            budget.note(self)
-            budget.look()
+            budget.update_wait(self)
+            budget.notify_waiting()
 
-    def wanting(self, size: int, notify: Callable[[], None]) -> "Want":
-        """While its block lasts, notify() is called when it may take so much more."""
-        return Want(self._budget, self, size, notify)
+    def waiting_for(self, size: int, notify: Callable[[], None]) -> "BudgetWait":
+        """Returns a context manager during which notify() is called when `size` more bytes are available."""
+        return BudgetWait(self._budget, self, size, notify)
 
     def describe(self) -> str:
-        """How much all hold, in words."""
+        """Returns how much all sessions hold, for an error message."""
         return f"{self._budget.size - self._budget.free:.0f} bytes of {self._budget.size:.0f}"
 
 
 @dataclass(slots=True)
-class Want:
-    """What a share that waits wants more. need: what must be free for it, as noted last; None once it was told."""
+class BudgetWait:
+    """A share's wait for `size` more bytes. required: bytes that must be free, as recorded last; None once notified."""
 
     budget: StreamBudget
-    share: Share
+    share: BudgetShare
     size: int
     notify: Callable[[], None]
-    need: int | None = None
+    required: int | None = None
 
     def __enter__(self) -> None:
         self.budget.waiting[self.share] = self
-        self.budget.look()
+        self.budget.notify_waiting()
 
     def __exit__(self, *_: object) -> None:
         del self.budget.waiting[self.share]
-        self.budget.look()  # another may go on, now that this one has what it wants or has given up
+        self.budget.notify_waiting()  # another share may go on, as this one has its bytes or has given up
 
 
 def step_bytes(spec: ModelSpec, outputs: Outputs) -> int:
-    """Returns how many bytes the outputs of a live session's step take."""
+    """Returns the size of the outputs of one step, in bytes."""
     if outputs == "labels":
         return _LABEL_BYTES
     number = np.dtype(spec.dtype).itemsize

@@ -1,23 +1,26 @@
-"""Whole sequences over the shared call, each a session whose frames are all there: so callers travel together."""
+"""Inference of whole sequences: each is a session of the shared call, so many callers share a message."""
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+
+import numpy.typing as npt
 
 from seqloom._messages import arguments
 from seqloom._retries import remaining, until
 from seqloom._streaming.session import Session
 from seqloom._streaming.shared_call import SharedCall
 from seqloom.errors import Cancelled, DeadlineExceeded, VersionMismatch
-from seqloom.types import Array, InferenceResult, ModelSpec, Outputs, State, Timing
+from seqloom.tensors import Array
+from seqloom.types import InferenceResult, ModelSpec, Outputs, State, Timing
 from seqloom.v1 import inference_service_pb2, tensor_pb2
 
-_MIXED_VERSIONS = 3  # how often a call is repeated whose sequences met different weights
+_MIXED_VERSIONS = 3  # how often a call is repeated if its sequences ran with different weights
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One checked `infer` call: N sequences [T_i, D], and the state [L, 1, H] of each, or None."""
+class InferRequest:
+    """The checked arguments of `infer`: N sequences [T_i, D], and the initial state [L, 1, H] of each, or None."""
 
     model: str
     spec: ModelSpec
@@ -29,33 +32,39 @@ class Request:
 
     @classmethod
     def checked(
-        cls, model: str, spec: ModelSpec, xs: Any, outputs: Outputs, initial_state: State | None, version: int | None
-    ) -> "Request":
-        """Raises InvalidArgument."""
+        cls,
+        model: str,
+        spec: ModelSpec,
+        xs: Iterable[npt.ArrayLike],
+        outputs: Outputs,
+        initial_state: State | None,
+        version: int | None,
+    ) -> "InferRequest":
+        """Checks the arguments of `infer`. Raises InvalidArgument."""
         sequences = arguments.sequences(xs, spec)
         states = arguments.state(initial_state, spec, len(sequences))
         return cls(model, spec, outputs, arguments.output_spec(outputs), sequences, states, arguments.version(version))
 
 
-async def infer(call: SharedCall, request: Request, deadline: float) -> InferenceResult:
-    """Runs all sequences of a request under one version of the weights. Raises what they fail with."""
+async def infer(call: SharedCall, request: InferRequest, deadline: float) -> InferenceResult:
+    """Runs all sequences of a request with one version of the weights. Raises the error of the first that fails."""
     for _ in range(_MIXED_VERSIONS):
         try:
-            sessions = await _run(call, request, deadline)
+            sessions = await _run_sessions(call, request, deadline)
         except TimeoutError:
-            raise DeadlineExceeded("no answer came in time", reason="TIMEOUT") from None
+            raise DeadlineExceeded("the server did not respond before the timeout", reason="TIMEOUT") from None
         if len({session.weights_version for session in sessions}) == 1:
             return _result(sessions)
-    raise VersionMismatch("the model's weights were replaced again and again while the call ran", reason="MIXED")
+    raise VersionMismatch("the model's weights were replaced repeatedly while the call ran", reason="MIXED")
 
 
-async def _run(call: SharedCall, request: Request, deadline: float) -> list[Session]:
+async def _run_sessions(call: SharedCall, request: InferRequest, deadline: float) -> list[Session]:
     kind = (request.spec, request.outputs)
     sessions: list[Session] = []
     seconds = remaining(deadline)
     try:
         for i, frames in enumerate(request.sequences):
-            session = call.session(kind, f"xs[{i}]")
+            session = call.new_session(kind, f"xs[{i}]")
             sessions.append(session)
             message = inference_service_pb2.OpenSession(
                 model=request.model,
@@ -66,7 +75,7 @@ async def _run(call: SharedCall, request: Request, deadline: float) -> list[Sess
             )
             session.open_whole(message, frames)
         unsent = [
-            session.feed_rest(frames)
+            session.send_rest(frames)
             for session, frames in zip(sessions, request.sequences, strict=True)
             if not session.ending
         ]
@@ -75,12 +84,12 @@ async def _run(call: SharedCall, request: Request, deadline: float) -> list[Sess
                 await asyncio.gather(*unsent)
         for session in sessions:
             await session.wait(lambda session=session: session.final_state is not None, deadline)  # type: ignore[misc]
-        call.learn(kind, sessions[0])
+        call.remember_window(kind, sessions[0])
         return sessions
     finally:
         for session in sessions:
             if not session.ended:
-                session.cancel(Cancelled("the call is over", reason="CANCELLED"))
+                session.cancel(Cancelled("the call has ended", reason="CANCELLED"))
 
 
 def _result(sessions: list[Session]) -> InferenceResult:

@@ -1,1 +1,1 @@
-"""Gradients and runs: requests, numbered calls that survive a lost connection, and results."""
+"""Gradients and training runs: requests, delivery of each call exactly once, and results."""

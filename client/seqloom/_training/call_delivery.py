@@ -1,9 +1,9 @@
-"""The delivery of one client's calls on a run: in order, many in flight, each done once whatever breaks on the way.
+"""Delivers one client's calls on a training run in order, each exactly once, across lost connections and restarts.
 
-A call stands in line, flies, and is kept in the log until the server could not lose it. Where the server or the
-connection dies, one recovery asks the server how far it is, sends again what it lacks, one call after the other, and
-only then the line moves on. A caller's timeout ends the caller's waiting; it withdraws a call that was never sent, and
-no other: what comes later must come after it.
+A call is queued, sent while others are in flight, and kept in the log until it is durable on the server. If the server
+or the connection fails, one recovery asks the server which calls it has, and sends the others again, one after the
+other, before any queued call. A timeout ends only the caller's wait: a call that is still queued is dropped, but a call
+that was sent is not, as later calls depend on it.
 """
 
 import asyncio
@@ -15,11 +15,12 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar, cast
 
 from seqloom._connection.channel import Channel
+from seqloom._connection.service_stubs import CallOptions
 from seqloom._retries import Backoff, remaining, until
-from seqloom._training.call_log import CallLog, Kept
+from seqloom._training.call_log import CallLog, LoggedCall
 from seqloom._training.run_requests import REFUSED, RunRequest, SaveCheckpoint
 from seqloom.errors import (
     Cancelled,
@@ -30,166 +31,174 @@ from seqloom.errors import (
     SeqloomError,
     Unauthenticated,
     Unavailable,
-    arrived,
+    checked_reply,
     from_transport,
 )
 from seqloom.v1.training_service_pb2 import CallId, GetRunRequest, Run
 
-MAX_FLYING = 64
-MAX_FLYING_BYTES = 64 << 20
-_SECONDS_BETWEEN_LOOKS = 0.5  # at the connection, for who calls nothing
+Result = TypeVar("Result")
+
+MAX_IN_FLIGHT = 64
+MAX_IN_FLIGHT_BYTES = 64 << 20
+_CHECK_SECONDS = 0.5  # how often the connection is checked while the client makes no calls
 
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """A request and who waits for its result. own: not the caller's, but made here. trouble: why it takes so long."""
+    """A request and the future of its result. internal: no caller waits for it. last_error: why it is delayed."""
 
-    request: RunRequest
-    future: asyncio.Future[Any]
-    own: bool = False
-    trouble: SeqloomError | None = None
+    request: RunRequest[object]
+    future: asyncio.Future[object]
+    internal: bool = False
+    last_error: SeqloomError | None = None
 
     @property
     def awaited(self) -> bool:
-        return not self.own and not self.future.done()
+        """Whether a caller waits for the result."""
+        return not self.internal and not self.future.done()
 
     def fail(self, error: SeqloomError) -> None:
+        """Raises the error in the caller, unless the call has ended."""
         if not self.future.done():
-            self.future.set_exception(copy.copy(error))  # each is raised with a traceback of its own
+            self.future.set_exception(copy.copy(error))  # each copy gets its own traceback
 
 
 class CallDelivery:
-    """What one client has called on a run. Everything here runs on one event loop.
+    """Delivers one client's calls on a run. Everything here runs on one event loop.
 
-    options: what goes with every call. replay_bytes: how much is kept to be sent again.
-    patience: seconds for which a lost server is looked for though nobody here waits for a call: others may wait for
-    what this client has to send again.
+    options: of every call. replay_bytes: size of the log above which the server is asked to save. recovery_seconds: how
+    long a recovery goes on if no caller waits: other clients may wait for calls that this client must send again.
     """
 
-    def __init__(self, run: str, channel: Channel, options: dict[str, Any], replay_bytes: int, patience: float) -> None:
+    def __init__(
+        self, run: str, channel: Channel, options: CallOptions, replay_bytes: int, recovery_seconds: float
+    ) -> None:
         self.client = secrets.token_hex(16)
         self._run = run
         self._channel = channel
         self._options = options
         self._replay_bytes = replay_bytes
-        self._patience = patience
+        self._recovery_seconds = recovery_seconds
         self._log: CallLog[_Call] = CallLog()
-        self._line: collections.deque[_Call] = collections.deque()
-        self._flying: dict[asyncio.Task[None], int] = {}
+        self._queue: collections.deque[_Call] = collections.deque()
+        self._in_flight: dict[asyncio.Task[None], int] = {}
         self._recovery: asyncio.Task[None] | None = None
-        self._stalled = False  # calls are unanswered, and nothing is under way
-        self._trouble: SeqloomError | None = None
+        self._stalled = False  # calls are unanswered, and none is in flight
+        self._last_error: SeqloomError | None = None
         self._saving: _Call | None = None
         self._saved = False
         self._closed: SeqloomError | None = None
-        self._looking: asyncio.TimerHandle | None = None
-        self._quiet = asyncio.Event()
+        self._check_timer: asyncio.TimerHandle | None = None
+        self._all_answered = asyncio.Event()
 
-    def submit(self, request: RunRequest, deadline: float) -> asyncio.Future[Any]:
-        """Puts a call in line; returns the future of its result."""
+    def submit(self, request: RunRequest[Result], deadline: float) -> asyncio.Future[Result]:
+        """Queues a call; returns the future of its result."""
         if self._closed is not None:
             raise copy.copy(self._closed)
         loop = asyncio.get_running_loop()
         call = _Call(request, loop.create_future())
-        self._quiet.clear()
+        self._all_answered.clear()
         if deadline != math.inf:
             timer = loop.call_later(remaining(deadline) or 0.0, self._expire, call)
             call.future.add_done_callback(lambda _: timer.cancel())
-        self._line.append(call)
-        self._pump()
-        return call.future
+        self._queue.append(call)
+        self._send_queued()
+        return cast("asyncio.Future[Result]", call.future)  # the request's result has this type
 
     async def drain(self, deadline: float) -> None:
-        """Waits until every call was answered, and makes all of it durable. Raises what stands in the way."""
-        if self._line or len(self._log):
+        """Waits until every call is answered and durable. Raises DeadlineExceeded, or the error that prevents it."""
+        if self._queue or len(self._log):
             await self.submit(SaveCheckpoint(""), deadline)
         try:
             async with until(deadline):
-                self._pump()
-                await self._quiet.wait()  # replies to calls before it may still be under way
+                self._send_queued()
+                await self._all_answered.wait()  # replies to earlier calls may still be in flight
         except TimeoutError:
-            raise self._trouble or DeadlineExceeded("not every call was answered in time", reason="TIMEOUT") from None
+            raise self._last_error or DeadlineExceeded(
+                "the server did not respond to every call before the timeout", reason="TIMEOUT"
+            ) from None
 
-    def look(self) -> None:
-        """Sees whether the connection is lost: behind the next may be another server, which has lost what was done."""
+    def check_connection(self) -> None:
+        """Starts a recovery if the connection is lost: the server may have restarted without the last calls."""
         if len(self._log) and self._recovery is None and not self._stalled and not self._channel.connected:
             self._recovery = asyncio.create_task(self._recover(None))
 
-    def _keep_looking(self) -> None:
-        self._looking = None
-        self.look()
-        self._look_later()
+    def _check_again(self) -> None:
+        self._check_timer = None
+        self.check_connection()
+        self._schedule_check()
 
-    def _look_later(self) -> None:
-        if self._looking is None and len(self._log) and self._closed is None:
-            self._looking = asyncio.get_running_loop().call_later(_SECONDS_BETWEEN_LOOKS, self._keep_looking)
+    def _schedule_check(self) -> None:
+        if self._check_timer is None and len(self._log) and self._closed is None:
+            self._check_timer = asyncio.get_running_loop().call_later(_CHECK_SECONDS, self._check_again)
 
     def abort(self, error: SeqloomError) -> None:
-        """Ends everything; who waits gets the error."""
+        """Ends the delivery; every call that is not answered fails with the error."""
         self._closed = error
-        if self._looking is not None:
-            self._looking.cancel()
-        for task in [*self._flying, *([] if self._recovery is None else [self._recovery])]:
+        if self._check_timer is not None:
+            self._check_timer.cancel()
+        for task in [*self._in_flight, *([] if self._recovery is None else [self._recovery])]:
             task.cancel()
         self._fail(error)
 
-    def _pump(self) -> None:
-        """Sends what may be sent."""
+    def _send_queued(self) -> None:
+        """Sends queued calls as far as the limits allow."""
         if self._closed is not None:
             return
-        while self._line and self._line[0].future.done():
-            self._line.popleft()  # withdrawn
-        if self._line:
-            self.look()
-        if self._stalled and self._line and self._recovery is None:
+        while self._queue and self._queue[0].future.done():
+            self._queue.popleft()  # its caller gave up
+        if self._queue:
+            self.check_connection()
+        if self._stalled and self._queue and self._recovery is None:
             self._recovery = asyncio.create_task(self._recover(None))
-        while self._line and self._recovery is None and not self._stalled and self._fits(self._line[0].request.size):
-            call = self._line.popleft()
+        while self._queue and self._recovery is None and not self._stalled and self._fits(self._queue[0].request.size):
+            call = self._queue.popleft()
             if not call.future.done():
                 self._saved = False
-                self._launch(call)
-        if not self._line and self._log.settled:
-            self._quiet.set()
+                self._start(call)
+        if not self._queue and self._log.settled:
+            self._all_answered.set()
 
     def _fits(self, size: int) -> bool:
-        flying = sum(self._flying.values())
-        if len(self._flying) >= MAX_FLYING or (flying and flying + size > MAX_FLYING_BYTES):
+        """Returns whether a call can be sent now. If the log is full, asks the server to save."""
+        in_flight = sum(self._in_flight.values())
+        if len(self._in_flight) >= MAX_IN_FLIGHT or (in_flight and in_flight + size > MAX_IN_FLIGHT_BYTES):
             return False
         if not self._log.size or self._log.size + size <= self._replay_bytes or self._saved:
             return True
         if self._saving is None:
-            self._saving = _Call(SaveCheckpoint(""), asyncio.get_running_loop().create_future(), own=True)
+            self._saving = _Call(SaveCheckpoint(""), asyncio.get_running_loop().create_future(), internal=True)
             self._saving.future.add_done_callback(self._save_ended)
-            self._launch(self._saving)
+            self._start(self._saving)
         return False
 
-    def _save_ended(self, future: asyncio.Future[Any]) -> None:
+    def _save_ended(self, future: asyncio.Future[object]) -> None:
         self._saving = None
         error = future.exception() if not future.cancelled() else None
-        if isinstance(error, SeqloomError):  # what may be kept is full, and stays so
+        if isinstance(error, SeqloomError):  # the log is full, and stays full
             self._fail(error)
         self._saved = True
-        self._pump()
+        self._send_queued()
 
-    def _launch(self, call: _Call) -> None:
+    def _start(self, call: _Call) -> None:
         size = call.request.size
-        task = asyncio.create_task(self._fly(self._log.add(call, size)))
-        self._flying[task] = size
-        task.add_done_callback(self._landed)
-        self._look_later()
+        task = asyncio.create_task(self._deliver(self._log.add(call, size)))
+        self._in_flight[task] = size
+        task.add_done_callback(self._delivery_ended)
+        self._schedule_check()
 
-    def _landed(self, task: asyncio.Task[None]) -> None:
-        del self._flying[task]
-        self._pump()
+    def _delivery_ended(self, task: asyncio.Task[None]) -> None:
+        del self._in_flight[task]
+        self._send_queued()
 
-    async def _fly(self, kept: Kept[_Call]) -> None:
+    async def _deliver(self, logged: LoggedCall[_Call]) -> None:
         backoff = Backoff(sys.maxsize, math.inf)
         while True:
             try:
-                return await self._attempt(kept)
+                return await self._attempt(logged)
             except Overloaded as error:
-                if kept.request is not None:
-                    kept.request.trouble = error
+                if logged.call is not None:
+                    logged.call.last_error = error
                 if not self._awaited():
                     self._stalled = True
                     return
@@ -197,39 +206,38 @@ class CallDelivery:
             except SeqloomError as error:
                 return self._interrupted(error)
 
-    async def _attempt(self, kept: Kept[_Call]) -> None:
-        """Sends a call and takes its answer, a refusal too. Raises what is no answer."""
-        call = kept.request
+    async def _attempt(self, logged: LoggedCall[_Call]) -> None:
+        """Sends a call and records the reply or the refusal. Raises errors after which it must be sent again."""
+        call = logged.call
         request = REFUSED if call is None else call.request
         number = CallId(
             run=self._run,
             client=self.client,
-            number=kept.number,
-            acknowledged=min(self._log.acknowledged, kept.number - 1),
-            step=kept.step,
+            number=logged.number,
+            acknowledged=min(self._log.acknowledged, logged.number - 1),
+            step=logged.step,
         )
         try:
-            reply = arrived(await request.send(self._channel.training, number, kept.calls, self._options))
+            reply = await request.send(self._channel.training, number, logged.calls, self._options)
         except (Exception, asyncio.CancelledError) as failed:
             error = failed if isinstance(failed, SeqloomError) else from_transport(failed)
             if error is None:
                 raise
-            if _passes(error) or _ends(error):
+            if _is_unanswered(error) or _is_fatal(error):
                 raise error from None
-            self._log.refuse(kept)
+            self._log.refuse(logged)
             if call is not None:
                 call.fail(error)
-                await self._attempt(kept)  # it may have been refused before it was counted: its number is used up
+                await self._attempt(logged)  # so that its number is used up, if it was refused before it was counted
             return
         if call is None:
-            raise Internal("the server did what it had refused", reason="MALFORMED_REPLY")
-        calls = dict(getattr(reply, "calls", {}))
-        self._log.answer(kept, request.step(reply), calls, reply.progress.calls_durable)
+            raise Internal("the server accepted a call that it had refused", reason="MALFORMED_REPLY")
+        self._log.answer(logged, reply.step, reply.calls, reply.calls_durable)
         if not call.future.done():
-            call.future.set_result(request.result(reply))
+            call.future.set_result(reply.result)
 
     def _interrupted(self, error: SeqloomError) -> None:
-        if _ends(error):
+        if _is_fatal(error):
             self._stalled = True
             self._fail(error)
         elif self._recovery is None and self._closed is None:
@@ -237,15 +245,15 @@ class CallDelivery:
 
     async def _recover(self, error: SeqloomError | None) -> None:
         backoff = Backoff(sys.maxsize, math.inf)
-        patient_until = time.monotonic() + self._patience
+        recover_until = time.monotonic() + self._recovery_seconds
         self._stalled = True
         try:
-            for task in list(self._flying):
+            for task in list(self._in_flight):
                 task.cancel()
-            if self._flying:
-                await asyncio.wait(list(self._flying))
-            while self._awaited() or time.monotonic() < patient_until:
-                self._trouble = error
+            if self._in_flight:
+                await asyncio.wait(list(self._in_flight))
+            while self._awaited() or time.monotonic() < recover_until:
+                self._last_error = error
                 if error is not None:
                     await asyncio.sleep(backoff.delay(error))
                 before = self._log.acknowledged
@@ -253,22 +261,22 @@ class CallDelivery:
                     await self._send_again()
                 except SeqloomError as failed:
                     error = failed
-                    if _ends(error):
+                    if _is_fatal(error):
                         self._fail(error)
                         return
                     if self._log.acknowledged > before:
                         backoff = Backoff(sys.maxsize, math.inf)
                 else:
-                    self._stalled, self._trouble = False, None
+                    self._stalled, self._last_error = False, None
                     return
         finally:
             self._recovery = None
-            self._pump()
+            self._send_queued()
 
     async def _send_again(self) -> None:
         try:
             request_progress = GetRunRequest(run=self._run, client=self.client)
-            reply = arrived(await self._channel.training.GetRun(request_progress, **self._options))
+            reply = checked_reply(await self._channel.training.GetRun(request_progress, **self._options))
         except (Exception, asyncio.CancelledError) as failed:
             error = failed if isinstance(failed, SeqloomError) else from_transport(failed)
             if error is None:
@@ -279,38 +287,40 @@ class CallDelivery:
         try:
             lost = self._log.lost(run.calls_done)
         except LookupError as missing:
-            raise Internal(f"the server has lost what it had called durable: {missing}", reason="CALLS_LOST") from None
-        for kept in lost:
-            await self._attempt(kept)
+            raise Internal(
+                f"the server has lost calls that it reported as durable: {missing}", reason="CALLS_LOST"
+            ) from None
+        for logged in lost:
+            await self._attempt(logged)
 
     def _awaited(self) -> bool:
-        """Whether anybody waits for anything."""
+        """Whether a caller waits for any call."""
         return any(call.awaited for call in self._calls())
 
     def _calls(self) -> Iterator[_Call]:
-        yield from self._line
-        for kept in self._log:
-            if kept.request is not None:
-                yield kept.request
+        yield from self._queue
+        for logged in self._log:
+            if logged.call is not None:
+                yield logged.call
 
     def _expire(self, call: _Call) -> None:
-        trouble = call.trouble or self._trouble
-        call.fail(trouble or DeadlineExceeded("no answer came in time", reason="TIMEOUT"))
-        self._pump()
+        last_error = call.last_error or self._last_error
+        call.fail(last_error or DeadlineExceeded("the server did not respond before the timeout", reason="TIMEOUT"))
+        self._send_queued()
 
     def _fail(self, error: SeqloomError) -> None:
         for call in list(self._calls()):
             call.fail(error)
-        self._line.clear()
-        self._quiet.set()
+        self._queue.clear()
+        self._all_answered.set()
 
 
-def _passes(error: SeqloomError) -> bool:
-    """Whether the call was not answered: nobody knows whether it was done, and it must be sent again."""
+def _is_unanswered(error: SeqloomError) -> bool:
+    """Whether it is unknown if the call was done, so that it must be sent again."""
     return isinstance(error, Overloaded | Unavailable | DeadlineExceeded | Cancelled)
 
 
-def _ends(error: SeqloomError) -> bool:
-    """Whether no call of this client can be delivered any more, for now."""
+def _is_fatal(error: SeqloomError) -> bool:
+    """Whether no call can be delivered until the caller acts."""
     refused = isinstance(error, Unauthenticated | PermissionDenied)
     return refused or error.reason in ("RUN_NOT_FOUND", "RUN_BROKEN", "CALLS_LOST", "MALFORMED_REPLY")

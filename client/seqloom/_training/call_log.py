@@ -1,36 +1,36 @@
-"""The calls of one client on a run, kept until the server could not lose them: their numbers, and what to send again.
+"""The log of one client's calls on a run: their numbers, and which of them must be sent again after a failure.
 
-Knows nothing of connections: the delivery of runs asks it what to do.
+It knows nothing of connections.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-Request = TypeVar("Request")
+Call = TypeVar("Call")
 
 
 @dataclass(slots=True, eq=False)
-class Kept(Generic[Request]):
-    """One call under its number. size: bytes that keeping it takes.
+class LoggedCall(Generic[Call]):
+    """A call and its number. size: bytes that it takes in memory.
 
-    answered: whether a reply or a refusal has come. step: what its reply named, 0 before. calls: of a step's reply.
-    request: None once it was refused: it changed nothing, and only its number is left to be used up again.
+    answered: whether a reply or an error of the server has arrived. step, calls: of its first reply, see RunReply.
+    call: None after the server has refused it: only its number must be sent again.
     """
 
     number: int
-    request: Request | None
+    call: Call | None
     size: int
     answered: bool = False
     step: int = 0
     calls: Mapping[str, int] = field(default_factory=dict)
 
 
-class CallLog(Generic[Request]):
-    """Calls in the order of their numbers, from 1. size: bytes of all that are kept.
+class CallLog(Generic[Call]):
+    """Calls in the order of their numbers, from 1. size: bytes of all calls in the log.
 
-    A call is kept until it was answered and the server said that it is durable. After a server's death `lost` tells
-    which calls it must be sent again.
+    A call stays in the log until it is answered and the server reports it as durable. After a failure of the server,
+    `lost` returns the calls to send again. acknowledged: calls up to this number are answered.
     """
 
     def __init__(self) -> None:
@@ -39,60 +39,60 @@ class CallLog(Generic[Request]):
         self._durable = 0
         self._last = 0
         self._dropped = 0
-        self._kept: dict[int, Kept[Request]] = {}
+        self._logged: dict[int, LoggedCall[Call]] = {}
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._logged)
 
-    def __iter__(self) -> Iterator[Kept[Request]]:
-        return iter(list(self._kept.values()))
+    def __iter__(self) -> Iterator[LoggedCall[Call]]:
+        return iter(list(self._logged.values()))
 
     @property
     def settled(self) -> bool:
-        """Whether every call was answered."""
+        """Whether every call is answered."""
         return self.acknowledged == self._last
 
-    def add(self, request: Request, size: int) -> Kept[Request]:
-        """Gives the next number to a call that is about to be sent."""
+    def add(self, call: Call, size: int) -> LoggedCall[Call]:
+        """Adds a call that will be sent under the next number."""
         self._last += 1
-        kept = self._kept[self._last] = Kept(self._last, request, size)
+        logged = self._logged[self._last] = LoggedCall(self._last, call, size)
         self.size += size
-        return kept
+        return logged
 
-    def answer(self, kept: Kept[Request], step: int, calls: Mapping[str, int], durable: int) -> None:
-        """Takes a reply: the step it named, a step's table of calls, and how far the client's calls are durable.
+    def answer(self, logged: LoggedCall[Call], step: int, calls: Mapping[str, int], durable: int) -> None:
+        """Records a reply. durable: calls up to this number are durable.
 
-        A repeated reply, to a call that was sent again, changes nothing of the first.
+        A second reply, to a call that was sent again, does not replace the first.
         """
-        if not kept.answered:
-            kept.answered, kept.step, kept.calls = True, step, calls
+        if not logged.answered:
+            logged.answered, logged.step, logged.calls = True, step, calls
         self.settle(durable)
 
-    def refuse(self, kept: Kept[Request]) -> None:
-        """Takes an error that is the call's answer: it is done, and changed nothing."""
-        if not kept.answered:
-            kept.answered, kept.request = True, None
-            self.size -= kept.size
-            kept.size = 0
+    def refuse(self, logged: LoggedCall[Call]) -> None:
+        """Records that the server has refused the call, which changed nothing."""
+        if not logged.answered:
+            logged.answered, logged.call = True, None
+            self.size -= logged.size
+            logged.size = 0
         self.settle(self._durable)
 
     def settle(self, durable: int) -> None:
-        """Drops what is answered and durable; durable never goes down."""
+        """Removes the calls that are answered and durable. durable: calls up to this number; it never decreases."""
         self._durable = max(self._durable, durable)
-        while (following := self._kept.get(self.acknowledged + 1)) is not None and following.answered:
+        while (following := self._logged.get(self.acknowledged + 1)) is not None and following.answered:
             self.acknowledged += 1
-        for number in list(self._kept):
+        for number in list(self._logged):
             if number > min(self._durable, self.acknowledged):
                 break
-            self.size -= self._kept.pop(number).size
+            self.size -= self._logged.pop(number).size
             self._dropped = number
 
-    def lost(self, done: int) -> list[Kept[Request]]:
-        """What must be sent again, in order, to a server that has done the calls up to `done`.
+    def lost(self, done: int) -> list[LoggedCall[Call]]:
+        """Returns the calls to send again, in order, to a server that has done the calls up to `done`.
 
-        Those beyond it, and those whose reply has not come: they get it again. Raises LookupError where the server
-        lacks calls that it had called durable.
+        They are the later calls, and those without a reply, to which the server replies again. Raises LookupError if
+        the server has lost calls that were durable.
         """
         if done < self._dropped:
             raise LookupError(f"calls {done + 1} to {self._dropped}")
-        return [kept for kept in self._kept.values() if kept.number > done or not kept.answered]
+        return [logged for logged in self._logged.values() if logged.number > done or not logged.answered]

@@ -1,62 +1,63 @@
-"""One call for gradients: what is asked for, checked, and the answer put together from its parts."""
+"""The `gradients` call: checks its arguments, and assembles the result from the response's messages."""
 
 from collections.abc import AsyncIterable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from seqloom import tensors
 from seqloom._messages import arguments
-from seqloom._training.examples import Examples
-from seqloom._training.results import Gradients, ParameterGradients, Product
-from seqloom.errors import Internal, InvalidArgument, arrived
-from seqloom.types import Array, State, Timing
+from seqloom._training.results import FactoredGradient, Gradients, ParameterGradients
+from seqloom._training.training_examples import TrainingExamples
+from seqloom.errors import Internal, InvalidArgument, checked_reply
+from seqloom.tensors import Array
+from seqloom.types import State, Timing
 from seqloom.v1 import tensor_pb2, training_service_pb2
 
 WithRespectTo = Literal["parameters", "inputs", "initial_state", "outputs", "hidden"]
 ParameterForm = Literal["smallest", "dense", "norms"]
 
-_TARGETS: dict[Any, Any] = {
+_TARGETS: dict[WithRespectTo, training_service_pb2.WithRespectTo] = {
     "parameters": training_service_pb2.WITH_RESPECT_TO_PARAMETERS,
     "inputs": training_service_pb2.WITH_RESPECT_TO_INPUTS,
     "initial_state": training_service_pb2.WITH_RESPECT_TO_INITIAL_STATE,
     "outputs": training_service_pb2.WITH_RESPECT_TO_OUTPUTS,
     "hidden": training_service_pb2.WITH_RESPECT_TO_HIDDEN,
 }
-_FORMS: dict[Any, Any] = {
+_FORMS: dict[ParameterForm, training_service_pb2.ParameterForm] = {
     "smallest": training_service_pb2.PARAMETER_FORM_SMALLEST,
     "dense": training_service_pb2.PARAMETER_FORM_DENSE,
     "norms": training_service_pb2.PARAMETER_FORM_NORMS,
 }
-_DTYPES: dict[Any, Any] = {
+_DTYPES: dict[Literal["bfloat16"] | None, tensor_pb2.DataType] = {
     None: tensor_pb2.DATA_TYPE_UNSPECIFIED,
     "bfloat16": tensor_pb2.DATA_TYPE_BFLOAT16,
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One checked call. first: its first message, but for the examples."""
+class GradientCall:
+    """The checked arguments of `gradients`. first: the first message, without the examples."""
 
     first: training_service_pb2.ComputeGradientsRequest
-    examples: Examples
+    examples: TrainingExamples
 
     @classmethod
     def checked(
         cls,
         model: str,
-        examples: Examples,
-        wrt: Iterable[WithRespectTo],
+        examples: TrainingExamples,
+        wrt: WithRespectTo | Iterable[WithRespectTo],
         parameter_form: ParameterForm,
         parameter_dtype: Literal["bfloat16"] | None,
         weights_version: int | None,
-    ) -> "Request":
-        """Raises InvalidArgument."""
-        wanted = [wrt] if isinstance(wrt, str) else list(wrt)
+    ) -> "GradientCall":
+        """Checks the arguments. Raises InvalidArgument."""
+        wanted: list[WithRespectTo] = [wrt] if isinstance(wrt, str) else list(wrt)
         for name in wanted:
             if name not in _TARGETS:
-                raise InvalidArgument(f"wrt: has {name!r}: expected some of {', '.join(_TARGETS)}")
+                raise InvalidArgument(f"wrt: has {name!r}: expected any of {', '.join(_TARGETS)}")
         if parameter_form not in _FORMS:
             raise InvalidArgument(f"parameter_form: is {parameter_form!r}: expected one of {', '.join(_FORMS)}")
         if parameter_dtype not in _DTYPES:
@@ -70,42 +71,44 @@ class Request:
         )
         return cls(first, examples)
 
-    def parts(self) -> Iterator[training_service_pb2.ComputeGradientsRequest]:
-        """The messages."""
+    def messages(self) -> Iterator[training_service_pb2.ComputeGradientsRequest]:
+        """Yields the request's messages."""
         first = training_service_pb2.ComputeGradientsRequest()
         first.CopyFrom(self.first)
         return self.examples.requests(first)
 
-    async def answer(self, parts: AsyncIterable[training_service_pb2.ComputeGradientsResponse]) -> Gradients:
-        """Reads the answer. Raises what the call fails with; Internal for what is no answer."""
-        reading: _Reading | None = None
+    async def read_response(self, parts: AsyncIterable[training_service_pb2.ComputeGradientsResponse]) -> Gradients:
+        """Reads the response. Raises the call's errors; Internal if the response is incomplete or malformed."""
+        reader: _ResponseReader | None = None
         async for each in parts:
-            part = arrived(each)
-            if reading is None:
-                reading = _Reading(part.summary)
-            reading.take(part.data)
-        if reading is None or reading.missing:
-            raise Internal("the answer ended before all of it had come", reason="MALFORMED_REPLY")
-        return _result(reading.summary, reading.arrays(), self.examples.lengths)
+            part = checked_reply(each)
+            if reader is None:
+                reader = _ResponseReader(part.summary)
+            reader.take(part.data)
+        if reader is None or reader.missing:
+            raise Internal("the response ended early", reason="MALFORMED_REPLY")
+        return _result(reader.summary, reader.arrays(), self.examples.lengths)
 
 
-class _Reading:
-    """The tensors of an answer, filled as its bytes come. missing: how many bytes have not come."""
+class _ResponseReader:
+    """Fills the tensors of a response as its bytes arrive. missing: bytes that have not arrived."""
 
     def __init__(self, summary: training_service_pb2.GradientSummary) -> None:
         self.summary = summary
         try:
             sizes = [tensors.stored_bytes(tensor.data_type, tensor.shape) for tensor in summary.tensors]
         except tensors.MalformedTensor as error:
-            raise Internal(f"the server sent what cannot be read: {error}", reason="MALFORMED_REPLY") from None
+            raise Internal(
+                f"the server sent a message that cannot be decoded: {error}", reason="MALFORMED_REPLY"
+            ) from None
         self._buffers = [np.empty(size, np.uint8) for size in sizes]
-        self._at, self._filled = 0, 0  # the next byte: in which tensor, and where in it
+        self._at, self._filled = 0, 0  # where the next byte goes: the tensor, and the position in it
         self.missing = sum(sizes)
 
     def take(self, data: bytes) -> None:
-        """Takes the next bytes."""
+        """Adds the next bytes."""
         if len(data) > self.missing:
-            raise Internal("the server sent more than it had named", reason="MALFORMED_REPLY")
+            raise Internal("the server sent more bytes than it announced", reason="MALFORMED_REPLY")
         self.missing -= len(data)
         source = np.frombuffer(data, np.uint8)
         while len(source):
@@ -118,7 +121,7 @@ class _Reading:
                 self._at, self._filled = self._at + 1, 0
 
     def arrays(self) -> list[Array]:
-        """The tensors, in their order."""
+        """Returns the tensors, in the order of the summary."""
         return [
             tensors.from_bytes(tensor.data_type, tensor.shape, buffer)
             for tensor, buffer in zip(self.summary.tensors, self._buffers, strict=True)
@@ -129,11 +132,11 @@ def _result(summary: training_service_pb2.GradientSummary, arrays: list[Array], 
     by_role: dict[int, dict[str, Array]] = {}
     for tensor, array in zip(summary.tensors, arrays, strict=True):
         by_role.setdefault(tensor.role, {})[tensor.name] = array
-    products = {
-        product.parameter: Product(
-            arrays[product.left], None if product.sum_of_rows else arrays[product.right], tuple(product.shape)
+    factored_gradients = {
+        factored.parameter: FactoredGradient(
+            arrays[factored.left], None if factored.sum_of_rows else arrays[factored.right], tuple(factored.shape)
         )
-        for product in summary.products
+        for factored in summary.products
     }
     dense = by_role.get(training_service_pb2.GRADIENT_ROLE_PARAMETER, {})
 
@@ -148,8 +151,8 @@ def _result(summary: training_service_pb2.GradientSummary, arrays: list[Array], 
     return Gradients(
         loss=summary.loss,
         losses=np.array(summary.losses, float),
-        parameters=ParameterGradients(dense, products) if dense or products else None,
-        factors={name: (product.left, product.right) for name, product in products.items()},
+        parameters=ParameterGradients(dense, factored_gradients) if dense or factored_gradients else None,
+        factors={name: (factored.left, factored.right) for name, factored in factored_gradients.items()},
         norms=dict(summary.norms) or None,
         inputs=per_sequence(training_service_pb2.GRADIENT_ROLE_INPUTS),
         outputs=per_sequence(training_service_pb2.GRADIENT_ROLE_OUTPUTS),

@@ -1,4 +1,4 @@
-"""How a run's weights are changed by its gradients: torch.optim's rules by their names, to and from the wire."""
+"""Optimizers of training runs, with the names and rules of torch.optim, and their protobuf messages."""
 
 import math
 from dataclasses import dataclass
@@ -10,21 +10,25 @@ from seqloom.v1 import training_service_pb2
 
 @dataclass(frozen=True, slots=True)
 class SGD:
-    """Stochastic gradient descent, as torch.optim.SGD. lr is above 0, momentum from 0 to below 1. Raises
-    InvalidArgument.
+    """Stochastic gradient descent, as torch.optim.SGD.
+
+    lr: above 0. momentum: at least 0 and below 1. Raises InvalidArgument.
     """
 
     lr: float
     momentum: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lr", rate(self.lr, "lr"))
+        object.__setattr__(self, "lr", positive_number(self.lr, "lr"))
         object.__setattr__(self, "momentum", _below_1(self.momentum, "momentum"))
 
 
 @dataclass(frozen=True, slots=True)
 class Adam:
-    """As torch.optim.Adam. lr and epsilon are above 0, betas from 0 to less than 1. Raises InvalidArgument."""
+    """Adam, as torch.optim.Adam.
+
+    lr and epsilon: above 0. betas: at least 0 and below 1. weight_decay: at least 0. Raises InvalidArgument.
+    """
 
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
@@ -37,7 +41,7 @@ class Adam:
 
 @dataclass(frozen=True, slots=True)
 class AdamW:
-    """As torch.optim.AdamW: Adam whose weight decay stands beside the gradient. Raises InvalidArgument."""
+    """Adam with decoupled weight decay, as torch.optim.AdamW. Arguments as of Adam. Raises InvalidArgument."""
 
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
@@ -52,7 +56,7 @@ Optimizer: TypeAlias = SGD | Adam | AdamW
 
 
 def optimizer_message(optimizer: Optimizer) -> training_service_pb2.Optimizer:
-    """Raises InvalidArgument for what is no optimizer."""
+    """Returns the message of an optimizer. Raises InvalidArgument if it is none."""
     if isinstance(optimizer, SGD):
         return training_service_pb2.Optimizer(
             kind=training_service_pb2.OPTIMIZER_KIND_SGD, learning_rate=optimizer.lr, momentum=optimizer.momentum
@@ -73,23 +77,23 @@ def optimizer_message(optimizer: Optimizer) -> training_service_pb2.Optimizer:
 
 
 def optimizer_of(message: training_service_pb2.Optimizer) -> Optimizer:
-    """The optimizer that a message holds."""
+    """Returns the optimizer of a message."""
     if message.kind == training_service_pb2.OPTIMIZER_KIND_SGD:
         return SGD(message.learning_rate, message.momentum)
     kind = Adam if message.kind == training_service_pb2.OPTIMIZER_KIND_ADAM else AdamW
     return kind(message.learning_rate, (message.beta1, message.beta2), message.epsilon, message.weight_decay)
 
 
-def rate(value: object, name: str) -> float:
-    """Returns a finite number above 0. Raises InvalidArgument naming it."""
-    number = at_least_0(value, name)
+def positive_number(value: object, name: str) -> float:
+    """Returns `value` as a finite number above 0. Raises InvalidArgument for the argument `name`."""
+    number = nonnegative_number(value, name)
     if number == 0:
         raise InvalidArgument(f"{name}: is {value!r}: expected a finite number above 0")
     return number
 
 
-def at_least_0(value: object, name: str) -> float:
-    """Returns a finite number of at least 0. Raises InvalidArgument naming it."""
+def nonnegative_number(value: object, name: str) -> float:
+    """Returns `value` as a finite number of at least 0. Raises InvalidArgument for the argument `name`."""
     try:
         number = float(value) if not isinstance(value, bool | str) else math.nan  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
@@ -100,19 +104,19 @@ def at_least_0(value: object, name: str) -> float:
 
 
 def _below_1(value: object, name: str) -> float:
-    number = at_least_0(value, name)
+    number = nonnegative_number(value, name)
     if number >= 1:
-        raise InvalidArgument(f"{name}: is {value!r}: expected a number from 0 to below 1")
+        raise InvalidArgument(f"{name}: is {value!r}: expected a number of at least 0 and below 1")
     return number
 
 
 def _check_adam(optimizer: Adam | AdamW) -> None:
-    object.__setattr__(optimizer, "lr", rate(optimizer.lr, "lr"))
+    object.__setattr__(optimizer, "lr", positive_number(optimizer.lr, "lr"))
     try:
         first, second = optimizer.betas
     except (TypeError, ValueError):
         raise InvalidArgument(f"betas: is {optimizer.betas!r}: expected two numbers") from None
     betas = tuple(_below_1(beta, f"betas[{i}]") for i, beta in enumerate((first, second)))
     object.__setattr__(optimizer, "betas", betas)
-    object.__setattr__(optimizer, "epsilon", rate(optimizer.epsilon, "epsilon"))
-    object.__setattr__(optimizer, "weight_decay", at_least_0(optimizer.weight_decay, "weight_decay"))
+    object.__setattr__(optimizer, "epsilon", positive_number(optimizer.epsilon, "epsilon"))
+    object.__setattr__(optimizer, "weight_decay", nonnegative_number(optimizer.weight_decay, "weight_decay"))

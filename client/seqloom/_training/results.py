@@ -1,4 +1,4 @@
-"""What training gives back: gradients, and what a run says of its calls and of itself."""
+"""The results of training calls: gradients, the results of a run's calls, and the description of a run."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -6,22 +6,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from seqloom._training.optimizers import Optimizer
-from seqloom.types import Array, Described, ModelSpec, ShortRepr, State, Timing
+from seqloom.tensors import Array
+from seqloom.types import BreakableInfo, ModelSpec, ShortRepr, State, Timing
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
-    """The gradient of one parameter as left' right, of [K, R] and [K, C]; the sum of left's rows where right is None.
+class FactoredGradient:
+    """The gradient of one parameter in factors: left' right, of left [K, R] and right [K, C].
 
-    shape: of the parameter.
+    If right is None, it is the sum of left's rows. shape: the parameter's.
     """
 
     left: Array
     right: Array | None
     shape: tuple[int, ...]
 
-    def value(self) -> Array:
-        """Multiplies."""
+    def multiply(self) -> Array:
+        """Returns the gradient."""
         gradient: Array
         if self.right is None:
             gradient = self.left.sum(0, dtype=np.float64).astype(self.left.dtype)
@@ -31,28 +32,28 @@ class Product:
 
 
 class ParameterGradients(Mapping[str, Array]):
-    """The gradient of each parameter by its name, of the parameter's shape.
+    """Maps each parameter's name to its gradient, of the parameter's shape.
 
-    Those that came as factors are multiplied when they are looked at first, and kept.
+    A gradient that was sent in factors is multiplied on the first access, and kept.
     """
 
-    def __init__(self, dense: dict[str, Array], products: dict[str, Product]) -> None:
+    def __init__(self, dense: dict[str, Array], factored: dict[str, FactoredGradient]) -> None:
         self._dense = dense
-        self._products = products
+        self._factored = factored
 
     def __getitem__(self, name: str) -> Array:
         if name not in self._dense:
-            self._dense[name] = self._products[name].value()
+            self._dense[name] = self._factored[name].multiply()
         return self._dense[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._dense or name in self._products
+        return name in self._dense or name in self._factored
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**self._products, **self._dense})
+        return iter({**self._factored, **self._dense})
 
     def __len__(self) -> int:
-        return len(self._products.keys() | self._dense.keys())
+        return len(self._factored.keys() | self._dense.keys())
 
     def __repr__(self) -> str:
         return f"ParameterGradients({', '.join(self)})"
@@ -60,13 +61,14 @@ class ParameterGradients(Mapping[str, Array]):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Gradients(ShortRepr):
-    """What `gradients` returns for N sequences, in their order; None for what was not asked for.
+    """The result of `gradients` for N sequences, in their order. Fields that were not requested in `wrt` are None.
 
-    loss: the sum of losses, [N] float64. parameters: by name, each of its parameter's shape. factors: of those that
-    travelled as factors, (left [K, R], right [K, C] or None): the gradient is left' right, or the sum of left's rows.
-    norms: by parameter, for parameter_form="norms". inputs: dL/dx_t, [T_i, D] each; outputs: dL/do_t, [T_i, O] each;
-    hidden: dL/ds_t of the top layer, [T_i, H] each. initial_state: dL/ds_0. final_state: no gradient, the state after
-    each sequence's last step. All of it belongs to the weights of `weights_version`.
+    loss: the sum of losses. losses: one for each sequence, [N] float64. parameters: gradients by parameter name, each
+    of its parameter's shape. factors: for gradients that were sent in factors, (left [K, R], right [K, C] or None): the
+    gradient is left' right, or the sum of left's rows. norms: by parameter name, if parameter_form is "norms". inputs:
+    dL/dx_t, [T_i, D] each. outputs: dL/do_t, [T_i, O] each. hidden: dL/ds_t of the top layer, [T_i, H] each.
+    initial_state: dL/ds_0. final_state: the hidden state after each sequence's last step, not a gradient.
+    weights_version: of the weights that the gradients were computed with.
     """
 
     loss: float
@@ -85,10 +87,10 @@ class Gradients(ShortRepr):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ForwardBackwardResult(ShortRepr):
-    """What was accumulated by one call.
+    """The result of `forward_backward` for N sequences.
 
-    loss: the sum of losses, [N] float64. step: the number of the step that this gradient goes into. durable_step: the
-    last step that the server would not lose.
+    loss: the sum of losses. losses: one for each sequence, [N] float64. step: the number of the optimizer step that
+    will apply this gradient. durable_step: the last step that is safe from a failure of the server.
     """
 
     loss: float
@@ -100,10 +102,10 @@ class ForwardBackwardResult(ShortRepr):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """A step that was applied.
+    """The result of an optimizer step.
 
-    step: its number, from 1. gradient_norm: of what was accumulated, before it was clipped. durable_step: the last step
-    that the server would not lose.
+    step: its number, from 1. gradient_norm: norm of the accumulated gradient, before clipping. durable_step: the last
+    step that is safe from a failure of the server.
     """
 
     step: int
@@ -112,20 +114,21 @@ class StepResult:
 
     @property
     def step_number(self) -> int:
-        """Another name of `step`."""
+        """The same as `step`."""
         return self.step
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class RunInfo(Described):
-    """A run as the server has it.
+class RunInfo(BreakableInfo):
+    """A training run on the server.
 
-    weights_version: the model's that it was forked from. step: steps applied. durable_step: the last that the server
-    would not lose. loss: of the last forward_backward that was accumulated, None before the first. accumulated_calls:
-    what the next step applies. checkpoints: their names. waiting_for: what it waits for, in words, "" for nothing.
+    weights_version: the version of the model's weights that the run started from. step: the number of steps applied.
+    durable_step: the last step that is safe from a failure of the server. loss: of the last forward_backward; None
+    before the first. accumulated_calls: forward_backward calls that the next step applies. checkpoints: their names.
+    waiting_for: a description of what the run waits for; "" if it does not wait.
 
-    broken: why its folder cannot be loaded, in words, "" for a run that is alive. Of a broken one nothing else is known
-    but its id: numbers are 0, and to ask for its spec or optimizer raises InvalidArgument.
+    broken: why the run cannot be loaded; "" if it can. Of a broken run only the id is known: numbers are 0, and its
+    spec and optimizer raise InvalidArgument.
     """
 
     id: str
@@ -145,14 +148,14 @@ class RunInfo(Described):
 
     @property
     def spec(self) -> ModelSpec:
-        """The model's specification. Raises InvalidArgument, with the reason RUN_BROKEN, where nobody knows."""
+        """The model's specification. Raises InvalidArgument, with the reason RUN_BROKEN, if the run is broken."""
         if self._spec is None:
-            raise self._unknown(f"run {self.id}", "RUN_BROKEN")
+            raise self._broken_error(f"run {self.id}", "RUN_BROKEN")
         return self._spec
 
     @property
     def optimizer(self) -> Optimizer:
-        """What it was made with. Raises InvalidArgument, with the reason RUN_BROKEN, where nobody knows."""
+        """The run's optimizer. Raises InvalidArgument, with the reason RUN_BROKEN, if the run is broken."""
         if self._optimizer is None:
-            raise self._unknown(f"run {self.id}", "RUN_BROKEN")
+            raise self._broken_error(f"run {self.id}", "RUN_BROKEN")
         return self._optimizer

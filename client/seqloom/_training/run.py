@@ -1,15 +1,18 @@
-"""A run: a model's weights that are trained on the server, by one client or by many."""
+"""A training run: weights and optimizer on the server, which one client or many train."""
 
 import asyncio
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Self, TypeVar
+
+import numpy.typing as npt
 
 from seqloom import _forks
 from seqloom._connection.connection import Connection
+from seqloom._connection.service_stubs import CallOptions
 from seqloom._messages import arguments
 from seqloom._training.call_delivery import CallDelivery
-from seqloom._training.examples import Examples, Loss, Reduction
-from seqloom._training.optimizers import at_least_0, optimizer_of
+from seqloom._training.optimizers import nonnegative_number, optimizer_of
 from seqloom._training.results import ForwardBackwardResult, RunInfo, StepResult
 from seqloom._training.run_requests import (
     ForwardBackward,
@@ -19,19 +22,22 @@ from seqloom._training.run_requests import (
     RunRequest,
     SaveCheckpoint,
 )
+from seqloom._training.training_examples import Loss, Reduction, TrainingExamples
 from seqloom.errors import Cancelled
 from seqloom.types import ModelSpec, State, integer
 from seqloom.v1 import training_service_pb2
 
+Result = TypeVar("Result")
+
 
 class AsyncRun:
-    """One training run, made by `client.create_run` or `client.attach_run`.
+    """A training run on the server, returned by `client.create_run` or `client.attach_run`.
 
-    Calls are sent without waiting for each other, and done in the order in which they were made, each exactly once,
-    whatever breaks on the way: what the server could lose is kept here, and sent again. A call whose timeout passes
-    may still be done. Where a timeout is not named, the client's is taken, in seconds.
+    Calls are sent without waiting for replies, and done in order, each exactly once: the client keeps the calls that a
+    failure of the server could lose, and sends them again. A call may still be done after its timeout. timeout:
+    seconds, by default the client's.
 
-    As a context manager it waits in the end for what was called, and has it saved; `close` does the same.
+    At the end of its `with` block the run waits for all calls and is saved; `close` does the same.
     """
 
     def __init__(self, connection: Connection, run: training_service_pb2.Run, replay_bytes: int) -> None:
@@ -40,18 +46,18 @@ class AsyncRun:
         self._model = run.model
         self._spec = arguments.spec_of(run.spec)
         config = connection.config
-        options = {"metadata": config.metadata()}
+        options: CallOptions = {"metadata": config.metadata()}
         self._delivery = CallDelivery(run.id, connection.channel(), options, replay_bytes, config.timeout)
-        connection.followed_by(self._delivery)
+        connection.add_listener(self._delivery)
 
     @property
     def id(self) -> str:
-        """Its name on the server: `attach_run(id)` finds it again."""
+        """The run's id on the server, for `attach_run(id)`."""
         return self._id
 
     @property
     def model(self) -> str:
-        """The model that it was forked from."""
+        """The name of the model that the run started from."""
         return self._model
 
     @property
@@ -61,22 +67,22 @@ class AsyncRun:
 
     def forward_backward(
         self,
-        xs: Any,
-        targets: Any = None,
+        xs: Iterable[npt.ArrayLike],
+        targets: Iterable[npt.ArrayLike] | None = None,
         *,
         loss: Loss = "cross_entropy",
         reduction: Reduction = "sum",
-        output_gradients: Any = None,
+        output_gradients: Iterable[npt.ArrayLike] | None = None,
         initial_state: State | None = None,
         final_state_gradient: State | None = None,
         timeout: float | None = None,
     ) -> asyncio.Future[ForwardBackwardResult]:
-        """Adds the gradient of N sequences to what the next step applies. Returns at once, with a future.
+        """Adds the gradient of N sequences to those that the next step applies. Returns a future at once.
 
-        Arguments as in `gradients`; they are copied. Raises InvalidArgument at once for what is wrong in them; the
-        future raises what the server refuses, in which case nothing was added.
+        Arguments as of `gradients`; they are copied. Raises InvalidArgument at once if an argument is wrong. The future
+        raises the server's errors; then nothing was added.
         """
-        examples = Examples.checked(
+        examples = TrainingExamples.checked(
             self._spec,
             xs,
             targets,
@@ -91,55 +97,55 @@ class AsyncRun:
     async def step(
         self, learning_rate: float | None = None, *, expected_step: int | None = None, timeout: float | None = None
     ) -> StepResult:
-        """Applies what was accumulated, and clears it.
+        """Applies the accumulated gradients with the optimizer, and clears them.
 
-        learning_rate: for this step, at least 0; the optimizer's where None. expected_step: the step is refused unless
-        it becomes this one. Raises InvalidArgument where nothing was accumulated; and where a weight or a moment would
-        overflow: then weights and step number are as before, and what was accumulated is dropped.
+        learning_rate: for this step, at least 0; None for the optimizer's. expected_step: the number that this step
+        must have, else it is refused. Raises InvalidArgument if nothing was accumulated, or if a weight or a moment
+        would overflow; an overflow changes neither weights nor step number, and drops the accumulated gradients.
         """
         request = OptimStep(
-            None if learning_rate is None else at_least_0(learning_rate, "learning_rate"),
+            None if learning_rate is None else nonnegative_number(learning_rate, "learning_rate"),
             0 if expected_step is None else min(integer(expected_step, "expected_step"), 2**63 - 1),
         )
-        return cast(StepResult, await self._submit(request, timeout))
+        return await self._submit(request, timeout)
 
     async def save(self, name: str = "", *, timeout: float | None = None) -> int:
-        """Saves a checkpoint; without a name, one that the next replaces. Returns the step that is durable now."""
-        return cast(int, await self._submit(SaveCheckpoint(arguments.text(name, "name")), timeout))
+        """Saves a checkpoint and returns the durable step. Without a name it replaces the last unnamed checkpoint."""
+        return await self._submit(SaveCheckpoint(arguments.text(name, "name")), timeout)
 
     async def load(self, name: str, *, timeout: float | None = None) -> int:
-        """Takes weights, optimizer, step number and what was accumulated from a checkpoint. Returns its step.
+        """Restores weights, optimizer, step number and accumulated gradients from a checkpoint. Returns its step.
 
         Raises NotFound.
         """
-        return cast(int, await self._submit(LoadCheckpoint(arguments.text(name, "name")), timeout))
+        return await self._submit(LoadCheckpoint(arguments.text(name, "name")), timeout)
 
     async def publish(self, *, timeout: float | None = None) -> int:
-        """Makes the run's weights the model's served weights; returns their version. Open streams keep theirs."""
-        return cast(int, await self._submit(PublishRun(), timeout))
+        """Serves the run's weights as the model's next version, and returns it. Open streams keep their weights."""
+        return await self._submit(PublishRun(), timeout)
 
     async def info(self, *, timeout: float | None = None) -> RunInfo:
-        """Returns the run as the server has it now. Raises NotFound."""
+        """Returns the current description of the run. Raises NotFound."""
         request = training_service_pb2.GetRunRequest(run=self._id, client=self._delivery.client)
-        return run_info((await self._connection.training("GetRun", request, timeout)).run)
+        return run_info((await self._connection.training(lambda stub: stub.GetRun, request, timeout)).run)
 
     async def checkpoints(self, *, timeout: float | None = None) -> list[str]:
-        """Returns the names of its checkpoints."""
+        """Returns the names of the run's checkpoints."""
         return list((await self.info(timeout=timeout)).checkpoints)
 
     async def delete(self, *, timeout: float | None = None) -> None:
-        """Ends the run and removes its checkpoints; calls that wait fail with NotFound or Cancelled."""
+        """Deletes the run and its checkpoints. Pending calls fail with NotFound or Cancelled."""
         request = training_service_pb2.DeleteRunRequest(run=self._id)
-        await self._connection.training("DeleteRun", request, timeout, pure=False)
+        await self._connection.training(lambda stub: stub.DeleteRun, request, timeout, read_only=False)
         self._abort()
 
     async def close(self, *, timeout: float | None = None) -> None:
-        """Waits for what was called, and has the server save what it could lose; the run stays on the server.
+        """Waits for all calls, and makes the server save what it could lose. The run stays on the server.
 
-        Raises what stands in the way of that, such as DeadlineExceeded; then what was still to be sent is dropped.
+        Raises the error that prevents this, such as DeadlineExceeded; then calls that were not sent are dropped.
         """
-        deadline = self._connection.config.deadline(timeout)  # a wrong one drops nothing
-        if _forks.outlived():
+        deadline = self._connection.config.deadline(timeout)  # before anything is dropped: it raises InvalidArgument
+        if _forks.is_forked():
             return
         try:
             await self._delivery.drain(deadline)
@@ -158,17 +164,17 @@ class AsyncRun:
             self._abort()
 
     def _abort(self) -> None:
-        if _forks.outlived():
+        if _forks.is_forked():
             return
         self._delivery.abort(Cancelled("the run is closed", reason="RUN_CLOSED"))
 
-    def _submit(self, request: RunRequest, timeout: float | None) -> asyncio.Future[Any]:
-        _forks.check()
+    def _submit(self, request: RunRequest[Result], timeout: float | None) -> asyncio.Future[Result]:
+        _forks.check_not_forked()
         return self._delivery.submit(request, self._connection.config.deadline(timeout))
 
 
 def run_info(run: training_service_pb2.Run) -> RunInfo:
-    """What a message tells of a run, which may be broken."""
+    """Returns the description of a run in a message."""
     alive = not run.broken
     return RunInfo(
         id=run.id,

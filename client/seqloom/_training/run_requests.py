@@ -1,131 +1,133 @@
-"""The calls on a run as they are sent, under a number, and what their replies mean."""
+"""The numbered calls on a training run: the request that each sends and the result that it returns."""
 
-from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from seqloom._training.examples import Examples
+from seqloom._connection.service_stubs import CallOptions, TrainingStub
 from seqloom._training.results import ForwardBackwardResult, StepResult
+from seqloom._training.training_examples import TrainingExamples
+from seqloom.errors import checked_reply
 from seqloom.types import Timing
 from seqloom.v1 import training_service_pb2
 from seqloom.v1.training_service_pb2 import CallId
 
+Result = TypeVar("Result", covariant=True)
+
 _NEVER = 2**62  # a step that no run reaches
 
 
-class RunRequest(Protocol):
-    """One call. size: bytes that keeping it takes."""
+@dataclass(frozen=True, slots=True)
+class RunReply(Generic[Result]):
+    """The server's reply to a call.
+
+    result: what the caller gets. calls_durable: how many of the client's calls the server cannot lose any more. step:
+    the step that the call belongs to, sent along if the call is sent again; 0 if it is not needed. calls: the calls
+    that an optimizer step applied, by client.
+    """
+
+    result: Result
+    calls_durable: int
+    step: int = 0
+    calls: Mapping[str, int] = field(default_factory=dict)
+
+
+class RunRequest(Protocol[Result]):
+    """One call on a run. size: how many bytes it takes to keep it."""
 
     @property
     def size(self) -> int: ...
 
-    def send(self, stub: Any, call: CallId, calls: Mapping[str, int], options: dict[str, Any]) -> Awaitable[Any]:
-        """Sends it; `calls` is what a step's reply told, where it is sent again."""
-
-    def step(self, reply: Any) -> int:
-        """The step before or in which the call belongs, to say so where it is sent again; 0 where that is no use."""
-
-    def result(self, reply: Any) -> Any:
-        """What the caller gets."""
+    async def send(
+        self, stub: TrainingStub, call: CallId, calls: Mapping[str, int], options: CallOptions
+    ) -> RunReply[Result]:
+        """Sends the call. calls: if an optimizer step is sent again, the `calls` of its first reply."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardBackward:
-    """Adds gradients to what the next step applies."""
+    """Adds gradients to those that the next optimizer step applies."""
 
-    examples: Examples
+    examples: TrainingExamples
 
     @property
     def size(self) -> int:
         return self.examples.nbytes
 
-    def send(self, stub: Any, call: CallId, calls: Mapping[str, int], options: dict[str, Any]) -> Awaitable[Any]:
+    async def send(
+        self, stub: TrainingStub, call: CallId, calls: Mapping[str, int], options: CallOptions
+    ) -> RunReply[ForwardBackwardResult]:
         first = training_service_pb2.ForwardBackwardRequest(call=call)
-        return stub.ForwardBackward(self.examples.requests(first), **options)  # type: ignore[no-any-return]
-
-    def step(self, reply: training_service_pb2.ForwardBackwardResponse) -> int:
-        return reply.step
-
-    def result(self, reply: training_service_pb2.ForwardBackwardResponse) -> ForwardBackwardResult:
+        reply = checked_reply(await stub.ForwardBackward(self.examples.requests(first), **options))
         timing = Timing(reply.timing.queue_seconds, reply.timing.compute_seconds)
         losses = np.array(reply.losses, float)
-        return ForwardBackwardResult(reply.loss, losses, reply.step, reply.progress.durable_step, timing)
+        result = ForwardBackwardResult(reply.loss, losses, reply.step, reply.progress.durable_step, timing)
+        return RunReply(result, reply.progress.calls_durable, reply.step)
 
 
 @dataclass(frozen=True, slots=True)
 class OptimStep:
-    """Applies what was accumulated; None for the optimizer's learning rate, 0 for any step."""
+    """Applies the accumulated gradients. learning_rate: the optimizer's if None. expected_step: 0 for any step."""
 
     learning_rate: float | None
     expected_step: int
     size: int = 0
 
-    def send(self, stub: Any, call: CallId, calls: Mapping[str, int], options: dict[str, Any]) -> Awaitable[Any]:
+    async def send(
+        self, stub: TrainingStub, call: CallId, calls: Mapping[str, int], options: CallOptions
+    ) -> RunReply[StepResult]:
         request = training_service_pb2.OptimStepRequest(
             call=call, learning_rate=self.learning_rate, expected_step=self.expected_step, calls=calls
         )
-        return stub.OptimStep(request, **options)  # type: ignore[no-any-return]
-
-    def step(self, reply: training_service_pb2.OptimStepResponse) -> int:
-        return reply.step
-
-    def result(self, reply: training_service_pb2.OptimStepResponse) -> StepResult:
-        return StepResult(reply.step, reply.gradient_norm, reply.progress.durable_step)
+        reply = checked_reply(await stub.OptimStep(request, **options))
+        result = StepResult(reply.step, reply.gradient_norm, reply.progress.durable_step)
+        return RunReply(result, reply.progress.calls_durable, reply.step, dict(reply.calls))
 
 
-# What is sent for a call that was refused, should the server lose that: it is refused again, and its number used up.
+# Sent in place of a call that was refused if the server has lost it: it is refused again, which uses up its number.
 REFUSED = OptimStep(None, _NEVER)
 
 
 @dataclass(frozen=True, slots=True)
 class SaveCheckpoint:
-    """Saves under a name, or under none."""
+    """Saves the run. name: "" for the unnamed checkpoint, which each such save replaces."""
 
     name: str
     size: int = 0
 
-    def send(self, stub: Any, call: CallId, calls: Mapping[str, int], options: dict[str, Any]) -> Awaitable[Any]:
+    async def send(
+        self, stub: TrainingStub, call: CallId, calls: Mapping[str, int], options: CallOptions
+    ) -> RunReply[int]:
         request = training_service_pb2.SaveCheckpointRequest(call=call, name=self.name)
-        return stub.SaveCheckpoint(request, **options)  # type: ignore[no-any-return]
-
-    def step(self, reply: training_service_pb2.SaveCheckpointResponse) -> int:
-        return reply.progress.step + 1
-
-    def result(self, reply: training_service_pb2.SaveCheckpointResponse) -> int:
-        return reply.progress.durable_step
+        progress = checked_reply(await stub.SaveCheckpoint(request, **options)).progress
+        return RunReply(progress.durable_step, progress.calls_durable, progress.step + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadCheckpoint:
-    """Goes back, or on, to a checkpoint."""
+    """Restores the run from a checkpoint."""
 
     name: str
     size: int = 0
 
-    def send(self, stub: Any, call: CallId, calls: Mapping[str, int], options: dict[str, Any]) -> Awaitable[Any]:
+    async def send(
+        self, stub: TrainingStub, call: CallId, calls: Mapping[str, int], options: CallOptions
+    ) -> RunReply[int]:
         request = training_service_pb2.LoadCheckpointRequest(call=call, name=self.name)
-        return stub.LoadCheckpoint(request, **options)  # type: ignore[no-any-return]
-
-    def step(self, reply: training_service_pb2.LoadCheckpointResponse) -> int:
-        return 0  # steps count on from the checkpoint's
-
-    def result(self, reply: training_service_pb2.LoadCheckpointResponse) -> int:
-        return reply.progress.step
+        progress = checked_reply(await stub.LoadCheckpoint(request, **options)).progress
+        return RunReply(progress.step, progress.calls_durable)  # no step: steps count on from the checkpoint's
 
 
 @dataclass(frozen=True, slots=True)
 class PublishRun:
-    """Makes the run's weights the model's."""
+    """Makes the run's weights the served weights of its model."""
 
     size: int = 0
 
-    def send(self, stub: Any, call: CallId, calls: Mapping[str, int], options: dict[str, Any]) -> Awaitable[Any]:
-        return stub.PublishRun(training_service_pb2.PublishRunRequest(call=call), **options)  # type: ignore[no-any-return]
-
-    def step(self, reply: training_service_pb2.PublishRunResponse) -> int:
-        return reply.progress.step + 1
-
-    def result(self, reply: training_service_pb2.PublishRunResponse) -> int:
-        return reply.weights_version
+    async def send(
+        self, stub: TrainingStub, call: CallId, calls: Mapping[str, int], options: CallOptions
+    ) -> RunReply[int]:
+        reply = checked_reply(await stub.PublishRun(training_service_pb2.PublishRunRequest(call=call), **options))
+        return RunReply(reply.weights_version, reply.progress.calls_durable, reply.progress.step + 1)
