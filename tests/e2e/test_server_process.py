@@ -261,14 +261,14 @@ def test_a_device_that_is_not_there_is_one_line_and_exit_1(server_process, model
     environment = {"CUDA_VISIBLE_DEVICES": ""}
     started = server_process("--models", models, "--device", "cuda", environment=environment, ready=False)
     status, stderr = started.end()
-    assert (status, stderr) == (1, "seqloom-server: device: cuda is asked for, and torch finds none here\n")
+    assert (status, stderr) == (1, "seqloom-server: device: is cuda: torch finds no CUDA device\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "environment", "words"),
     [
         (["--threads", "-1"], {}, "--threads: is -1"),
-        ([], {"SEQLOOM_THREDS": "1"}, "SEQLOOM_THREDS: is no option"),
+        ([], {"SEQLOOM_THREDS": "1"}, "SEQLOOM_THREDS: unknown option"),
         (["--config", "/none.toml"], {}, "/none.toml: cannot be read"),
     ],
 )

@@ -289,7 +289,7 @@ async def test_folders_that_hold_one_another_are_refused(tmp_path, models, runs)
     config = ServerConfig(
         models=str(tmp_path / models), runs=str(tmp_path / runs), listen="127.0.0.1:0", http="127.0.0.1:0"
     )
-    with pytest.raises(CannotStart, match="expected two folders, none of them within the other"):
+    with pytest.raises(CannotStart, match="expected two folders, neither inside the other"):
         await Server(config).start()
 
 

@@ -1,7 +1,7 @@
-"""/metrics for Prometheus and /healthz for load balancers, from threads of their own, which never hold up the loop.
+"""The HTTP server: /metrics for Prometheus and /healthz for load balancers, in threads beside the event loop.
 
-Connections are few and short: one that is not answered within seconds is closed, and where there are too many the
-oldest gives way, so that callers who send nothing, or little by little, keep nobody out.
+A connection that is not answered within seconds is closed, and beyond the limit of connections the oldest is closed:
+so clients that send nothing, or send slowly, cannot keep others out.
 """
 
 import contextlib
@@ -28,9 +28,9 @@ _SECONDS_TO_CLOSE = 0.05
 
 
 class HttpServer:
-    """Serves from construction until close(). Raises OSError where it cannot listen on `address`.
+    """Serves from construction until close(). Raises OSError if it cannot listen on `address`.
 
-    serving: whether the service is up, for /healthz. address: HOST:PORT with the real port.
+    serving: returns whether the gRPC service is up, for /healthz. address: HOST:PORT with the actual port.
     """
 
     def __init__(self, address: str, registry: CollectorRegistry, serving: Callable[[], bool]) -> None:
@@ -54,7 +54,7 @@ class HttpServer:
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
         if method not in ("GET", "HEAD"):
-            return _text(start_response, "405 Method Not Allowed", "only GET and HEAD are answered here")
+            return _text(start_response, "405 Method Not Allowed", "expected GET or HEAD")
         started: list[Any] = []
         try:
             body = b"".join(self._get({**environ, "REQUEST_METHOD": "GET"}, lambda *status: started.extend(status)))
@@ -73,12 +73,12 @@ class HttpServer:
             if self._serving():
                 return _text(start_response, "200 OK", "ok")
             return _text(start_response, "503 Service Unavailable", "not serving")
-        return _text(start_response, "404 Not Found", "there are /metrics and /healthz here")
+        return _text(start_response, "404 Not Found", "expected /metrics or /healthz")
 
     def _scrape(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         try:
             metrics: Iterable[bytes] = self._metrics(environ, start_response)
-        except (TypeError, ValueError):  # what the caller says that it accepts names a version that is none
+        except (TypeError, ValueError):  # the Accept header names an invalid version
             metrics = self._metrics({**environ, "HTTP_ACCEPT": ""}, start_response)
         return metrics
 
@@ -93,7 +93,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
 
     def __init__(self, *arguments: Any) -> None:
         self._lock = threading.Lock()
-        self._since: dict[socket.socket, float] = {}  # when each connection came, oldest first
+        self._since: dict[socket.socket, float] = {}  # when each connection was opened, oldest first
         super().__init__(*arguments)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -104,7 +104,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         super().process_request(request, client_address)
 
     def service_actions(self) -> None:
-        """Called by serve_forever() again and again: drops what takes too long."""
+        """Closes connections that take too long; serve_forever() calls it periodically."""
         super().service_actions()
         with self._lock:
             overdue = time.monotonic() - _SECONDS_PER_REQUEST
@@ -117,17 +117,17 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         super().shutdown_request(request)
 
     def _drop(self, request: socket.socket) -> None:
-        """Wakes the connection's thread, which then ends."""
+        """Shuts a connection down, which wakes its thread and ends it."""
         del self._since[request]
-        with contextlib.suppress(OSError):  # it is gone already
+        with contextlib.suppress(OSError):  # the client has closed it already
             request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), OSError):  # a caller that went away or fell silent is no news
+        if not isinstance(sys.exception(), OSError):  # clients that disconnect or time out are not logged
             log.exception("an HTTP request failed")
 
     def server_bind(self) -> None:
-        # not HTTPServer's, which asks the name service for the host's name and may wait for it
+        # not HTTPServer's, which looks the host's name up in DNS and may block
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
@@ -141,8 +141,8 @@ class _Handler(WSGIRequestHandler):
     timeout = _SECONDS_PER_REQUEST  # of one read or write
 
     def get_stderr(self) -> Any:
-        """Takes wsgiref's traceback of an answer that could not be written."""
+        """Discards wsgiref's traceback of a response that could not be written."""
         return io.StringIO()
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Scrapes are not worth a line each."""
+        """Logs nothing: scrapes are frequent."""
