@@ -248,7 +248,7 @@ async def test_a_draining_server_ends_live_work_takes_none_and_holds_no_idle_cal
 async def test_what_was_computed_when_the_server_began_to_stop_still_reaches_a_caller_that_reads_late(
     serve, monkeypatch
 ):
-    monkeypatch.setattr(server, "_LAST_WORDS", 0.0)
+    monkeypatch.setattr(server, "_SECONDS_TO_END_CALLS", 0.0)
     wide = ModelSpec("elman", 5, 7, 20_000)
     async with serve({"wide": wide}) as served, open_channel(served.address) as channel:
         sessions = Sessions(channel)
