@@ -77,7 +77,7 @@ async def test_who_was_killed_is_no_obstacle(start, tmp_path):
 
 
 async def until_it_waits(waiting, for_whom):
-    said = f"waits for pid {for_whom.process.pid} at {for_whom.address}, which is shutting down"
+    said = f"waiting for pid {for_whom.process.pid} at {for_whom.address}, which is shutting down"
     await until(lambda: any(said in line for line in waiting.stderr) or waiting.process.poll() is not None)
     assert waiting.process.poll() is None, waiting.end()
 

@@ -233,7 +233,7 @@ def test_a_model_for_which_there_is_no_memory_is_refused_as_load(server_process,
         with pytest.raises(grpc.RpcError) as caught:
             create(stub, "made", 16_384)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert caught.value.details() == "the server has no memory for the model"
+        assert caught.value.details() == "the server is out of memory for the model"
         assert create(stub, "made").model.name == "made"
     assert "Traceback" not in started.end(signal.SIGTERM)[1]
 

@@ -86,7 +86,7 @@ class Server:
             await self.engine.start(self.address)
         except CannotStart:
             await asyncio.to_thread(self.engine.close)
-            await self.engine.runs.let_go()
+            await self.engine.runs.release()
             await asyncio.to_thread(self._http.close)
             await self._stop_listening()
             raise

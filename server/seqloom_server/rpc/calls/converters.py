@@ -11,9 +11,9 @@ from seqloom import tensors, wire
 from seqloom.v1 import tensor_pb2
 
 from seqloom_server.config import ServerConfig
-from seqloom_server.engine.core.sequence import Array, OutputKind, OutputSpec, StateArrays
+from seqloom_server.engine.core.sequence import Array, OutputSpec, StateArrays
 from seqloom_server.errors import invalid, over_limit
-from seqloom_server.nn.spec import ModelSpec
+from seqloom_server.nn.spec import ModelSpec, OutputKind
 
 _KINDS: dict[int, OutputKind] = {
     tensor_pb2.OUTPUT_KIND_UNSPECIFIED: "logits",

@@ -9,7 +9,7 @@ from seqloom.v1 import model_service_pb2_grpc
 
 from seqloom_server.config import ServerConfig
 from seqloom_server.engine.core.names import check_name
-from seqloom_server.engine.core.overload import ONE_SECOND, TEN_SECONDS, no_memory_for_the_model, overloaded
+from seqloom_server.engine.core.overload import ONE_SECOND, TEN_SECONDS, model_memory_exhausted, overloaded
 from seqloom_server.engine.engine import Engine
 from seqloom_server.engine.models.registry import ModelInfo
 from seqloom_server.errors import Reason, ServerError, invalid, over_limit
@@ -92,7 +92,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
             await self._collect(received, first.weights, parts, most)
             return await self._registry.import_(first.name, first.config, b"".join(received))
         except MemoryError:
-            raise no_memory_for_the_model() from None
+            raise model_memory_exhausted() from None
         except ServerError as error:
             if error.reason is Reason.MODEL_BROKEN:  # here the files are the caller's argument
                 raise invalid("weights", error.message) from None
