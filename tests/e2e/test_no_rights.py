@@ -98,5 +98,6 @@ def test_a_root_that_cannot_be_read_ends_the_start_in_one_line(start, tmp_path, 
     status, stderr = start("no root", None).end()
     assert (status, stderr) == (
         1,
-        f"seqloom-server: {which}: {tmp_path / which}: the server cannot read or write its {which} folder: Permission denied\n",
+        f"seqloom-server: {which}: {tmp_path / which}: the server cannot read or write its {which} folder: "
+        "Permission denied\n",
     )

@@ -242,7 +242,7 @@ def _check_layout(expected: Layout, found: Layout) -> None:
         if found[name][0] != kind:
             raise BrokenCheckpoint(f"tensor {name} is {found[name][0]}: expected {kind}")
     for name in sorted(found.keys() - expected.keys()):
-        raise BrokenCheckpoint(f"tensor {name[:80]!r} is unexpected in a checkpoint of this run")
+        raise BrokenCheckpoint(f"tensor {name[:80]!r} is not part of this run")
 
 
 def _check_numbers(tensors: Tensors) -> None:
