@@ -180,7 +180,7 @@ def test_a_folder_of_models_that_is_none_is_told_and_one_that_is_absent_is_made(
     status, stderr = server_process("--models", file, ready=False).end()
     assert status == 1
     assert stderr.count("\n") == 1
-    assert f"models: {file} cannot be a folder" in stderr
+    assert f"models: {file}: the folder cannot be created" in stderr
     assert server_process("--models", tmp_path / "new" / "models").end(signal.SIGTERM)[0] == 0
     assert (tmp_path / "new" / "models").is_dir()
 
@@ -300,7 +300,7 @@ def test_a_created_model_is_what_the_seed_says(tmp_path, more):
     [
         ("made", {"--hidden-size": 0}, "--hidden-size: is 0: expected an integer from 1"),
         ("made", {"--activation": "relu"}, "--activation: is 'relu': gru has only 'tanh'"),
-        ("made", {"--conv-channels": 3}, "--conv-width: is 0: a convolution has channels and a width"),
+        ("made", {"--conv-channels": 3}, "--conv-width: is 0: expected conv_channels and conv_width, or neither"),
         ("Made", {}, "name: is 'Made'"),
     ],
 )

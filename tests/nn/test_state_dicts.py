@@ -133,7 +133,10 @@ def test_what_is_no_mapping_is_told_by_its_type():
         ({"rnn": "lstm.", "output": "fc."}, "replace the prefix 'lstm.' by \"rnn.\", and that of the linear layer"),
         ({"rnn": "net.lstm.", "output": "net.fc."}, "replace the prefix 'net.lstm.' by \"rnn.\""),
         ({"rnn": "", "output": "output."}, 'add the prefix "rnn." to the names of the recurrent layers'),
-        ({"rnn": "rnn.", "output": "output.0."}, 'add the prefix "output." to the names of the linear layer after them'),
+        (
+            {"rnn": "rnn.", "output": "output.0."},
+            'add the prefix "output." to the names of the linear layer after them',
+        ),
     ],
 )
 def test_foreign_names_are_told_with_those_expected_and_how_to_come_to_them(prefixes, advice):

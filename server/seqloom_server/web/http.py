@@ -13,14 +13,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from types import TracebackType
+from typing import TypeAlias
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from seqloom_server.config import split_address
 
 log = logging.getLogger(__name__)
+
+_Request: TypeAlias = socket.socket | tuple[bytes, socket.socket]  # a connection, or the datagram of a UDP server
+_ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 
 _SECONDS_PER_REQUEST = 10.0  # from the connection to the last byte of the answer
 _MAX_CONNECTIONS = 32
@@ -51,21 +56,28 @@ class HttpServer:
         self._server.shutdown()
         self._server.server_close()
 
-    def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
         if method not in ("GET", "HEAD"):
             return _text(start_response, "405 Method Not Allowed", "expected GET or HEAD")
-        started: list[Any] = []
+        started: list[tuple[str, list[tuple[str, str]]]] = []
+
+        def start(
+            status: str, headers: list[tuple[str, str]], exc_info: _ExcInfo | None = None, /
+        ) -> Callable[[bytes], object]:
+            started.append((status, headers))
+            return lambda _: None
+
         try:
-            body = b"".join(self._get({**environ, "REQUEST_METHOD": "GET"}, lambda *status: started.extend(status)))
+            body = b"".join(self._get({**environ, "REQUEST_METHOD": "GET"}, start))
         except Exception:
             log.exception("an HTTP request failed")
             raise
-        status, headers = started
+        [(status, headers)] = started
         start_response(status, [*headers, ("Content-Length", str(len(body)))])
         return [body] if method == "GET" else []
 
-    def _get(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def _get(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if path == "/metrics":
             return self._scrape(environ, start_response)
@@ -75,7 +87,7 @@ class HttpServer:
             return _text(start_response, "503 Service Unavailable", "not serving")
         return _text(start_response, "404 Not Found", "expected /metrics or /healthz")
 
-    def _scrape(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def _scrape(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         try:
             metrics: Iterable[bytes] = self._metrics(environ, start_response)
         except (TypeError, ValueError):  # the Accept header names an invalid version
@@ -83,7 +95,7 @@ class HttpServer:
         return metrics
 
 
-def _text(start_response: Callable[..., Any], status: str, text: str) -> Iterable[bytes]:
+def _text(start_response: StartResponse, status: str, text: str) -> Iterable[bytes]:
     start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
     return [f"{text}\n".encode()]
 
@@ -91,12 +103,13 @@ def _text(start_response: Callable[..., Any], status: str, text: str) -> Iterabl
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
         self._lock = threading.Lock()
         self._since: dict[socket.socket, float] = {}  # when each connection was opened, oldest first
-        super().__init__(*arguments)
+        super().__init__(address, handler)
 
-    def process_request(self, request: Any, client_address: Any) -> None:
+    def process_request(self, request: _Request, client_address: object) -> None:
+        assert isinstance(request, socket.socket), "TCP"
         with self._lock:
             while len(self._since) >= _MAX_CONNECTIONS:
                 self._drop(next(iter(self._since)))
@@ -111,7 +124,8 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
             for request in [request for request, since in self._since.items() if since < overdue]:
                 self._drop(request)
 
-    def shutdown_request(self, request: Any) -> None:
+    def shutdown_request(self, request: _Request) -> None:
+        assert isinstance(request, socket.socket), "TCP"
         with self._lock:
             self._since.pop(request, None)
         super().shutdown_request(request)
@@ -122,7 +136,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         with contextlib.suppress(OSError):  # the client has closed it already
             request.shutdown(socket.SHUT_RDWR)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: object, client_address: object) -> None:
         if not isinstance(sys.exception(), OSError):  # clients that disconnect or time out are not logged
             log.exception("an HTTP request failed")
 
@@ -140,9 +154,9 @@ class _Server6(_Server):
 class _Handler(WSGIRequestHandler):
     timeout = _SECONDS_PER_REQUEST  # of one read or write
 
-    def get_stderr(self) -> Any:
+    def get_stderr(self) -> io.StringIO:
         """Discards wsgiref's traceback of a response that could not be written."""
         return io.StringIO()
 
-    def log_message(self, format: str, *arguments: Any) -> None:
+    def log_message(self, format: str, *arguments: object) -> None:
         """Logs nothing: scrapes are frequent."""

@@ -60,9 +60,9 @@ class ServedWeights:
 
     def reserve(self) -> None:
         """Grows the states to hold all allocated slots."""
-        capacity, wanted = self.states[0].shape[1], self.slots.capacity
-        if wanted > capacity:
-            grown = self._allocate(max(wanted, 2 * capacity))
+        capacity, needed = self.states[0].shape[1], self.slots.capacity
+        if needed > capacity:
+            grown = self._allocate(max(needed, 2 * capacity))
             for new, old in zip(grown, self.states, strict=True):
                 new[:, :capacity] = old
             self.states = grown

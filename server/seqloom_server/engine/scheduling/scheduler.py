@@ -153,13 +153,14 @@ class Scheduler:
                 "bidirectional model, which runs a sequence in one slice",
             )
         part = 1.0 if sequence.op is Op.STREAM else _WHOLE_SEQUENCES_PART
-        for unit, wanted, most in (
+        for unit, added, most in (
             ("steps", count, part * limits.max_queue_steps),
             ("bytes", size, part * limits.max_queue_bytes),
         ):
-            if wanted > most:
+            if added > most:
                 raise ServerError(
-                    Reason.OVER_LIMIT, f"{wanted} {unit} at once: expected at most {most:.0f}, what the queue holds"
+                    Reason.OVER_LIMIT,
+                    f"{added} {unit} at once: expected at most {most:.0f}, what the queue holds",
                 )
         joins = not sequence.chunks and not sequence.in_flight
         if (

@@ -36,10 +36,10 @@ def take(sequence: Sequence, cut: int, now: float) -> Member:
         final=False,
         snapshot=False,
     )
-    wanted = runnable(sequence, cut)
+    count = runnable(sequence, cut)
     while True:
         chunk = sequence.chunks[0]
-        rows = chunk.rows[chunk.taken : chunk.taken + wanted - member.steps]
+        rows = chunk.rows[chunk.taken : chunk.taken + count - member.steps]
         if len(rows):
             member.parts.append(rows)
             member.steps += len(rows)
@@ -48,7 +48,7 @@ def take(sequence: Sequence, cut: int, now: float) -> Member:
             break
         sequence.chunks.popleft()
         member.final = chunk.last
-        if member.steps >= wanted:
+        if member.steps >= count:
             if sequence.chunks and _is_bare_end(sequence.chunks[0]):
                 sequence.chunks.popleft()
                 member.final = True

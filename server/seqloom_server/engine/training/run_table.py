@@ -30,7 +30,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class Engine(RunEngine, Protocol):
+class RunTableEngine(RunEngine, Protocol):
     """The methods of the engine that the table calls, in addition to those that runs call."""
 
     def check_serving(self) -> None: ...
@@ -43,7 +43,13 @@ class RunTable:
     max_runs: the most runs, broken ones not counted."""
 
     def __init__(
-        self, root: pathlib.Path, registry: Registry, engine: Engine, device: str, max_runs: int, max_held_calls: int
+        self,
+        root: pathlib.Path,
+        registry: Registry,
+        engine: RunTableEngine,
+        device: str,
+        max_runs: int,
+        max_held_calls: int,
     ) -> None:
         self._max_held_calls = max_held_calls
         self._root = root

@@ -10,7 +10,7 @@ import torch
 
 log = logging.getLogger(__name__)
 
-Run = Callable[[], object]
+Launch = Callable[[], object]
 _TIMED_RUNS = 4
 
 
@@ -21,7 +21,7 @@ class Capture:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
-    def __call__(self, run: Run) -> Run:
+    def __call__(self, run: Launch) -> Launch:
         """Returns a function that replays the kernels of `run`. Raises RuntimeError if they cannot be captured."""
         graph = torch.cuda.CUDAGraph()
         here = torch.cuda.current_stream()
@@ -48,7 +48,7 @@ def _abandon(graph: torch.cuda.CUDAGraph) -> None:
         log.debug("the capture of a CUDA graph was abandoned", exc_info=True)
 
 
-def device_seconds(run: Run) -> float:
+def device_seconds(run: Launch) -> float:
     """Returns the shortest of a few runs' times on the device, in seconds, by the device's clock."""
     run()
     seconds: list[float] = []

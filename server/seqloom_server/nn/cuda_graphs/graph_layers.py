@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from seqloom_server.nn.cuda_graphs.buckets import GRID, MAX_PADDING, Grid, Rectangle
-from seqloom_server.nn.cuda_graphs.capture import Capture, Run, device_seconds
+from seqloom_server.nn.cuda_graphs.capture import Capture, Launch, device_seconds
 from seqloom_server.nn.cuda_graphs.masked_layers import MaskedLayers, State
 from seqloom_server.nn.forward.network import Network
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 class _Graph:
     """The graph of a bucket. even, ragged: whether it is faster than cuDNN for equal, or unequal, lengths."""
 
-    replay: Run
+    replay: Launch
     even: bool
     ragged: bool
 
@@ -42,8 +42,8 @@ class GraphLayers(MaskedLayers):
         self,
         network: Network,
         *,
-        record: Callable[[Run], Run] | None = None,
-        seconds: Callable[[Run], float] | None = None,
+        record: Callable[[Launch], Launch] | None = None,
+        seconds: Callable[[Launch], float] | None = None,
         max_padding: float = MAX_PADDING,
         grid: Grid = GRID,
     ) -> None:
@@ -112,7 +112,7 @@ class GraphLayers(MaskedLayers):
         ragged = graph_seconds < self._seconds(self._cudnn(ragged_sizes))
         return _Graph(replay, even, ragged)
 
-    def _cudnn(self, batch_sizes: npt.NDArray[np.int64]) -> Run:
+    def _cudnn(self, batch_sizes: npt.NDArray[np.int64]) -> Launch:
         """Returns a function that runs a batch of these sizes by cuDNN."""
         spec, count = self.spec, int(batch_sizes[0])
         rows = self._rows[: int(batch_sizes.sum()) * spec.input_size].view(-1, spec.input_size)

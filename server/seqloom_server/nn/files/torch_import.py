@@ -8,7 +8,7 @@ from seqloom_server.nn.files.state_dict import from_state_dict
 from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.spec import InvalidSpec
 
-_WANTED: dict[str, tuple[type[torch.nn.Module], str]] = {
+_EXPECTED_TYPES: dict[str, tuple[type[torch.nn.Module], str]] = {
     "rnn": (torch.nn.RNNBase, "a torch.nn.RNN, GRU or LSTM"),
     "output": (torch.nn.Linear, "a torch.nn.Linear"),
     "convolution": (torch.nn.Conv1d, "a torch.nn.Conv1d or None"),
@@ -43,8 +43,8 @@ def from_torch(rnn: torch.nn.RNNBase, output: torch.nn.Linear, convolution: torc
 
 
 def _check_type(name: str, value: object) -> None:
-    wanted, expected = _WANTED[name]
-    if isinstance(value, wanted):
+    expected_type, expected = _EXPECTED_TYPES[name]
+    if isinstance(value, expected_type):
         return
     found = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
     raise InvalidSpec(name, f"is {'None' if value is None else found}: expected {expected}{_advice(name, value)}")
@@ -60,7 +60,7 @@ def _advice(name: str, value: object) -> str:
     if isinstance(value, Mapping):
         return "; a state dict is for from_state_dict()"
     if isinstance(value, torch.nn.Module):
-        inside = [path for path, module in value.named_modules() if isinstance(module, _WANTED[name][0])]
+        inside = [path for path, module in value.named_modules() if isinstance(module, _EXPECTED_TYPES[name][0])]
         if len(inside) == 1:
             return f"; it has one as {inside[0]!r}: pass that, if nothing else in the module changes the outputs"
     return ""

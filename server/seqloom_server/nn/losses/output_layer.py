@@ -13,7 +13,7 @@ from seqloom_server.nn.losses.training_example import Array, Example, stack_rows
 from seqloom_server.nn.recurrence.yield_points import FLOPS_PER_ELEMENT, Pieces, YieldBudget, product
 
 # Takes the first row of a chunk and dL/do of its rows, in a buffer that is reused.
-Use = Callable[[int, torch.Tensor], Pieces]
+UseGradient = Callable[[int, torch.Tensor], Pieces]
 
 
 class OutputLayer:
@@ -30,7 +30,7 @@ class OutputLayer:
         bias: torch.Tensor,
         examples: list[Example],
         budget: YieldBudget,
-        use: Use | None,
+        use: UseGradient | None,
     ) -> None:
         self._hidden, self._weight, self._bias = hidden, weight, bias
         self._examples = examples

@@ -74,13 +74,13 @@ class StreamSession:
         has_frames = entry.HasField("frames")
         if window.ended and not (has_frames or reset or end):
             return []
-        whole = self._spec.bidirectional
-        if whole and reset:
+        whole_only = self._spec.bidirectional
+        if whole_only and reset:
             raise invalid("entries.reset", "is set: a bidirectional model cannot reset its state within a sequence")
         frames = None
         if has_frames:
             frames = converters.frames(entry.frames, self._spec, "entries.frames")
-            if whole and not len(frames):
+            if whole_only and not len(frames):
                 raise invalid("entries.frames", "has 0 steps: expected at least 1 for a bidirectional model")
             if self.max_steps is not None and window.received + len(frames) > self.max_steps:
                 raise over_limit(
@@ -95,7 +95,7 @@ class StreamSession:
             )
         chunks = window.chunks(frames, reset=reset, end=end, acknowledged=entry.acknowledged_steps, now=now)
         # a bidirectional model gives no outputs before the sequence's last frames have arrived
-        steps = (window.received if end else 0) if whole else 0 if frames is None else len(frames)
+        steps = (window.received if end else 0) if whole_only else 0 if frames is None else len(frames)
         if steps:
             size = steps * self.step_bytes
             self._call.promise(size)
