@@ -124,7 +124,7 @@ def rewrite_weights(folder, change):
 
 
 BROKEN = {
-    "no JSON": (lambda f: (f / "config.json").write_text("{"), ["config.json", "no JSON"]),
+    "no JSON": (lambda f: (f / "config.json").write_text("{"), ["config.json", "not valid JSON"]),
     "an empty configuration": (lambda f: (f / "config.json").write_text("{}"), ["config.json", "cell", "missing"]),
     "an unknown cell": (lambda f: rewrite_config(f, cell="rnn"), ["config.json", "cell", "'rnn'", "elman"]),
     "a size that is none": (lambda f: rewrite_config(f, hidden_size=-7), ["config.json", "hidden_size", "-7"]),
