@@ -1,4 +1,4 @@
-"""The command `seqloom-server`: serves, makes model folders, and asks a server for its health."""
+"""The command `seqloom-server`: starts a server, creates or imports model folders, and checks a server's health."""
 
 import argparse
 import asyncio
@@ -8,26 +8,29 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING
 
 from seqloom_server import config
 from seqloom_server.config import ConfigError, ServerConfig
 
+if TYPE_CHECKING:
+    from seqloom_server.engine.models.registry import ModelInfo, Registry
+
 log = logging.getLogger("seqloom_server")
 
-# Objects more than before, of which the interpreter's own 700 are a few messages; and how many looks at the young ones
-# go to one at the older ones, which are few where those that stay are left out.
-_COLLECTED_EVERY = (10_000, 10, 2)
+# The garbage collector's thresholds. The interpreter's own 700 new objects are only a few messages; the older
+# generations are small, since the objects that stay are frozen.
+_GC_THRESHOLDS = (10_000, 10, 2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit status."""
     parser = _parser()
-    options = vars(parser.parse_args(arguments))
-    command = options.pop("command", _serve)
+    options = parser.parse_args(arguments)
+    command = getattr(options, "command", _serve)
     try:
-        settings = config.load(options, os.environ)
+        settings = config.load(vars(options), os.environ)
         logging.basicConfig(
             level=settings.log_level.upper(),
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -43,11 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class CommandFailed(Exception):
-    """What kept a command from its end, in one line for people."""
+    """A command failed; the text is one line for the user."""
 
 
-def _serve(settings: ServerConfig, _: dict[str, Any]) -> int:
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # nothing is under way yet that would have to end
+def _serve(settings: ServerConfig, _: argparse.Namespace) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # no work is running yet that would have to end
 
     import torch
 
@@ -55,7 +58,7 @@ def _serve(settings: ServerConfig, _: dict[str, Any]) -> int:
     from seqloom_server.rpc.server import Server
 
     if settings.device == "cuda" and not torch.cuda.is_available():
-        raise CommandFailed("device: cuda is asked for, and torch finds none here")
+        raise CommandFailed("device: is cuda: torch finds no CUDA device")
 
     async def serve() -> None:
         server = Server(settings)
@@ -65,18 +68,18 @@ def _serve(settings: ServerConfig, _: dict[str, Any]) -> int:
             raise CommandFailed(str(error)) from None
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
-        def begin_to_stop() -> None:
+        def begin_shutdown() -> None:
             stop.set()
             for number in (signal.SIGTERM, signal.SIGINT):  # the second signal ends the process at once
                 loop.remove_signal_handler(number)
 
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, begin_to_stop)
-        _spare_the_collector()
+            loop.add_signal_handler(number, begin_shutdown)
+        _freeze_garbage_collector()
         log.info("metrics on http://%s/metrics", server.http_address)
         print(f"seqloom-server: serving on {server.address}", flush=True)
         await stop.wait()
-        log.info("stopping: up to %g s for what is under way", settings.grace_seconds)
+        log.info("shutting down: running work may take up to %g s more", settings.grace_seconds)
         await server.stop()
 
     sys.setswitchinterval(settings.switch_interval_ms / 1e3)
@@ -84,54 +87,56 @@ def _serve(settings: ServerConfig, _: dict[str, Any]) -> int:
     return 0
 
 
-def _spare_the_collector() -> None:
-    """All that is there by now stays: to look through it for garbage would hold calls up for a tenth of a second."""
+def _freeze_garbage_collector() -> None:
+    """Excludes all present objects from garbage collection, which would delay calls by a tenth of a second."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*_COLLECTED_EVERY)
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
-def _create_model(settings: ServerConfig, options: dict[str, Any]) -> int:
-    from seqloom_server.nn import spec
+def _create_model(settings: ServerConfig, options: argparse.Namespace) -> int:
+    from seqloom_server.nn.spec import InvalidSpec, ModelSpec
 
-    fields = {name: options[name] for name in ("cell", "activation", "dtype", "bidirectional", "precision", *_SIZES)}
+    names = ("cell", "activation", "dtype", "bidirectional", "precision", *_SIZES)
     try:
-        wanted = spec.ModelSpec(**fields)
-    except spec.InvalidSpec as error:
+        spec = ModelSpec(**{name: getattr(options, name) for name in names})
+    except InvalidSpec as error:
         raise CommandFailed(f"--{str(error).replace('_', '-', 1)}") from None
-    return _write(settings, options["name"], lambda registry: registry.create(options["name"], wanted, options["seed"]))
+    return _write_model(settings, options.name, lambda registry: registry.create(options.name, spec, options.seed))
 
 
-def _import_model(settings: ServerConfig, options: dict[str, Any]) -> int:
+def _import_model(settings: ServerConfig, options: argparse.Namespace) -> int:
     from seqloom_server.nn.files import model_folder, state_dict, state_dict_file
     from seqloom_server.nn.spec import InvalidSpec
 
-    path = options["state_dict"]
+    path = options.state_dict
     try:
         network = state_dict.from_state_dict(
-            state_dict_file.read(path), options["activation"], causal_convolution=options["causal_convolution"]
+            state_dict_file.read(path), options.activation, causal_convolution=options.causal_convolution
         )
     except (state_dict_file.NoStateDict, InvalidSpec) as error:
         raise CommandFailed(f"{path}: {error}") from None
-    if (pathlib.Path(settings.models) / options["name"]).exists():
-        raise CommandFailed(f"a model {options['name']!r} exists already")
+    if (pathlib.Path(settings.models) / options.name).exists():
+        raise CommandFailed(f"a model {options.name!r} exists already")
     files = model_folder.to_bytes(network)
-    return _write(settings, options["name"], lambda registry: registry.import_(options["name"], *files, new=True))
+    return _write_model(settings, options.name, lambda registry: registry.import_(options.name, *files, new=True))
 
 
-def _write(settings: ServerConfig, name: str, change: Any) -> int:
-    """Makes a model folder as a server would."""
+def _write_model(
+    settings: ServerConfig, name: str, write: "Callable[[Registry], Coroutine[None, None, ModelInfo]]"
+) -> int:
+    """Writes a model folder through a registry, as a server does."""
     from seqloom_server.engine.models.registry import Registry
     from seqloom_server.errors import ServerError
 
-    async def write() -> None:
-        info = await change(Registry(folder, "cpu", 1, settings.max_model_bytes))
+    async def run() -> None:
+        info = await write(Registry(folder, "cpu", 1, settings.max_model_bytes))
         print(f"seqloom-server: {folder / name} has {info.parameter_count} parameters")
 
     folder = pathlib.Path(settings.models)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        asyncio.run(write())
+        asyncio.run(run())
     except ServerError as error:
         raise CommandFailed(error.message) from None
     except OSError as error:
@@ -139,11 +144,11 @@ def _write(settings: ServerConfig, name: str, change: Any) -> int:
     return 0
 
 
-def _healthcheck(settings: ServerConfig, options: dict[str, Any]) -> int:
+def _healthcheck(settings: ServerConfig, options: argparse.Namespace) -> int:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    address = options.get("address") or settings.listen
+    address = options.address or settings.listen
     try:
         if config.unix_socket(address) is None:
             host, port = config.split_address(address)
@@ -162,21 +167,22 @@ def _healthcheck(settings: ServerConfig, options: dict[str, Any]) -> int:
 _SIZES = ("input_size", "hidden_size", "output_size", "num_layers", "conv_channels", "conv_width")
 _SIZE_DEFAULTS = {"num_layers": 1, "conv_channels": 0, "conv_width": 0}
 _SIZE_HELP = {
-    "conv_channels": "of a causal convolution and relu in front of the first layer; 0 for none",
-    "conv_width": "how many of the last inputs it sees",
+    "conv_channels": "output channels of a causal convolution with relu before the first layer; 0 for none",
+    "conv_width": "kernel width of that convolution, in steps",
 }
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "seqloom-server",
-        description="Serves recurrent networks over gRPC. A flag goes before the environment variable in brackets, "
-        "that before the key of the same name in the TOML file, and that before the default in parentheses.",
+        description="Serves and trains recurrent networks over gRPC. A flag overrides the environment variable in "
+        "brackets, which overrides the key of the same name in the TOML file, which overrides the default in "
+        "parentheses.",
     )
     config.add_options(parser)
     commands = parser.add_subparsers(title="other commands", metavar="COMMAND")
 
-    create = commands.add_parser("create-model", help="make a model folder with weights drawn from a seed")
+    create = commands.add_parser("create-model", help="create a model folder with random weights")
     create.add_argument("name", metavar="NAME")
     create.add_argument("--cell", required=True, choices=("elman", "gru", "lstm"))
     for name in _SIZES:
@@ -189,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
             help=_SIZE_HELP.get(name),
         )
     create.add_argument(
-        "--bidirectional", action="store_true", help="each layer also runs backward: only whole sequences can be run"
+        "--bidirectional", action="store_true", help="run each layer backward, too: takes whole sequences only"
     )
     create.add_argument("--activation", choices=("tanh", "relu"), default="tanh")
     create.add_argument("--dtype", choices=("float32", "float64"), default="float32")
@@ -197,32 +203,34 @@ def _parser() -> argparse.ArgumentParser:
         "--precision",
         choices=("full", "tf32", "bf16"),
         default="full",
-        help="how outputs are computed; gradients are always computed in full",
+        help="precision of outputs; gradients are always computed in full precision",
     )
-    create.add_argument("--seed", type=int, metavar="N", default=0)
+    create.add_argument("--seed", type=int, metavar="N", default=0, help="seed of the random weights")
     config.add_options(create, "models")
     create.set_defaults(command=_create_model)
 
-    take = commands.add_parser("import-model", help="make a model folder from a torch.nn state dict")
-    take.add_argument("name", metavar="NAME")
-    take.add_argument(
+    import_ = commands.add_parser("import-model", help="create a model folder from a torch.nn state dict")
+    import_.add_argument("name", metavar="NAME")
+    import_.add_argument(
         "--state-dict",
         required=True,
         metavar="FILE",
-        help='a safetensors file, names with "conv.", "rnn." and "output." before',
+        help='safetensors file whose tensor names begin with "conv.", "rnn." or "output."',
     )
-    take.add_argument(
+    import_.add_argument(
         "--causal-convolution",
         action="store_true",
-        help="the file's convolution is causal, with relu after it: output t sees inputs t-width+1 to t, zeros before "
-        'the first; the file itself does not tell it from one that is padded on both sides, as padding="same" does',
+        help="the convolution is causal and followed by relu: output t sees inputs t-width+1 to t, with zeros before "
+        'the first; a state dict does not say whether it is, or padded on both sides as with padding="same"',
     )
-    take.add_argument("--activation", choices=("tanh", "relu"), default="tanh", help="an Elman network's phi")
-    config.add_options(take, "models")
-    take.set_defaults(command=_import_model)
+    import_.add_argument(
+        "--activation", choices=("tanh", "relu"), default="tanh", help="activation function of an Elman network"
+    )
+    config.add_options(import_, "models")
+    import_.set_defaults(command=_import_model)
 
-    check = commands.add_parser("healthcheck", help="ask a server whether it serves; the exit status is 0 if it does")
-    check.add_argument("--address", metavar="HOST:PORT|unix:PATH", help="by default that of --listen")
+    check = commands.add_parser("healthcheck", help="check a server's health; exit status 0 if it is serving")
+    check.add_argument("--address", metavar="HOST:PORT|unix:PATH", help="server to check (the address of --listen)")
     config.add_options(check, "listen")
     check.set_defaults(command=_healthcheck)
     return parser

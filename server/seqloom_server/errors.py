@@ -1,54 +1,52 @@
-"""Everything the server can answer a caller with instead of a result: one error class and the table of its reasons.
+"""The errors that callers see: one exception class and the table of its reasons.
 
-This floor knows no gRPC; `rpc.status` gives each reason its status code.
+This module knows no gRPC; `rpc/calls/status.py` maps each reason to its status code.
 """
 
 import enum
 
 
 class Reason(enum.StrEnum):
-    """Why a request is not answered; travels to the caller as the reason of google.rpc.ErrorInfo."""
+    """Why a request failed; sent to the caller as the reason of google.rpc.ErrorInfo."""
 
-    INVALID_FIELD = "INVALID_FIELD"  # a field of the request is wrong in itself
-    OVER_LIMIT = "OVER_LIMIT"  # longer or wider than this server ever takes
-    MALFORMED_MESSAGE = "MALFORMED_MESSAGE"  # bytes that are no message of ours
-    CUT_OFF = "CUT_OFF"  # a request in parts ended before its last one; nothing was done
+    INVALID_FIELD = "INVALID_FIELD"  # a field of the request is invalid whatever the server's state
+    OVER_LIMIT = "OVER_LIMIT"  # larger than this server ever accepts
+    MALFORMED_MESSAGE = "MALFORMED_MESSAGE"  # bytes that are not the method's protobuf message
+    CUT_OFF = "CUT_OFF"  # a request in parts ended before its last part; nothing was done
     MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
     MODEL_EXISTS = "MODEL_EXISTS"
     MODEL_BROKEN = "MODEL_BROKEN"  # a model folder that cannot be loaded
     SESSION_NOT_OPEN = "SESSION_NOT_OPEN"  # frames, reset or end for a session that is not open
     SESSION_EXISTS = "SESSION_EXISTS"  # opened twice
-    SESSION_ENDED = "SESSION_ENDED"  # something after end
-    SESSION_IDLE = "SESSION_IDLE"  # nothing came for too long
+    SESSION_ENDED = "SESSION_ENDED"  # frames, reset or end after the session's end
+    SESSION_IDLE = "SESSION_IDLE"  # no frames arrived for too long
     WINDOW_EXCEEDED = "WINDOW_EXCEEDED"  # more unacknowledged steps than the session's window
-    OVERFLOW = "OVERFLOW"  # a loss, a gradient, or what a step makes, would be no finite number
+    OVERFLOW = "OVERFLOW"  # a loss, a gradient or a weight would not be finite
     RUN_NOT_FOUND = "RUN_NOT_FOUND"
     RUN_BROKEN = "RUN_BROKEN"  # a run folder that cannot be loaded
-    RUN_WAITS = "RUN_WAITS"  # for earlier calls, which were lost with a server or never came
-    NOTHING_ACCUMULATED = "NOTHING_ACCUMULATED"  # a step without a gradient
+    RUN_WAITS = "RUN_WAITS"  # for earlier calls, which were lost with a server or never arrived
+    NOTHING_ACCUMULATED = "NOTHING_ACCUMULATED"  # an optimizer step without a gradient
     STEP_MISMATCH = "STEP_MISMATCH"  # the step expected is not the run's next
-    NOT_DONE = "NOT_DONE"  # a call on a run had begun, and there was no room for it: nothing changed
-    CALL_CHANGED = "CALL_CHANGED"  # a call's number was used for another content before
+    NOT_DONE = "NOT_DONE"  # a call on a run began and ran out of memory: nothing changed
+    CALL_CHANGED = "CALL_CHANGED"  # a call's number was used before with another content
     CALL_FORGOTTEN = "CALL_FORGOTTEN"  # a call was done, and its reply acknowledged
     CHECKPOINT_NOT_FOUND = "CHECKPOINT_NOT_FOUND"
     CHECKPOINT_BROKEN = "CHECKPOINT_BROKEN"  # a checkpoint that cannot be loaded
-    STORAGE_FAILED = "STORAGE_FAILED"  # a folder of the server's cannot be written or read: a full disk, no rights
-    VERSION_MISMATCH = "VERSION_MISMATCH"  # the weights version demanded is not the one served
-    OVERLOADED = "OVERLOADED"  # more than the server takes now; nothing was done
-    DEADLINE_EXCEEDED = (
-        "DEADLINE_EXCEEDED"  # passed while queued, or a part of an import did not come; no device time was spent
-    )
+    STORAGE_FAILED = "STORAGE_FAILED"  # the server cannot read or write a folder: disk full, permission denied
+    VERSION_MISMATCH = "VERSION_MISMATCH"  # the weights version requested is not the one served
+    OVERLOADED = "OVERLOADED"  # more than the server accepts now; nothing was done
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"  # passed in the queue, or no next part arrived; no device time was spent
     CANCELLED = "CANCELLED"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     ENGINE_DEAD = "ENGINE_DEAD"  # the device thread died
-    INTERNAL = "INTERNAL"  # a bug of ours
+    INTERNAL = "INTERNAL"  # a bug in the server
 
 
 class ServerError(Exception):
-    """A refusal or failure that the caller is told of.
+    """An error that is sent to the caller.
 
-    field: path of the request's field that is at fault, or "".
-    retry_after: seconds after which a repeat may succeed, or None where a repeat is no use.
+    field: path of the request's invalid field, or "".
+    retry_after: seconds after which a repeat may succeed, or None if a repeat cannot.
     """
 
     def __init__(self, reason: Reason, message: str, *, field: str = "", retry_after: float | None = None) -> None:
@@ -60,5 +58,10 @@ class ServerError(Exception):
 
 
 def invalid(field: str, message: str) -> ServerError:
-    """The error of a request field that is wrong in itself: `message` says what was sent and what is expected."""
+    """Returns INVALID_FIELD for a field of the request; `message` says what was sent and what is expected."""
     return ServerError(Reason.INVALID_FIELD, f"{field}: {message}", field=field)
+
+
+def over_limit(field: str, message: str) -> ServerError:
+    """Returns OVER_LIMIT for a field that is larger than this server ever accepts."""
+    return ServerError(Reason.OVER_LIMIT, f"{field}: {message}", field=field)

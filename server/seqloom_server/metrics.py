@@ -1,6 +1,6 @@
-"""Every metric of the server, in one class and on a registry of its own.
+"""The server's Prometheus metrics: every name, help text and label, on a registry of its own.
 
-No label takes what a caller types: methods are those served, models those loaded, codes and reasons come from tables.
+No label value comes from a request: methods are those served, models those loaded, codes and reasons those of tables.
 """
 
 import platform
@@ -8,33 +8,33 @@ import platform
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from seqloom._version import __version__
 
-# From a small network's slice to a recording that waits for its turn.
+# From a small network's slice to the longest wait of a recording in the queue.
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 def _powers_of_two(most: int) -> list[float]:
-    """1, 2, 4 ... and `most` itself, which is where full batches lie."""
+    """Returns 1, 2, 4 ... and `most` itself, the size of a full batch."""
     return sorted({*(float(1 << n) for n in range(most.bit_length())), float(most)})
 
 
 class Metrics:
     """The metrics of one server; prefix `seqloom_`, base units.
 
-    max_batch_sequences, max_batch_steps: the bounds of a slice, which the histograms of its size reach up to.
+    max_batch_sequences, max_batch_steps: the largest slice, and so the top buckets of the histograms of its size.
     """
 
     def __init__(self, max_batch_sequences: int = 256, max_batch_steps: int = 32_768) -> None:
         self.registry = CollectorRegistry()
         slices = ["op", "model"]
-        self.requests_total = self._counter("requests_total", "Calls that ended", ["method", "model", "code"])
+        self.requests_total = self._counter("requests_total", "Calls completed", ["method", "model", "code"])
         self.request_duration_seconds = self._histogram(
             "request_duration_seconds", "From a call's first byte to its end", _SECONDS, ["method", "model"]
         )
         self.queue_duration_seconds = self._histogram(
-            "queue_duration_seconds", "How long work waited for the device", _SECONDS, slices
+            "queue_duration_seconds", "Time that work waited for the device", _SECONDS, slices
         )
         self.compute_duration_seconds = self._histogram(
-            "compute_duration_seconds", "How long a slice, or a training batch, took on the device", _SECONDS, slices
+            "compute_duration_seconds", "Time that a slice or a training batch took on the device", _SECONDS, slices
         )
         self.batch_sequences = self._histogram(
             "batch_sequences", "Sequences in a slice or a training batch", _powers_of_two(max_batch_sequences), slices
@@ -45,20 +45,24 @@ class Metrics:
         self.steps_total = self._counter("steps_total", "Useful steps computed: the throughput", slices)
         self.padded_steps_total = self._counter("padded_steps_total", "Steps computed for padding", slices)
         self.device_busy_seconds_total = self._counter(
-            "device_busy_seconds_total", "Seconds for which the device computed", []
+            "device_busy_seconds_total", "Time that the device spent computing", []
         )
-        self.active_streams = self._gauge("active_streams", "Live sessions that are open", ["model"])
-        self.queue_items = self._gauge("queue_items", "Sequences that wait for the device", ["op"])
+        self.active_streams = self._gauge("active_streams", "Open live sessions", ["model"])
+        self.queue_items = self._gauge("queue_items", "Sequences waiting for the device", ["op"])
         self.rejected_total = self._counter("rejected_total", "Work refused because of load", ["reason"])
-        self.cancelled_total = self._counter("cancelled_total", "Sequences that ended without an outcome", ["stage"])
-        self.weights_version = self._gauge("weights_version", "The version of the weights served", ["model"])
-        self.optimizer_steps_total = self._counter("optimizer_steps_total", "Steps applied by runs", ["model"])
-        self.deduplicated_calls_total = self._counter(
-            "deduplicated_calls_total", "Calls on runs that were repeats and changed nothing", ["model"]
+        self.cancelled_total = self._counter("cancelled_total", "Sequences that ended without a result", ["stage"])
+        self.weights_version = self._gauge("weights_version", "Version of the weights served", ["model"])
+        self.optimizer_steps_total = self._counter(
+            "optimizer_steps_total", "Optimizer steps applied by runs", ["model"]
         )
-        self.state_bytes = self._gauge("state_bytes", "Hidden states on the device")
-        self.device_memory_bytes = self._gauge("device_memory_bytes", "Weights, hidden states and runs on the device")
-        self.build_info = Info("seqloom_build", "What runs", registry=self.registry)
+        self.deduplicated_calls_total = self._counter(
+            "deduplicated_calls_total", "Repeated calls on runs, which changed nothing", ["model"]
+        )
+        self.state_bytes = self._gauge("state_bytes", "Memory of hidden states on the device")
+        self.device_memory_bytes = self._gauge(
+            "device_memory_bytes", "Memory of weights, hidden states and runs on the device"
+        )
+        self.build_info = Info("seqloom_build", "Versions of the server and of Python", registry=self.registry)
         self.build_info.info({"version": __version__, "python": platform.python_version()})
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:

@@ -97,7 +97,7 @@ async def test_a_bidirectional_sequence_beyond_a_batch_is_refused_with_the_limit
 
 async def test_what_needs_a_stream_is_refused_of_a_bidirectional_model(serve):
     async with serve({"m": BOTH["gru"]}) as served, seqloom.AsyncClient(served.address) as client:
-        with pytest.raises(seqloom.InvalidArgument, match="only whole sequences can be run") as caught:
+        with pytest.raises(seqloom.InvalidArgument, match="runs only whole sequences") as caught:
             async with client.stream("m"):
                 pass
         assert caught.value.reason == "INVALID_FIELD"

@@ -72,7 +72,7 @@ def test_the_limits_are_those_of_the_server():
         (stream_call._MAX_ENTRIES, "a message of more than {:,} entries"),
         (stream_call._MIN_WINDOW_STEPS, "at most {} steps may be sent: no server has a smaller one"),
         (stream_call._WINDOW_BYTES >> 20, "the number of steps whose requested outputs take {} MiB"),
-        (stream_session._ENTRY_BYTES >> 10, "An entry holds about {} KiB of outputs"),
+        (stream_session._MAX_ENTRY_BYTES >> 10, "An entry holds about {} KiB of outputs"),
         (outbox._MAX_UNREAD_BYTES >> 20, "while more than {} MiB that it sent were not read"),
         (int(ServerConfig().idle_seconds), "(an option of the server, {} by default)"),
         (spec.MAX_OUTPUT_SIZE, "has up to {:,} classes"),

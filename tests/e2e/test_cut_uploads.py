@@ -209,7 +209,7 @@ async def test_parts_of_nothing_count_towards_the_bytes_of_a_call(training):
     parts[2].parts = 0
     call = stub.ForwardBackward(iter(parts), timeout=60)
     assert (await call.code()).name == "INVALID_ARGUMENT"
-    assert "bytes in all its parts" in await call.details()
+    assert "bytes in all parts" in await call.details()
     await assert_untouched(served, stub, run)
 
 

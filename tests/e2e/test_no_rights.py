@@ -60,7 +60,7 @@ async def test_models_that_cannot_be_written_are_served(start, tmp_path):
         with pytest.raises(seqloom.NotFound):
             await client.load_model("new")
     told = started.end(signal.SIGTERM)[1]
-    assert "a change of model small cannot be cleared up: Read-only file system" in told
+    assert "an interrupted change of model small cannot be removed: Read-only file system" in told
     assert not (tmp_path / "models" / LOCK).exists()
 
 
@@ -98,5 +98,6 @@ def test_a_root_that_cannot_be_read_ends_the_start_in_one_line(start, tmp_path, 
     status, stderr = start("no root", None).end()
     assert (status, stderr) == (
         1,
-        f"seqloom-server: {which}: {tmp_path / which}: the server's folder of {which} failed: Permission denied\n",
+        f"seqloom-server: {which}: {tmp_path / which}: the server cannot read or write its {which} folder: "
+        "Permission denied\n",
     )

@@ -77,7 +77,7 @@ async def test_who_was_killed_is_no_obstacle(start, tmp_path):
 
 
 async def until_it_waits(waiting, for_whom):
-    said = f"waits for pid {for_whom.process.pid} at {for_whom.address}, which is shutting down"
+    said = f"waiting for pid {for_whom.process.pid} at {for_whom.address}, which is shutting down"
     await until(lambda: any(said in line for line in waiting.stderr) or waiting.process.poll() is not None)
     assert waiting.process.poll() is None, waiting.end()
 
@@ -101,7 +101,7 @@ async def test_a_server_that_ends_hands_its_runs_over_with_all_steps_to_one_that
         await attached.forward_backward(*call_of(7))
         assert (await attached.step()).step_number == 4
     assert (await asyncio.to_thread(first.end))[0] == 0
-    assert sum("waits for" in line for line in waiting.stderr) == 1
+    assert sum("waiting for" in line for line in waiting.stderr) == 1
 
 
 async def test_one_that_waits_takes_over_from_one_that_is_killed_while_it_ends(start):

@@ -124,7 +124,7 @@ def rewrite_weights(folder, change):
 
 
 BROKEN = {
-    "no JSON": (lambda f: (f / "config.json").write_text("{"), ["config.json", "no JSON"]),
+    "no JSON": (lambda f: (f / "config.json").write_text("{"), ["config.json", "not valid JSON"]),
     "an empty configuration": (lambda f: (f / "config.json").write_text("{}"), ["config.json", "cell", "missing"]),
     "an unknown cell": (lambda f: rewrite_config(f, cell="rnn"), ["config.json", "cell", "'rnn'", "elman"]),
     "a size that is none": (lambda f: rewrite_config(f, hidden_size=-7), ["config.json", "hidden_size", "-7"]),
@@ -180,7 +180,7 @@ def test_a_folder_of_models_that_is_none_is_told_and_one_that_is_absent_is_made(
     status, stderr = server_process("--models", file, ready=False).end()
     assert status == 1
     assert stderr.count("\n") == 1
-    assert f"models: {file} cannot be a folder" in stderr
+    assert f"models: {file}: the folder cannot be created" in stderr
     assert server_process("--models", tmp_path / "new" / "models").end(signal.SIGTERM)[0] == 0
     assert (tmp_path / "new" / "models").is_dir()
 
@@ -233,7 +233,7 @@ def test_a_model_for_which_there_is_no_memory_is_refused_as_load(server_process,
         with pytest.raises(grpc.RpcError) as caught:
             create(stub, "made", 16_384)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert caught.value.details() == "the server has no memory for the model"
+        assert caught.value.details() == "the server is out of memory for the model"
         assert create(stub, "made").model.name == "made"
     assert "Traceback" not in started.end(signal.SIGTERM)[1]
 
@@ -261,14 +261,14 @@ def test_a_device_that_is_not_there_is_one_line_and_exit_1(server_process, model
     environment = {"CUDA_VISIBLE_DEVICES": ""}
     started = server_process("--models", models, "--device", "cuda", environment=environment, ready=False)
     status, stderr = started.end()
-    assert (status, stderr) == (1, "seqloom-server: device: cuda is asked for, and torch finds none here\n")
+    assert (status, stderr) == (1, "seqloom-server: device: is cuda: torch finds no CUDA device\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "environment", "words"),
     [
         (["--threads", "-1"], {}, "--threads: is -1"),
-        ([], {"SEQLOOM_THREDS": "1"}, "SEQLOOM_THREDS: is no option"),
+        ([], {"SEQLOOM_THREDS": "1"}, "SEQLOOM_THREDS: unknown option"),
         (["--config", "/none.toml"], {}, "/none.toml: cannot be read"),
     ],
 )
@@ -300,7 +300,7 @@ def test_a_created_model_is_what_the_seed_says(tmp_path, more):
     [
         ("made", {"--hidden-size": 0}, "--hidden-size: is 0: expected an integer from 1"),
         ("made", {"--activation": "relu"}, "--activation: is 'relu': gru has only 'tanh'"),
-        ("made", {"--conv-channels": 3}, "--conv-width: is 0: a convolution has channels and a width"),
+        ("made", {"--conv-channels": 3}, "--conv-width: is 0: expected conv_channels and conv_width, or neither"),
         ("Made", {}, "name: is 'Made'"),
     ],
 )

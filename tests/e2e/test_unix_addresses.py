@@ -85,7 +85,7 @@ def test_a_file_that_is_no_socket_is_never_removed(server_process, folder):
     address = f"unix:{folder}/notes"
     status, stderr = server_process("--models", folder / "models", "--listen", address, ready=False).end()
     assert status == 1
-    assert stderr == f"seqloom-server: cannot listen on {address} for gRPC: there is something else than a socket\n"
+    assert stderr == f"seqloom-server: cannot listen on {address} for gRPC: the file exists and is not a socket\n"
     assert (folder / "notes").read_text() == "precious"
 
 

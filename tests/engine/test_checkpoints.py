@@ -176,16 +176,16 @@ def filled(value):
 
 
 BROKEN = {
-    "no json": (text(b"{meta: 1}"), "a: state.json: is no JSON"),
-    "not utf-8": (text(b'{"meta": "\xff"}'), "state.json: is no JSON"),
-    "nested without end": (text(b"[" * 200_000), "state.json: is no JSON"),
+    "no json": (text(b"{meta: 1}"), "a: state.json: is not valid JSON"),
+    "not utf-8": (text(b'{"meta": "\xff"}'), "state.json: is not valid JSON"),
+    "nested without end": (text(b"[" * 200_000), "state.json: is not valid JSON"),
     "a list": (text(b"[]"), "state.json: it: is []: expected an object"),
-    "a repeated key": (text(b'{"step": 1, "step": 2}'), "state.json: a key is given twice"),
-    "nan": (field(["loss"], math.nan), "state.json: holds NaN"),
-    "a number beyond all": (text(b'{"a": ' + b"9" * 5000 + b"}"), "state.json: is no JSON"),
-    "state cut short": (cut("state.json", 300), "state.json: is no JSON"),
-    "an empty state": (cut("state.json", 0), "state.json: is no JSON"),
-    "an unknown field": (field(["more"], 1), "state.json: 'more': is no field"),
+    "a repeated key": (text(b'{"step": 1, "step": 2}'), "state.json: is not valid JSON: duplicate key 'step'"),
+    "nan": (field(["loss"], math.nan), "state.json: is not valid JSON: NaN"),
+    "a number beyond all": (text(b'{"a": ' + b"9" * 5000 + b"}"), "state.json: is not valid JSON"),
+    "state cut short": (cut("state.json", 300), "state.json: is not valid JSON"),
+    "an empty state": (cut("state.json", 0), "state.json: is not valid JSON"),
+    "an unknown field": (field(["more"], 1), "state.json: 'more': unknown field"),
     "a missing field": (field(["step"], ...), "state.json: step: is missing"),
     "a missing inner field": (field(["meta", "model"], ...), "state.json: meta.model: is missing"),
     "a step of text": (field(["step"], "41"), "state.json: step: is '41'"),
@@ -220,9 +220,9 @@ BROKEN = {
     ),
     "another optimizer": (
         field(["meta", "optimizer", "kind"], "sgd"),
-        "tensor 'optimizer.exp_avg.output.bias' belongs",
+        "tensor 'optimizer.exp_avg.output.bias' is not part",
     ),
-    "nothing accumulated": (field(["accumulated"], False), "tensor 'accumulated.output.bias' belongs to no such run"),
+    "nothing accumulated": (field(["accumulated"], False), "tensor 'accumulated.output.bias' is not part of this run"),
     "calls of a list": (field(["calls"], []), "state.json: calls: is []"),
     "too many clients": (
         field(["calls"], {f"c{each}": {"done": 1, "replies": []} for each in range(MAX_CLIENTS + 1)}),
@@ -241,7 +241,7 @@ BROKEN = {
     "a missing tensor": (tensors(lambda found: found.pop("optimizer.step")), "tensor optimizer.step is missing"),
     "an extra tensor": (
         put("parameters.head", lambda _: torch.zeros(2)),
-        "tensor 'parameters.head' belongs to no such run",
+        "tensor 'parameters.head' is not part of this run",
     ),
     "a misshapen tensor": (
         put("optimizer.exp_avg.output.weight", lambda tensor: tensor.t().contiguous()),
@@ -278,15 +278,15 @@ BROKEN = {
     ),
     "a missing file": (lambda folder: (folder / "tensors.safetensors").unlink(), "a: tensors.safetensors is missing"),
     "no state": (lambda folder: (folder / "state.json").unlink(), "a: state.json is missing"),
-    "a link": (instead("state.json", lambda path, real: path.symlink_to(real)), "a: state.json is no regular file"),
+    "a link": (instead("state.json", lambda path, real: path.symlink_to(real)), "a: state.json is not a regular file"),
     "a pipe": (
         instead("tensors.safetensors", lambda path, _: os.mkfifo(path)),
-        "a: tensors.safetensors is no regular file",
+        "a: tensors.safetensors is not a regular file",
     ),
-    "a folder": (instead("state.json", lambda path, _: path.mkdir()), "a: state.json is no regular file"),
+    "a folder": (instead("state.json", lambda path, _: path.mkdir()), "a: state.json is not a regular file"),
     "a link to a folder": (
         lambda folder: (folder.rename(folder.parent / "b"), folder.symlink_to(folder.parent / "b")),
-        "a is no folder",
+        "a is not a folder",
     ),
 }
 
@@ -398,7 +398,7 @@ def test_a_name_that_could_leave_the_folder_is_refused(name, tmp_path):
 
 def test_a_run_whose_folder_was_copied_is_not_loaded_twice(tmp_path):
     checkpoint_files.save_run(tmp_path / "run-2", "a", make())
-    with pytest.raises(BrokenCheckpoint, match=r"latest: state\.json: meta\.id: is 'run-1': the folder is 'run-2'"):
+    with pytest.raises(BrokenCheckpoint, match=r"latest: state\.json: meta\.id: is 'run-1': expected 'run-2'"):
         checkpoint_files.load_latest(tmp_path / "run-2")
 
 

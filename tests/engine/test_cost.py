@@ -51,14 +51,14 @@ def test_whatever_was_observed_costs_stay_above_nothing(observed):
         assert 0 < cost.per_slice < 1e6
         assert 0 < cost.per_step < 1e6
         assert 0 < cost.per_cell < 1e6
-        assert cost.wide >= 1
+        assert cost.efficient_width >= 1
 
 
 def test_in_a_wide_batch_a_fifth_of_the_time_goes_to_the_steps():
     cost = SliceCost(1e6, 1e10)
     cost.per_slice, cost.per_step, cost.per_cell = 0.0, 3e-4, 1e-4
-    assert cost.wide == 12
-    assert 10 * cost.per_step / cost.seconds(10, 10 * cost.wide) == pytest.approx(0.2)
+    assert cost.efficient_width == 12
+    assert 10 * cost.per_step / cost.seconds(10, 10 * cost.efficient_width) == pytest.approx(0.2)
 
 
 def test_thin_slices_do_not_make_a_step_look_dear():

@@ -76,4 +76,4 @@ def test_all_buckets_of_a_large_network_are_recorded_within_a_minute(caplog):
     graphs = GraphLayers(Network.create(spec, 0, "cuda"))
     graphs.prepare()
     assert len(graphs._graphs) == len(graphs._sizes) == 448
-    assert "recorded 448 graphs" in caplog.text
+    assert "captured 448 CUDA graphs" in caplog.text

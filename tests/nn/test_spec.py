@@ -29,7 +29,7 @@ GOOD = {"cell": "gru", "input_size": 3, "hidden_size": 4, "output_size": 5}
         ("output_size", "9" * 500, "..."),
         ("num_layers", 17, "from 1 to 16"),
         ("num_layers", 0, "is 0"),
-        ("depth", 3, "is no field of a model"),
+        ("depth", 3, "unknown field of a model"),
     ],
 )
 def test_a_field_that_is_wrong_is_named(field, value, said):
@@ -48,10 +48,10 @@ def test_a_field_that_is_missing_is_named(field):
 
 
 def test_sizes_that_are_fine_alone_may_be_too_many_parameters_together():
-    with pytest.raises(InvalidSpec, match="parameters: at most") as caught:
+    with pytest.raises(InvalidSpec, match="parameters: expected at most") as caught:
         ModelSpec(cell="elman", input_size=1, hidden_size=16384, output_size=1_000_000)
     assert caught.value.field == "output_size"
-    with pytest.raises(InvalidSpec, match="parameters: at most") as caught:
+    with pytest.raises(InvalidSpec, match="parameters: expected at most") as caught:
         ModelSpec(cell="lstm", input_size=1, hidden_size=16384, output_size=1, num_layers=2)
     assert caught.value.field == "hidden_size"
 

@@ -129,11 +129,14 @@ def test_what_is_no_mapping_is_told_by_its_type():
 @pytest.mark.parametrize(
     ("prefixes", "advice"),
     [
-        ({"rnn": "module.rnn.", "output": "module.output."}, "take 'module.' off the front of the names"),
-        ({"rnn": "lstm.", "output": "fc."}, 'put "rnn." in the place of \'lstm.\', and "output." of what names'),
-        ({"rnn": "net.lstm.", "output": "net.fc."}, "put \"rnn.\" in the place of 'net.lstm.'"),
-        ({"rnn": "", "output": "output."}, 'put "rnn." in front of the names of the recurrent layers'),
-        ({"rnn": "rnn.", "output": "output.0."}, 'name those of the linear layer after them with "output." in front'),
+        ({"rnn": "module.rnn.", "output": "module.output."}, "remove the prefix 'module.' from the names"),
+        ({"rnn": "lstm.", "output": "fc."}, "replace the prefix 'lstm.' by \"rnn.\", and that of the linear layer"),
+        ({"rnn": "net.lstm.", "output": "net.fc."}, "replace the prefix 'net.lstm.' by \"rnn.\""),
+        ({"rnn": "", "output": "output."}, 'add the prefix "rnn." to the names of the recurrent layers'),
+        (
+            {"rnn": "rnn.", "output": "output.0."},
+            'add the prefix "output." to the names of the linear layer after them',
+        ),
     ],
 )
 def test_foreign_names_are_told_with_those_expected_and_how_to_come_to_them(prefixes, advice):

@@ -101,12 +101,15 @@ FOREIGN = {
         "is a pointer of Git LFS to the file: ",
     ),
     "JSON": (b'{"metadata": {}, "weight_map": {}}', "is JSON: "),
-    "anything": (b"\xffabc" * 9, "is no whole safetensors file: "),
-    "cut short": (safetensors.torch.save(parameters())[:-8], "is no whole safetensors file: "),
+    "anything": (b"\xffabc" * 9, "is not a complete safetensors file: "),
+    "cut short": (safetensors.torch.save(parameters())[:-8], "is not a complete safetensors file: "),
     # the size of the header is b"{" and seven zeros, or begins as gzip does
-    "cut short where its size reads like JSON": (b"{" + b"\0" * 7 + b'{"a":', "is no whole safetensors file: "),
-    "cut short where its size reads like gzip": (b"\x1f\x8b" + b"\0" * 6 + b'{"a":', "is no whole safetensors file: "),
-    "cut short in its header": (safetensors.torch.save(parameters())[:50], "is no whole safetensors file: "),
+    "cut short where its size reads like JSON": (b"{" + b"\0" * 7 + b'{"a":', "is not a complete safetensors file: "),
+    "cut short where its size reads like gzip": (
+        b"\x1f\x8b" + b"\0" * 6 + b'{"a":',
+        "is not a complete safetensors file: ",
+    ),
+    "cut short in its header": (safetensors.torch.save(parameters())[:50], "is not a complete safetensors file: "),
 }
 
 
@@ -117,7 +120,7 @@ def test_other_files_are_told_by_what_they_are(case, tmp_path):
     words = refused(tmp_path / "m.safetensors")
     assert words.startswith(said)
     assert "PATH" not in words
-    assert "expected a safetensors file" in words or "no whole" in words
+    assert "expected a safetensors file" in words or "not a complete" in words
 
 
 @pytest.mark.parametrize("case", ["an archive of torch.save with a trap", "a pickle", "nothing", "ONNX"])
@@ -140,5 +143,5 @@ def test_a_type_that_torch_has_no_tensors_of_is_told_as_such(tmp_path):
 def test_what_is_no_file_at_all_is_told(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert refused(tmp_path) == "is a folder: expected the safetensors file of a state dict"
-    assert refused(tmp_path / "pipe") == "is no regular file: expected the safetensors file of a state dict"
+    assert refused(tmp_path / "pipe") == "is not a regular file: expected the safetensors file of a state dict"
     assert refused(tmp_path / "none") == "cannot be read: No such file or directory"

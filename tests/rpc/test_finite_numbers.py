@@ -10,7 +10,7 @@ from seqloom_server.errors import Reason, ServerError
 from seqloom_server.rpc.calls import converters
 
 LARGE = np.finfo("f4").max
-FEW = converters._FEW_BYTES // 4  # numbers that are looked at in one way; more of them in another
+FEW = converters._SMALL_BYTES // 4  # numbers that are looked at in one way; more of them in another
 
 
 @given(

@@ -81,7 +81,7 @@ async def test_what_tells_nothing_of_one_output_is_refused(serve, name):
         request.output.CopyFrom(wanted)
         failure = await refused(infer(channel, request))
         assert (failure.code, failure.fields) == ("INVALID_ARGUMENT", ["output.kind"])
-        assert f"is {name.lower()}: the model has one output, of which softmax makes 1" in failure.message
+        assert f"is {name.lower()}: the model has one output, whose softmax is always 1" in failure.message
         await assert_serves(served, channel)
 
 

@@ -177,7 +177,7 @@ async def test_no_more_versions_live_at_once_than_are_allowed(serve):
 @pytest.mark.parametrize(
     ("break_it", "words"),
     [
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json is no JSON"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "model.safetensors"),
     ],
@@ -252,8 +252,8 @@ OTHER = ModelSpec("elman", 5, 6, 3)
 
 WRONG_IMPORTS = {
     "nothing": ([], "name", "first part"),
-    "a configuration that is no JSON": (with_config(b"{"), "config", "config.json is no JSON"),
-    "no configuration": (with_config(b""), "config", "config.json is no JSON"),
+    "a configuration that is no JSON": (with_config(b"{"), "config", "config.json is not valid JSON"),
+    "no configuration": (with_config(b""), "config", "config.json is not valid JSON"),
     "a field too many": (with_config(b'{"cell": "elman", "x": 1}'), "config", "config.json: 'x'"),
     "a configuration of 1 MB": (with_config(b" " * (1 << 20)), "config", "config.json has more than"),
     "no weights": (with_weights(lambda weights: b""), "weights", "model.safetensors"),

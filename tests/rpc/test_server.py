@@ -248,7 +248,7 @@ async def test_a_draining_server_ends_live_work_takes_none_and_holds_no_idle_cal
 async def test_what_was_computed_when_the_server_began_to_stop_still_reaches_a_caller_that_reads_late(
     serve, monkeypatch
 ):
-    monkeypatch.setattr(server, "_LAST_WORDS", 0.0)
+    monkeypatch.setattr(server, "_SECONDS_TO_END_CALLS", 0.0)
     wide = ModelSpec("elman", 5, 7, 20_000)
     async with serve({"wide": wide}) as served, open_channel(served.address) as channel:
         sessions = Sessions(channel)
@@ -289,7 +289,7 @@ async def test_folders_that_hold_one_another_are_refused(tmp_path, models, runs)
     config = ServerConfig(
         models=str(tmp_path / models), runs=str(tmp_path / runs), listen="127.0.0.1:0", http="127.0.0.1:0"
     )
-    with pytest.raises(CannotStart, match="expected two folders, none of them within the other"):
+    with pytest.raises(CannotStart, match="expected two folders, neither inside the other"):
         await Server(config).start()
 
 

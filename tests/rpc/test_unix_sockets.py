@@ -63,7 +63,7 @@ def test_what_is_no_socket_is_kept(path, what):
         path.mkdir()
     else:
         path.symlink_to("nowhere")
-    with pytest.raises(OSError, match="something else than a socket"):
+    with pytest.raises(OSError, match="exists and is not a socket"):
         claim(str(path))
     assert os.path.lexists(path)
     assert what != "file" or path.read_text() == "precious"

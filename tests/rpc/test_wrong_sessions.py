@@ -86,21 +86,21 @@ WRONG = {
         [entry(1, acknowledged_steps=5)],
         "INVALID_ARGUMENT",
         "INVALID_FIELD",
-        "only 0 steps",
+        "expected at most 0, the steps",
     ),
     "more than the window": (
         1,
         [entry(1, frames(1000)) for _ in range(5)],
         "FAILED_PRECONDITION",
         "WINDOW_EXCEEDED",
-        "window is 4096",
+        "expected at most 4096, the session",
     ),
     "empty chunks without end": (
         1,
         [entry(1, frames(0)) for _ in range(5000)],
         "FAILED_PRECONDITION",
         "WINDOW_EXCEEDED",
-        "4096 chunks wait",
+        "4096 chunks are queued",
     ),
 }
 

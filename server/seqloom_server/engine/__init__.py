@@ -1,1 +1,1 @@
-"""The engine: gathers what has arrived into slices, runs them on one device thread, and hands every caller its own."""
+"""The engine: batches sequences into slices, runs them on one device thread, and delivers each caller's results."""

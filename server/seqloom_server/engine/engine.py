@@ -1,6 +1,6 @@
-"""The engine's face on the event loop: admits sequences, feeds them, and gives each its outcome exactly once.
+"""The engine's API on the event loop: opens, feeds and cancels sequences, and ends each exactly once.
 
-One lock guards the scheduler, which the device thread shares.
+The scheduler is shared with the device thread, and guarded by one lock.
 """
 
 import asyncio
@@ -38,13 +38,13 @@ _STOP_SECONDS = 10.0  # how long close() waits for the slice in flight
 
 
 class CannotStart(Exception):
-    """What keeps the server from starting, in one line for people."""
+    """The server cannot start; the text is one line for the user."""
 
 
 class Engine:
-    """Everything between a checked request and its outcome. Its methods belong to the event loop that started it.
+    """Runs checked requests. Call its methods on the event loop that started it.
 
-    device: where networks run, "cpu" or "cuda".
+    device: that networks run on, "cpu" or "cuda".
     """
 
     def __init__(self, config: ServerConfig, metrics: Metrics) -> None:
@@ -74,11 +74,11 @@ class Engine:
             poison=config.poison_slots,
             staging=staging_of(self.device),
         )
-        self.jobs = OpenJobs(self._scheduler.training, self._lock, self._metrics, self._look_if_empty)
+        self.jobs = OpenJobs(self._scheduler.training, self._lock, self._metrics, self._check_if_empty)
         self._open: dict[Sequence, None] = {}  # every sequence that has not ended
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle_watch: asyncio.Task[None] | None = None
-        self._letting_go: asyncio.Task[None] | None = None
+        self._releasing_runs: asyncio.Task[None] | None = None
         self._draining = False
         self._death: BaseException | None = None
         self._on_death: list[Callable[[], None]] = []
@@ -87,8 +87,9 @@ class Engine:
     async def start(self, address: str = "") -> None:
         """Loads every model and every run, and starts the device thread.
 
-        address: HOST:PORT, by which other servers are told who has the runs. Raises CannotStart where a root cannot be
-        read or the runs are another server's, and with strict_models where a folder is broken.
+        address: HOST:PORT of this server, shown to other servers as the holder of the runs. Raises CannotStart if the
+        models or runs folder cannot be read, if another server holds the runs, and with strict_models if a model or a
+        run is broken.
         """
         self._loop = asyncio.get_running_loop()
         if self._config.threads:
@@ -97,7 +98,7 @@ class Engine:
         try:
             held = await self.runs.hold(address, wait=False)
             try:
-                await self.registry.load_all(strict=strict)  # while a server that ends still has the runs
+                await self.registry.load_all(strict=strict)  # while a server that shuts down still holds the runs
             except (ServerError, OSError) as error:
                 raise CannotStart(f"models: {models}: {error}") from None
             if not held:
@@ -113,17 +114,17 @@ class Engine:
         self._idle_watch = asyncio.create_task(self._end_idle_sequences())
 
     def on_death(self, callback: Callable[[], None]) -> None:
-        """Calls back on the event loop when the device thread has died."""
+        """Adds a callback for the death of the device thread; it is called on the event loop."""
         self._on_death.append(callback)
 
     @property
     def alive(self) -> bool:
-        """Whether the device thread has not died."""
+        """Whether the device thread runs, or has not started yet."""
         return self._death is None
 
     @property
     def open_sessions(self) -> int:
-        """Live sessions that are open."""
+        """The number of open live sessions."""
         return self._scheduler.live_sessions
 
     def open(
@@ -137,9 +138,9 @@ class Engine:
         deadline: float | None = None,
         snapshot_interval: int = 0,
     ) -> Sequence:
-        """Returns a new sequence under these weights; it runs when something is fed to it.
+        """Returns a new sequence under these weights; it runs as chunks are fed to it.
 
-        deadline: on time.monotonic's clock. Raises ServerError OVERLOADED, SHUTTING_DOWN or ENGINE_DEAD.
+        deadline: by time.monotonic(). Raises ServerError OVERLOADED, SHUTTING_DOWN or ENGINE_DEAD.
         """
         self._check_admitting(op)
         sequence = Sequence(
@@ -160,7 +161,7 @@ class Engine:
         return sequence
 
     def feed(self, items: Iterable[tuple[Sequence, list[Chunk]]]) -> list[tuple[Sequence, ServerError]]:
-        """Gives chunks to sequences; returns those that were refused, which are gone, with why."""
+        """Queues chunks of sequences; returns the sequences that were refused, which have ended, and their errors."""
         refused = []
         now = time.monotonic()
         with self._lock:
@@ -168,7 +169,7 @@ class Engine:
                 try:
                     self._scheduler.push(sequence, chunks, now)
                 except ServerError as error:
-                    self._scheduler.cancel(sequence)  # so that none of its later chunks slips in behind the gap
+                    self._scheduler.cancel(sequence)  # so that no later chunk is queued after the missing one
                     refused.append((sequence, error))
             self._lock.notify()
         self._drop(sequence for sequence, _ in refused)
@@ -177,17 +178,17 @@ class Engine:
         return refused
 
     def cancel(self, sequences: Iterable[Sequence]) -> None:
-        """Drops sequences whose caller no longer wants them; nothing more is delivered for them."""
+        """Ends sequences without a result; nothing more is delivered to their sinks."""
         for sequence in self._drop(sequences):
             self._metrics.cancelled("running" if sequence.started else "queued")
 
     def train(self, job: Job) -> None:
-        """Takes a job on; its outcome comes once. Raises ServerError OVERLOADED, SHUTTING_DOWN or ENGINE_DEAD."""
+        """Queues a training job. Raises ServerError OVERLOADED, SHUTTING_DOWN or ENGINE_DEAD."""
         self.check_serving()
         self.run_job(job)
 
     def run_job(self, job: Job) -> None:
-        """Takes it on also while the server shuts down, which is when runs are saved. Raises ServerError."""
+        """Queues a job even while the server shuts down, when runs are saved. Raises ServerError."""
         self._check_alive()
         self.jobs.add(job)
 
@@ -196,38 +197,38 @@ class Engine:
         self.jobs.abandon([job for job in self.jobs if job.weights is weights], error)
 
     def stepped(self, model: str) -> None:
-        """A run of the model has applied a step."""
+        """Counts an optimizer step of a run of the model."""
         self._metrics.stepped(model)
 
     def deduplicated(self, model: str) -> None:
-        """A call on a run of the model was a repeat."""
+        """Counts a repeated call on a run of the model."""
         self._metrics.deduplicated(model)
 
     def trained(self, results: TrainingResults) -> None:
-        """The device thread's: outcomes of training jobs."""
+        """Ends training jobs with their outcomes; called for the device thread."""
         for job, outcome in results:
             self.jobs.end(job, outcome)
 
     async def drain(self, grace_seconds: float) -> None:
-        """Takes no new sequences, lets the open ones end, and fails what is left after the grace period.
+        """Refuses new sequences, waits for the open ones, and fails those left after the grace period.
 
-        The runs are saved then, and another server may have them, also before this process is gone.
+        Then saves the runs and releases their folder, which another server may take before this process ends.
         """
         self._draining = True
-        await self.runs.tell_draining()
+        await self.runs.announce_shutdown()
         if self._open or self.jobs:
             self._emptied.clear()
             try:
                 await asyncio.wait_for(self._emptied.wait(), grace_seconds)
             except TimeoutError:
-                # what a run has begun is saved with it, and its reply must be the true one
-                self._end_all(but={job for job in self.jobs.begun() if job.call is not None})
+                # a run is saved with the calls that have begun, so their replies must not be errors
+                self._end_all(except_jobs={job for job in self.jobs.begun() if job.call is not None})
         if self.alive:
             await self.runs.save_all()
-        await self.runs.let_go()
+        await self.runs.release()
 
     def close(self) -> None:
-        """Stops the device thread after the slice in flight and fails what is left. Safe from any thread."""
+        """Stops the device thread after the slice in flight, and fails all open work. Safe from any thread."""
         self._draining = True
         self._device_thread.stop(_STOP_SECONDS)
         if self._loop is not None and not self._loop.is_closed():
@@ -235,20 +236,20 @@ class Engine:
 
     def _end(self) -> None:
         self._end_all()
-        self._letting_go = asyncio.ensure_future(self.runs.let_go())  # where nobody waited for drain()
+        self._releasing_runs = asyncio.ensure_future(self.runs.release())  # if drain() was not called
 
-    def _end_all(self, but: Set[Job] = frozenset()) -> None:
+    def _end_all(self, except_jobs: Set[Job] = frozenset()) -> None:
         error = ServerError(Reason.SHUTTING_DOWN, "the server is shutting down")
         self._fail(list(self._open), error)
-        self.jobs.abandon([job for job in self.jobs if job not in but], error)
+        self.jobs.abandon([job for job in self.jobs if job not in except_jobs], error)
         if self._idle_watch is not None:
             self._idle_watch.cancel()
 
     def check_serving(self) -> None:
-        """Raises ServerError SHUTTING_DOWN or ENGINE_DEAD where no new work is taken."""
+        """Raises ServerError SHUTTING_DOWN or ENGINE_DEAD if new work is refused."""
         self._check_alive()
         if self._draining:
-            raise ServerError(Reason.SHUTTING_DOWN, "the server is shutting down and takes no new work")
+            raise ServerError(Reason.SHUTTING_DOWN, "the server is shutting down: it accepts no new work")
 
     def _check_alive(self) -> None:
         if self._death is not None:
@@ -257,19 +258,19 @@ class Engine:
     def _check_admitting(self, op: Op) -> None:
         self.check_serving()
         live = self.open_sessions
-        count, most, what = (
-            (live, self._config.max_sessions, "sessions")
+        count, most, kind = (
+            (live, self._config.max_sessions, "session")
             if op is Op.STREAM
-            else (len(self._open) - live, self._config.max_queue_items, "sequences")
+            else (len(self._open) - live, self._config.max_queue_items, "sequence")
         )
         if count >= most:
             self._metrics.rejected(Reason.OVERLOADED)
-            raise overloaded(f"{count} {what} are open: no more now", ONE_SECOND)
+            raise overloaded(f"{kind} limit reached: {count} {kind}s are open", ONE_SECOND)
 
     def _drop(self, sequences: Iterable[Sequence]) -> list[Sequence]:
-        """Ends sequences without an outcome; returns those of them that were open."""
+        """Ends sequences without a result; returns those that were open."""
         dropped = [sequence for sequence in dict.fromkeys(sequences) if sequence in self._open]
-        if not dropped:  # as after every call that ended well: no need to wait for the lock
+        if not dropped:  # the common case, after a call that succeeded: no need to wait for the lock
             return []
         with self._lock:
             for sequence in dropped:
@@ -279,30 +280,30 @@ class Engine:
         return dropped
 
     def _forget(self, sequence: Sequence) -> None:
-        """The one place where a sequence stops being open."""
+        """Removes a sequence from the open ones; called exactly once for each."""
         del self._open[sequence]
         if sequence.op is Op.STREAM:
             self._scheduler.live_sessions -= 1
             self._metrics.session_closed(sequence)
         self.registry.release(sequence.weights)
-        self._look_if_empty()
+        self._check_if_empty()
 
-    def _look_if_empty(self) -> None:
+    def _check_if_empty(self) -> None:
         if not self._open and not self.jobs:
             self._emptied.set()
 
     def _fail(self, sequences: Iterable[Sequence], error: ServerError) -> list[Sequence]:
-        """Ends sequences with an error; returns those of them that were open."""
+        """Ends sequences with an error; returns those that were open."""
         dropped = self._drop(sequences)
         for sequence in dropped:
             try:
                 sequence.sink.fail(sequence, error)
             except Exception:
-                log.exception("a caller could not be told: %s", error)
+                log.exception("an error could not be delivered: %s", error)
         return dropped
 
     def ran(self, results: Results) -> None:
-        """The device thread's: hands out what a slice gave."""
+        """Delivers the results of a slice; called for the device thread."""
         for member, result in results:
             sequence = member.sequence
             if sequence.dropped:
@@ -310,29 +311,29 @@ class Engine:
             try:
                 sequence.sink.deliver(sequence, result)
             except Exception:
-                log.exception("outputs could not be handed out")
-                self._fail([sequence], ServerError(Reason.INTERNAL, "outputs could not be handed out"))
+                log.exception("outputs could not be delivered")
+                self._fail([sequence], ServerError(Reason.INTERNAL, "outputs could not be delivered"))
             if member.final and sequence in self._open:
                 self._forget(sequence)
 
     def failed(self, sequences: list[Sequence]) -> None:
-        """The device thread's: a slice failed, and its members with it."""
+        """Fails the sequences of a slice that failed; called for the device thread."""
         self._fail(sequences, ServerError(Reason.INTERNAL, "the batch failed on the device"))
 
     def exhausted(self, sequences: list[Sequence]) -> None:
-        """The device thread's: there was no memory for a slice."""
+        """Fails the sequences of a slice that ran out of memory; called for the device thread."""
         error = memory_exhausted()
         for _ in self._fail(sequences, error):
             self._metrics.rejected(error.reason)
 
     def expired(self, sequences: list[Sequence]) -> None:
-        """The device thread's: deadlines passed in the queue."""
+        """Fails sequences whose deadlines passed in the queue; called for the device thread."""
         error = ServerError(Reason.DEADLINE_EXCEEDED, "the deadline passed while the request was queued")
         for _ in self._fail(sequences, error):
             self._metrics.cancelled("deadline")
 
     def died(self, error: BaseException) -> None:
-        """The device thread's: it will run nothing more."""
+        """Fails all open work; called when the device thread dies."""
         self._death = error
         dead = ServerError(Reason.ENGINE_DEAD, "the device thread has died")
         self._fail(list(self._open), dead)
@@ -342,7 +343,7 @@ class Engine:
 
     async def _end_idle_sequences(self) -> None:
         limit = self._config.idle_seconds
-        error = ServerError(Reason.SESSION_IDLE, f"nothing came for {limit:g} s: the session was ended")
+        error = ServerError(Reason.SESSION_IDLE, f"the session was idle for {limit:g} s and was ended")
         while True:
             await asyncio.sleep(limit / 10)
             now = time.monotonic()

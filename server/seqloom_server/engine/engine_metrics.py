@@ -1,4 +1,4 @@
-"""Tells the metrics what the engine does: once a slice, once a session, or when they are read."""
+"""Records the engine's metrics: once for each slice, training batch and session, or when they are scraped."""
 
 import functools
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from seqloom_server.engine.scheduling.scheduler import Scheduler
 from seqloom_server.metrics import Metrics
 
 
-class _Work:
-    """The metrics of one class of work on one model; looked up once, since labels() costs more than counting."""
+class _WorkMetrics:
+    """The metrics of one class of work on one model; kept, since labels() is slower than counting."""
 
     def __init__(self, metrics: Metrics, op: Op, model: str) -> None:
         self.queue_seconds: Histogram = metrics.queue_duration_seconds.labels(op=op, model=model)
@@ -26,24 +26,23 @@ class _Work:
 
 
 @dataclass(slots=True)
-class _Model:
+class _ModelMetrics:
     """The metrics of one model, from when it is first served until it is gone."""
 
-    work: dict[Op, _Work]
+    work: dict[Op, _WorkMetrics]
     active_streams: Gauge
     optimizer_steps: Counter
     deduplicated_calls: Counter
 
 
 class EngineMetrics:
-    """The engine's side of the metrics: a watcher of the registry, told of sessions on the event loop and of slices
-    on the device thread."""
+    """Records metrics of sessions on the event loop and of slices on the device thread; watches the registry."""
 
     def __init__(
         self, metrics: Metrics, scheduler: Scheduler, registry: Registry, device_bytes: Callable[[], float]
     ) -> None:
         self._metrics = metrics
-        self._models: dict[str, _Model] = {}
+        self._models: dict[str, _ModelMetrics] = {}
         for op in Op:
             metrics.queue_items.labels(op=op).set_function(functools.partial(scheduler.items.__getitem__, op))
         metrics.state_bytes.set_function(lambda: sum(weights.state_bytes for weights in registry.alive()))
@@ -53,8 +52,8 @@ class EngineMetrics:
     def serving(self, name: str, version: int) -> None:
         self._metrics.weights_version.labels(model=name).set(version)
         if name not in self._models:
-            self._models[name] = _Model(
-                {op: _Work(self._metrics, op, name) for op in Op},
+            self._models[name] = _ModelMetrics(
+                {op: _WorkMetrics(self._metrics, op, name) for op in Op},
                 self._metrics.active_streams.labels(model=name),
                 self._metrics.optimizer_steps_total.labels(model=name),
                 self._metrics.deduplicated_calls_total.labels(model=name),
@@ -64,7 +63,7 @@ class EngineMetrics:
         self._metrics.weights_version.remove(name)
 
     def gone(self, name: str) -> None:
-        """Takes the model's series away, so that there are never more than models."""
+        """Removes the model's series."""
         del self._models[name]
         metrics = self._metrics
         metrics.active_streams.remove(name)
@@ -94,11 +93,11 @@ class EngineMetrics:
         self._metrics.cancelled_total.labels(stage=stage).inc()
 
     def busy(self, seconds: float) -> None:
-        """The device has computed a slice, or a piece of training."""
+        """Counts the device time of a slice or of a piece of training."""
         self._metrics.device_busy_seconds_total.inc(seconds)
 
     def trained(self, batch: TrainingBatch) -> None:
-        """Observes a training batch that has run."""
+        """Records a training batch that has run."""
         model = self._models.get(batch.weights.model)
         if model is None or not batch.calls:
             return
@@ -112,19 +111,19 @@ class EngineMetrics:
         work.steps_total.inc(steps)
 
     def stepped(self, model: str) -> None:
-        """A run of the model has applied a step."""
+        """Counts an optimizer step of a run of the model."""
         if model in self._models:
             self._models[model].optimizer_steps.inc()
 
     def deduplicated(self, model: str) -> None:
-        """A call on a run of the model was a repeat."""
+        """Counts a repeated call on a run of the model."""
         if model in self._models:
             self._models[model].deduplicated_calls.inc()
 
     def ran(self, slice_: Slice, seconds: float) -> None:
-        """Observes a slice, each class of work in it for itself."""
+        """Records a slice, separately for each class of work in it."""
         model = self._models.get(slice_.weights.model)
-        if model is None:  # all of its sequences were cancelled while they ran, and the model was unloaded
+        if model is None:  # its sequences were cancelled while they ran, and the model was unloaded
             return
         for op, work in model.work.items():
             members = [member for member in slice_.members if member.sequence.op is op]

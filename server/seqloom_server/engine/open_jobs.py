@@ -1,10 +1,9 @@
-"""The training jobs that have been taken on: each goes to the device thread once, and each ends exactly once."""
+"""The open training jobs: passes each to the device thread, and ends each exactly once."""
 
 import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Set
-from typing import Any
 
 from seqloom_server.engine.core.training_job import Job
 from seqloom_server.engine.engine_metrics import EngineMetrics
@@ -13,9 +12,9 @@ from seqloom_server.errors import ServerError
 
 
 class OpenJobs:
-    """Those of one engine, on its event loop. ready: the lock around `queue`, which the device thread waits at.
+    """The open jobs of one engine, on its event loop. ready: guards `queue`, and wakes the device thread.
 
-    ended: is told whenever one has ended.
+    ended: called after each job's end.
     """
 
     def __init__(
@@ -35,7 +34,7 @@ class OpenJobs:
         return iter(list(self._open))
 
     def add(self, job: Job) -> None:
-        """Takes a job on. Raises ServerError OVERLOADED."""
+        """Queues a job. Raises ServerError OVERLOADED."""
         with self._ready:
             try:
                 self._queue.push(job, time.monotonic())
@@ -43,17 +42,17 @@ class OpenJobs:
                 self._metrics.rejected(error.reason)
                 raise
         self._open[job] = None
-        if not self._waking:  # after what else has just come, which may share its batch
+        if not self._waking:  # later, so that calls that have arrived together share a batch
             self._waking = True
             asyncio.get_running_loop().call_soon(self._wake)
 
     def begun(self) -> Set[Job]:
-        """Those on the device."""
+        """Returns the jobs on the device."""
         with self._ready:
             return set(self._queue.begun())
 
     def abandon(self, jobs: Iterable[Job], error: ServerError | None = None) -> None:
-        """Takes jobs that have not begun out of the queue, and ends all of them: with the error, or without a word."""
+        """Ends jobs, with the error or cancelled, and removes those that have not begun from the queue."""
         ended = [job for job in jobs if job in self._open]
         with self._ready:
             for job in ended:
@@ -63,8 +62,8 @@ class OpenJobs:
             if error is None:
                 self._metrics.cancelled("running" if job.queue_seconds else "queued")
 
-    def end(self, job: Job, outcome: Any) -> None:
-        """The one place where a job ends: with its outcome, a ServerError, or None where nobody wants it any more."""
+    def end(self, job: Job, outcome: object) -> None:
+        """Ends a job, unless it has ended: with a result, a ServerError, or cancelled if `outcome` is None."""
         if job not in self._open:
             return
         del self._open[job]

@@ -1,1 +1,1 @@
-"""Recurrent networks on torch: what they are made of, their arithmetic, their files. Knows nothing of requests."""
+"""Recurrent networks on torch: specifications, forward and backward passes, optimizers, files. Knows no requests."""

@@ -1,9 +1,8 @@
-"""Optimizers whose step is cut into pieces of bounded work: torch.optim over views of blocks of the parameters."""
+"""Optimizer steps in pieces of bounded work, between which the device can run other work: torch.optim over blocks."""
 
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -12,18 +11,18 @@ from seqloom_server.nn.step_bounds import StepBounds
 
 Tensors = dict[str, torch.Tensor]
 
-_NORM_NUMBERS = 1 << 18  # summed at once; fixed, so that the norm does not depend on how a step is cut
-_ALIGNMENT = 64  # of blocks: the vector instructions that compute a number are then the same, however a step is cut
-_PIECE_NUMBERS = 1 << 20  # what a step is prepared for before one is asked for
+_NORM_NUMBERS = 1 << 18  # summed at once; fixed, so that the norm does not depend on the pieces of a step
+_ALIGNMENT = 64  # of blocks, so that a number is computed by the same vector instructions, whatever the pieces
+_PIECE_NUMBERS = 1 << 20  # the default size of a piece
 
 
 class Overflow(ArithmeticError):
-    """A step that would give a number that is not finite; the text says where. It has changed nothing."""
+    """A step would give a number that is not finite; the text says where. Nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Some consecutive numbers of one parameter, and the leaf that torch.optim knows them as."""
+    """Consecutive numbers of one parameter, and the leaf tensor that torch.optim updates."""
 
     name: str
     begin: int
@@ -33,7 +32,7 @@ class _Block:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Blocks that are updated at once."""
+    """Blocks that are updated without an interruption."""
 
     optimizer: torch.optim.Optimizer
     blocks: list[_Block]
@@ -49,7 +48,7 @@ class Optimizer:
             buffer: {name: torch.zeros_like(tensor) for name, tensor in parameters.items()} for buffer in spec.buffers
         }
         self._steps = 0
-        self._bounds: StepBounds | None = None  # None where they are not known
+        self._bounds: StepBounds | None = None  # None if unknown
         self._piece_numbers = _PIECE_NUMBERS
         self._pieces = self._cut(_PIECE_NUMBERS)
 
@@ -58,10 +57,10 @@ class Optimizer:
     ) -> Generator[None, None, float]:
         """Applies gradients, which are overwritten, and returns their norm before clipping, summed in float64.
 
-        gradients: as the parameters, by name. lr: of this step alone, at least 0, None for the optimizer's own.
-        clip_norm: of all gradients together, None for none. piece_numbers: how many numbers are worked on between two
-        yields, at least 64; no bit of the result depends on it. Raises InvalidSpec before anything else; Overflow where
-        the norm, a weight or a moment would not be finite, and then nothing has changed but the gradients.
+        gradients: by parameter name. lr: the learning rate of this step, at least 0, None for the optimizer's own.
+        clip_norm: of all gradients together, None for no clipping. piece_numbers: numbers updated between two yields,
+        at least 64; the result does not depend on it. Raises InvalidSpec before anything else; Overflow if the norm, a
+        weight or a moment would not be finite, and then nothing but the gradients has changed.
         """
         rate = self.spec.lr if lr is None else lr
         if rate:
@@ -79,7 +78,7 @@ class Optimizer:
         before = None if bounds is not None else (yield from self._copies())
         yield from self._update(flat, factor, rate)
         if before is not None and (name := (yield from self._not_finite())):
-            yield from self._put_back(before)
+            yield from self._restore(before)
             raise Overflow(name)
         self._bounds = bounds
         self._steps += 1
@@ -87,7 +86,7 @@ class Optimizer:
 
     def _update(self, flat: Tensors, factor: float, rate: float) -> Generator[None, None, None]:
         for piece in self._pieces:
-            # not around the loop: the mode would hold for whoever runs between two pieces
+            # not around the loop: the mode would stay on for other work between two pieces
             with torch.inference_mode():
                 for block in piece.blocks:
                     block.leaf.grad = flat[block.name][block.begin : block.end]
@@ -99,7 +98,7 @@ class Optimizer:
             yield
 
     def _bounds_after(self, gradient: float, rate: float) -> Generator[None, None, StepBounds | None]:
-        """Bounds after a step, from those before it, else from the numbers; None where it might overflow."""
+        """Returns bounds after a step, from known bounds or else the numbers; None if it might overflow."""
         dtype = next(iter(self._parameters.values())).dtype
         for known in (self._bounds, None):
             if known is None:
@@ -112,7 +111,7 @@ class Optimizer:
         return None
 
     def _changed(self) -> Tensors:
-        """Everything that a step changes."""
+        """Returns the tensors that a step changes."""
         return {**self._parameters, **{name: tensor for name, tensor in self.state().items() if name != STEP}}
 
     def _copies(self) -> Generator[None, None, Tensors]:
@@ -123,24 +122,24 @@ class Optimizer:
         return copies
 
     def _not_finite(self) -> Generator[None, None, str]:
-        """The name of a tensor that holds a number that is not finite, "" where none does."""
+        """Returns the name of a tensor with a number that is not finite, or ""."""
         for name, tensor in self._changed().items():
             if not math.isfinite((yield from _largest({name: tensor}, self._piece_numbers))):
                 return name
         return ""
 
-    def _put_back(self, before: Tensors) -> Generator[None, None, None]:
+    def _restore(self, before: Tensors) -> Generator[None, None, None]:
         for name, tensor in self._changed().items():
             with torch.inference_mode():
                 tensor.copy_(before[name])
             yield
-        self._pieces = self._cut(self._piece_numbers)  # each piece counts steps for itself
+        self._pieces = self._cut(self._piece_numbers)  # the pieces' optimizers have counted the step
         self._bounds = None
 
     def state(self) -> Tensors:
-        """Everything that later steps depend on beside the parameters: see OptimizerSpec.state_shapes.
+        """Returns everything that later steps depend on beside the parameters: see OptimizerSpec.state_shapes().
 
-        The tensors are those in use, no copies, but for "step".
+        The tensors are not copied, except "step".
         """
         tensors = {
             f"{buffer}.{name}": tensor for buffer, kept in self._buffers.items() for name, tensor in kept.items()
@@ -148,16 +147,17 @@ class Optimizer:
         return {**tensors, STEP: torch.tensor(self._steps, dtype=torch.int64)}
 
     def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Copies what state() gave: the next steps are then those of that optimizer, bit by bit on a CPU.
+        """Copies a state; later steps then equal those of the optimizer that it is from, bit by bit on a CPU.
 
         Raises ValueError for other names, shapes or types, and then nothing has changed.
         """
         own = self.state()
         if tensors.keys() != own.keys():
-            raise ValueError(f"the state has other tensors: {sorted(tensors.keys() ^ own.keys())[:4]}")
+            raise ValueError(f"missing or other tensors in the state: {sorted(tensors.keys() ^ own.keys())[:4]}")
         for name, tensor in own.items():
             if tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
-                raise ValueError(f"{name} is {tensors[name].dtype} {list(tensors[name].shape)}")
+                found = f"{tensors[name].dtype} {list(tensors[name].shape)}"
+                raise ValueError(f"{name} is {found}: expected {tensor.dtype} {list(tensor.shape)}")
         with torch.inference_mode():
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])
@@ -193,54 +193,62 @@ class Optimizer:
 
     def _make(self, leaves: list[torch.Tensor]) -> torch.optim.Optimizer:
         spec = self.spec
-        # fused: a pass over the memory of each block in place of one for each operation
-        common: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay, "fused": True}
+        # fused: one pass over the memory of each block instead of one for each operation
         if spec.kind == "sgd":
-            return torch.optim.SGD(leaves, momentum=spec.momentum, **common)
+            return torch.optim.SGD(
+                leaves, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True
+            )
         adam = torch.optim.AdamW if spec.kind == "adamw" else torch.optim.Adam
-        return adam(leaves, betas=(spec.beta1, spec.beta2), eps=spec.epsilon, **common)
+        return adam(
+            leaves,
+            lr=spec.lr,
+            betas=(spec.beta1, spec.beta2),
+            eps=spec.epsilon,
+            weight_decay=spec.weight_decay,
+            fused=True,
+        )
 
 
 def _blocks(tensors: Tensors, numbers: int) -> Iterator[tuple[str, int, int]]:
-    """Name, begin and end of blocks of at most so many numbers, over all tensors in order."""
+    """Yields name, begin and end of blocks of at most `numbers` numbers, over all tensors in order."""
     for name, tensor in tensors.items():
         for begin in range(0, tensor.numel(), numbers):
             yield name, begin, min(begin + numbers, tensor.numel())
 
 
 def _norm(flat: Tensors, piece_numbers: int) -> Generator[None, None, float]:
-    """The Euclidean norm of all tensors together, in float64."""
+    """Returns the Euclidean norm of all tensors together, in float64."""
 
     def square(block: torch.Tensor) -> torch.Tensor:
         wide = block.double()
         return wide.dot(wide)
 
-    squares = yield from _of_blocks(square, flat, piece_numbers)
+    squares = yield from _map_blocks(square, flat, piece_numbers)
     return math.sqrt(float(squares.sum()))
 
 
 def _largest(tensors: Tensors, piece_numbers: int) -> Generator[None, None, float]:
-    """The magnitude of the largest number; NaN where there is one."""
+    """Returns the largest magnitude, NaN if there is a NaN."""
     flat = {name: tensor.view(-1) for name, tensor in tensors.items()}
-    found = yield from _of_blocks(largest_of, flat, piece_numbers)
+    found = yield from _map_blocks(largest_of, flat, piece_numbers)
     return float(found.max())
 
 
 def largest_of(tensor: torch.Tensor) -> torch.Tensor:
-    """The magnitude of the largest number, []; NaN where there is one. Reads once, and waits for no device."""
+    """Returns the largest magnitude, [], NaN if there is a NaN; reads once, without waiting for the device."""
     least, most = torch.aminmax(tensor)
     return torch.maximum(-least, most)
 
 
-def _of_blocks(
-    number_of: Callable[[torch.Tensor], torch.Tensor], flat: Tensors, piece_numbers: int
+def _map_blocks(
+    function: Callable[[torch.Tensor], torch.Tensor], flat: Tensors, piece_numbers: int
 ) -> Generator[None, None, torch.Tensor]:
-    """What number_of gives for each block of all tensors; a yield after so many numbers."""
+    """Returns function(block), a scalar, for each block of all tensors; yields after `piece_numbers` numbers."""
     found: list[torch.Tensor] = []
     done = 0
     for name, begin, end in _blocks(flat, _NORM_NUMBERS):
         with torch.inference_mode():
-            found.append(number_of(flat[name][begin:end]))
+            found.append(function(flat[name][begin:end]))
         done += end - begin
         if done >= piece_numbers:
             done = 0

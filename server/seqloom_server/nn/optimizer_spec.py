@@ -1,4 +1,4 @@
-"""What an optimizer is made with, checked, and the tensors that it keeps."""
+"""The specification of an optimizer, SGD, Adam or AdamW, with checked hyperparameters, and its state's shapes."""
 
 import sys
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from seqloom_server.nn.spec import InvalidSpec
 OptimizerKind = Literal["sgd", "adam", "adamw"]
 Shapes = dict[str, tuple[int, ...]]
 
-STEP = "step"  # the name of the count of steps among the tensors of a state
+STEP = "step"  # name of the tensor with the number of steps in an optimizer's state
 
 _KINDS = ("sgd", "adam", "adamw")
 
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSpec:
-    """What torch.optim's SGD, Adam or AdamW is made with. Only SGD has momentum, only the others betas and epsilon.
+    """The hyperparameters of torch.optim's SGD (which has momentum), Adam or AdamW (which have betas and epsilon).
 
     Raises InvalidSpec, which names the field.
     """
@@ -46,13 +46,13 @@ class OptimizerSpec:
 
     @property
     def buffers(self) -> tuple[str, ...]:
-        """What is kept for each parameter, by torch.optim's names."""
+        """The tensors kept for each parameter, by torch.optim's names."""
         if self.kind != "sgd":
             return ("exp_avg", "exp_avg_sq")
         return ("momentum_buffer",) if self.momentum else ()
 
     def state_shapes(self, parameters: Mapping[str, tuple[int, ...]]) -> Shapes:
-        """The tensors of Optimizer.state(): "exp_avg.output.bias" [O] and so on, and "step" [], an int64."""
+        """Returns the shapes of Optimizer.state(): "exp_avg.output.bias" [O] and so on, and "step" [], an int64."""
         shapes = {f"{buffer}.{name}": shape for buffer in self.buffers for name, shape in parameters.items()}
         return {**shapes, STEP: ()}
 
@@ -64,6 +64,6 @@ def check_positive(field: str, value: object) -> None:
 
 
 def is_finite_number(value: object) -> bool:
-    """Whether it is an int or a float that a float can hold, and no bool."""
-    # an int beyond all floats has no math.isfinite()
+    """Returns whether the value is an int or a float, but no bool, that is finite as a float."""
+    # math.isfinite() raises for an int that is too large for a float
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -1,4 +1,4 @@
-"""What a network is made of: cell, sizes, data type; every field checked, and no torch needed to say it."""
+"""The specification of a network: cell, sizes, data type, shapes of parameters and states. Needs no torch."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ MAX_LAYERS = 16
 MAX_CONV_WIDTH = 64
 MAX_PARAMETERS = 2**31
 
-# rows of weight_ih and weight_hh in units of H: gates that torch.nn keeps in one matrix
+# the number of gates, whose weights torch.nn stacks in one matrix: rows of weight_ih and weight_hh in units of H
 GATES: dict[Cell, int] = {"elman": 1, "gru": 3, "lstm": 4}
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -38,7 +38,7 @@ _BOUNDS = {
 
 
 class InvalidSpec(ValueError):
-    """A specification that no network can have; `field` is the one at fault, the text says what is expected."""
+    """An invalid specification; `field` is the invalid field, the text says what is expected."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
@@ -49,12 +49,12 @@ class InvalidSpec(ValueError):
 class ModelSpec:
     """A recurrent network: `num_layers` layers of one cell type, H units each, and a linear output layer.
 
-    input_size is D, hidden_size H, output_size O. activation is Elman's phi and stays "tanh" for the other cells, whose
-    functions are fixed. conv_channels and conv_width: a causal convolution of so many channels over the last so many
-    inputs, then relu, in front of the first layer; 0 and 0 for none. bidirectional: each layer also runs from the
-    last step to the first, so that only whole sequences can be run. precision: how a float32 network's outputs are
-    computed: in full, with the products of tf32 where the device has them, or with weights and products in bfloat16
-    (but for the convolution's); gradients are always computed in full. Raises InvalidSpec.
+    input_size is D, hidden_size H, output_size O. activation: phi of an Elman network, "tanh" for other cells, whose
+    functions are fixed. conv_channels, conv_width: channels and kernel width of a causal convolution with relu before
+    the first layer; 0 and 0 for none. bidirectional: each layer also runs from the last step to the first, so that
+    only whole sequences can be run. precision: of a float32 network's outputs: full, tf32 products if the device has
+    them, or weights and products in bfloat16 (except the convolution's); gradients are always computed in full
+    precision. Raises InvalidSpec.
     """
 
     cell: Cell
@@ -82,37 +82,37 @@ class ModelSpec:
             raise InvalidSpec("bidirectional", f"is {_shown(self.bidirectional)}: expected true or false")
         if bool(self.conv_channels) != bool(self.conv_width):
             missing = "conv_width" if self.conv_channels else "conv_channels"
-            raise InvalidSpec(missing, "is 0: a convolution has channels and a width")
+            raise InvalidSpec(missing, "is 0: expected conv_channels and conv_width, or neither")
         if self.activation != "tanh" and self.cell != "elman":
             raise InvalidSpec("activation", f"is {self.activation!r}: {self.cell} has only 'tanh'")
         if self.precision != "full" and self.dtype != "float32":
             raise InvalidSpec("precision", f"is {self.precision!r}: {self.dtype} has only 'full'")
         if self.parameter_count > MAX_PARAMETERS:
-            # the field that could be made smaller with most effect
+            # the larger size has the most effect
             field = "output_size" if self.output_size > self.hidden_size else "hidden_size"
-            raise InvalidSpec(field, f"makes {self.parameter_count} parameters: at most {MAX_PARAMETERS} are taken")
+            raise InvalidSpec(field, f"makes {self.parameter_count} parameters: expected at most {MAX_PARAMETERS}")
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "ModelSpec":
-        """Returns the spec of an object as to_json() gives it; num_layers, activation and dtype may be left out.
+    def from_json(cls, fields: Mapping[str, Any]) -> "ModelSpec":  # each field is checked
+        """Returns the spec of an object as to_json() returns it; fields that have a default may be missing.
 
-        Raises InvalidSpec, also for a key that is unknown or missing.
+        Raises InvalidSpec, also for unknown or missing keys.
         """
         known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(cls)}
         for key in fields:
             if key not in known:
-                raise InvalidSpec(_shown(key), f"is no field of a model: expected {', '.join(known)}")
+                raise InvalidSpec(_shown(key), f"unknown field of a model: expected {', '.join(known)}")
         for name, required in known.items():
             if required and name not in fields:
                 raise InvalidSpec(name, "is missing")
         return cls(**fields)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Returns every field by name."""
         return dataclasses.asdict(self)
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes by torch.nn's names, in torch.nn's order: "rnn.weight_ih_l0" [gates H, D], ... "output.bias" [O]."""
+        """Returns shapes by torch.nn's names, in its order: "rnn.weight_ih_l0" [gates H, D], ... "output.bias" [O]."""
         rows, hidden = GATES[self.cell] * self.hidden_size, self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {}
         if self.conv_channels:
@@ -131,24 +131,24 @@ class ModelSpec:
 
     @property
     def parameter_count(self) -> int:
-        """How many numbers the network learns; the same for every length of sequence."""
+        """The number of trained numbers."""
         return sum(math.prod(shape) for shape in self.parameter_shapes().values())
 
     @property
     def directions(self) -> int:
-        """2 where layers are bidirectional, else 1."""
+        """2 if layers are bidirectional, else 1."""
         return 2 if self.bidirectional else 1
 
     @property
     def outputs_width(self) -> int:
-        """The width of a layer's s_t, and of "hidden" outputs: H, or 2 H where both directions are side by side."""
+        """The width of a layer's s_t, and of "hidden" outputs: H, or 2 H for both directions side by side."""
         return self.directions * self.hidden_size
 
     def state_shapes(self) -> dict[str, tuple[int, int]]:
-        """The parts of a sequence's state, by name, as (rows, width): a part of N sequences is [rows, N, width].
+        """Returns the parts of a sequence's state as (rows, width); for N sequences a part is [rows, N, width].
 
-        "hidden" and an LSTM's "cell": a row for each layer and direction, ordered as torch.nn orders them. "inputs":
-        the last conv_width - 1 inputs, oldest first, zeros before the first.
+        "hidden" and an LSTM's "cell": a row for each layer and direction, in torch.nn's order. "inputs": the last
+        conv_width - 1 inputs, oldest first, zeros before the first.
         """
         shapes = {"hidden": (self.num_layers * self.directions, self.hidden_size)}
         if self.cell == "lstm":
@@ -159,12 +159,12 @@ class ModelSpec:
 
     @property
     def state_parts(self) -> tuple[str, ...]:
-        """The names of state_shapes(), in the order in which states are kept."""
+        """The names of state_shapes(), in the order of StateArrays."""
         return tuple(self.state_shapes())
 
 
 def cell_of_gates(gates: int) -> Cell | None:
-    """The cell whose weight matrices have `gates` times H rows, or None."""
+    """Returns the cell whose weight matrices have `gates` times H rows, or None."""
     return {count: cell for cell, count in GATES.items()}.get(gates)
 
 

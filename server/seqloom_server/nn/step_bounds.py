@@ -1,7 +1,7 @@
-"""Bounds on the weights and moments that an optimizer's step gives: where they are low enough, nothing can overflow.
+"""Upper bounds of the weights and moments after an optimizer step, to rule out overflow without reading all numbers.
 
-They are a few numbers, so that a step that is far from overflowing, as nearly all are, pays nothing to be sure of it.
-Only of Adam with weight decay in its gradient the bound grows so fast that up to every second step looks at everything.
+The bounds are a few numbers, so steps that are far from overflow, as nearly all are, need no further check. For Adam
+with weight decay in its gradient the bounds grow fast, and up to every second step must read all numbers.
 """
 
 import math
@@ -11,13 +11,13 @@ import torch
 
 from seqloom_server.nn.optimizer_spec import OptimizerSpec
 
-_ROUNDING = 1.01  # what rounding may add to a product or a sum, and more
-_HEADROOM = 64.0  # below the largest number of a type
+_ROUNDING = 1.01  # an upper bound of the relative error of a product or a sum
+_HEADROOM = 64.0  # factor between the largest bound and the data type's largest number
 
 
 @dataclass(frozen=True, slots=True)
 class StepBounds:
-    """No weight is larger in magnitude than `weights`; first: of momentum_buffer or exp_avg, second: of exp_avg_sq."""
+    """Upper bounds of magnitudes. weights; first: momentum_buffer or exp_avg; second: exp_avg_sq."""
 
     weights: float
     first: float = 0.0
@@ -26,12 +26,12 @@ class StepBounds:
     def after(
         self, spec: OptimizerSpec, gradient: float, rate: float, step: int, dtype: torch.dtype
     ) -> "StepBounds | None":
-        """Returns the bounds after a step by torch.optim's rules; None where something in it might overflow.
+        """Returns the bounds after a step by torch.optim's rules; None if a number in it might overflow.
 
-        gradient: what no element is larger than, once clipped. rate: of this step. step: its number, from 1.
+        gradient: upper bound of each element after clipping. rate: the learning rate. step: the step's number, from 1.
         """
         decay = spec.weight_decay
-        # AdamW's decay goes straight to the weights
+        # AdamW applies its decay to the weights, the others add it to the gradient
         grown = self.weights * (1 + rate * decay) if spec.kind == "adamw" else self.weights
         pull = gradient * _ROUNDING + (0.0 if spec.kind == "adamw" else decay * self.weights)
         # factors that torch's kernels cast to the weights' type, where they may become infinite
@@ -42,14 +42,13 @@ class StepBounds:
             weights = grown + rate * first
         else:
             first, second = max(self.first, pull), max(self.second, pull * pull)
-            smallest = float(
-                torch.tensor(spec.epsilon, dtype=dtype)
-            )  # of the divisor; 0 where the type has none so small
+            # the smallest divisor; 0 if the data type cannot represent it
+            smallest = float(torch.tensor(spec.epsilon, dtype=dtype))
             largest_step = rate / (1 - spec.beta1**step)
             quotient = first / smallest if smallest else math.inf
             sides += (largest_step, quotient, math.sqrt(second / (1 - spec.beta2**step)))
             weights = grown + largest_step * quotient
         after = StepBounds(weights * _ROUNDING, first * _ROUNDING, second * _ROUNDING)
         most = torch.finfo(dtype).max / _HEADROOM
-        within = all(each < most for each in (after.weights, after.first, after.second, pull, *sides))
+        within = all(bound < most for bound in (after.weights, after.first, after.second, pull, *sides))
         return after if within else None

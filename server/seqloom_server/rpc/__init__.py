@@ -1,1 +1,1 @@
-"""The gRPC shell: decodes and checks, hands to the engine, encodes what comes back."""
+"""The gRPC services: decode and check requests, pass them to the engine, encode its results."""

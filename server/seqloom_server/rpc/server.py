@@ -1,4 +1,4 @@
-"""The whole server: engine, gRPC services, health, reflection and HTTP, brought up in order and taken down in order."""
+"""Starts and stops the whole server in order: engine, gRPC services, health, reflection and HTTP."""
 
 import asyncio
 import logging
@@ -39,13 +39,13 @@ SERVICES = (
 )
 
 _MAX_PENDING = 1_000_000
-_LAST_WORDS = 1.0  # seconds that calls get to end by themselves once nothing of theirs is left
+_SECONDS_TO_END_CALLS = 1.0  # for calls to end by themselves once none of their work is left
 
 
 class Server:
-    """One server in this process; start() and stop() belong to one event loop.
+    """One server in this process; call start() and stop() on one event loop.
 
-    address, http_address: HOST:PORT with the real ports, once started; address may be unix:PATH.
+    address, http_address: HOST:PORT with the actual ports, once started; address may be unix:PATH.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -55,7 +55,7 @@ class Server:
         self.address = self.http_address = ""
 
     async def start(self) -> None:
-        """Takes the ports, loads the models, serves. Raises CannotStart."""
+        """Listens on both ports, loads models and runs, and serves. Raises CannotStart."""
         config = self._config
         _make_folder("models", config.models)
         _make_folder("runs", config.runs)
@@ -86,7 +86,7 @@ class Server:
             await self.engine.start(self.address)
         except CannotStart:
             await asyncio.to_thread(self.engine.close)
-            await self.engine.runs.let_go()
+            await self.engine.runs.release()
             await asyncio.to_thread(self._http.close)
             await self._stop_listening()
             raise
@@ -96,16 +96,16 @@ class Server:
         self._serving = True
 
     async def stop(self, grace_seconds: float | None = None) -> None:
-        """Takes no new work, lets what is under way end within the grace period, then ends everything."""
+        """Refuses new work, waits up to the grace period for running work, then ends the rest and closes the ports."""
         self._serving = False
         await self._health.enter_graceful_shutdown()
         grace = self._config.grace_seconds if grace_seconds is None else grace_seconds
         until = time.monotonic() + grace
         self._inference.drain()
         await self.engine.drain(grace)
-        # what was computed is still on its way to callers that read slowly
-        await self._inference.finish(max(_LAST_WORDS, until - time.monotonic()))
-        await self._grpc.stop(_LAST_WORDS)
+        # slow callers have not read all outputs yet
+        await self._inference.finish(max(_SECONDS_TO_END_CALLS, until - time.monotonic()))
+        await self._grpc.stop(_SECONDS_TO_END_CALLS)
         await asyncio.to_thread(self.engine.close)
         await asyncio.to_thread(self._http.close)
 
@@ -117,7 +117,7 @@ class Server:
                 self._grpc.add_insecure_port(address)
                 return address
             host, port = split_address(address)
-            _try_to_bind(host.strip("[]"), port)  # since gRPC does not say why it cannot
+            _try_to_bind(host.strip("[]"), port)  # for the error's text, which gRPC does not give
             return f"{host}:{self._grpc.add_insecure_port(address)}"
         except OSError as error:
             raise CannotStart(f"cannot listen on {address} for gRPC: {error.strerror}") from None
@@ -125,31 +125,31 @@ class Server:
             raise CannotStart(f"cannot listen on {address} for gRPC") from None
 
     async def _stop_listening(self) -> None:
-        """Where it never served: gRPC would leave its unix socket behind."""
+        """Stops a server that never served; removes its unix socket, which gRPC would leave behind."""
         await self._grpc.stop(None)
         if (socket_name := unix_socket(self.address)) is not None:
             release(socket_name)
 
     def _device_died(self) -> None:
         self._serving = False
-        self._dying = asyncio.ensure_future(self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING))
+        self._health_update = asyncio.ensure_future(self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING))
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", *SERVICES):
             await self._health.set(service, status)
 
 
-def _make_folder(of: str, path: str) -> None:
+def _make_folder(option: str, path: str) -> None:
     try:
         pathlib.Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CannotStart(f"{of}: {path} cannot be a folder of {of}: {error.strerror}") from None
+        raise CannotStart(f"{option}: {path}: the folder cannot be created: {error.strerror}") from None
 
 
 def _check_apart(models: str, runs: str) -> None:
     first, second = (pathlib.Path(path).resolve() for path in (models, runs))
     if first == second or first in second.parents or second in first.parents:
-        raise CannotStart(f"runs: {runs} and models: {models}: expected two folders, none of them within the other")
+        raise CannotStart(f"runs: {runs} and models: {models}: expected two folders, neither inside the other")
 
 
 def _try_to_bind(host: str, port: int) -> None:
@@ -163,14 +163,14 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", 0),  # else a second server would share the port and take half of the calls
         ("grpc.max_receive_message_length", config.max_message_bytes),
-        ("grpc.max_send_message_length", -1),  # what may come out is bounded by what was asked
-        # a burst is for us to refuse, with a reason and RetryInfo; gRPC would cancel it without a word
+        ("grpc.max_send_message_length", -1),  # the request's limits bound the response
+        # the engine refuses a burst with a reason and RetryInfo; gRPC would cancel calls without either
         ("grpc.server.max_pending_requests", _MAX_PENDING),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
-        # clients may ping every few seconds, also while nothing is under way
+        # clients may ping every few seconds, also while no call is open
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
-        # and a client that vanished is noticed, so that its sessions do not live on
+        # detects clients that vanished, so that their sessions end
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 20_000),
     ]

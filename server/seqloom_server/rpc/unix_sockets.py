@@ -1,4 +1,4 @@
-"""Whether a unix socket is free to listen on: gRPC would take it, silently, from the server that listens there."""
+"""Checks that a unix socket is free to listen on: gRPC would silently replace another server's socket."""
 
 import contextlib
 import errno
@@ -8,19 +8,20 @@ import stat
 
 
 def claim(name: str) -> None:
-    """Removes a socket that nobody listens on any more. name: a path, or a name in the abstract namespace after a NUL.
+    """Checks that `name` can be listened on; removes a socket that no process listens on any more.
 
-    Raises OSError that says why one cannot listen there: someone does, or it is no socket, or as bind() does.
+    name: a path, or a NUL and a name in the abstract namespace. Raises OSError, as bind() does, or if another process
+    listens there, or if the file is not a socket.
     """
     if not name.startswith("\0"):
         _remove_stale(name)
     with socket.socket(socket.AF_UNIX) as probe:
-        probe.bind(name)  # since gRPC does not say why it cannot
+        probe.bind(name)  # for the error's text, which gRPC does not give
     release(name)
 
 
 def release(name: str) -> None:
-    """Removes a socket of one's own."""
+    """Removes this process's socket."""
     if not name.startswith("\0"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
@@ -32,16 +33,16 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise OSError(errno.ENOTSOCK, "there is something else than a socket")
+        raise OSError(errno.ENOTSOCK, "the file exists and is not a socket")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
             probe.connect(path)
-        except ConnectionRefusedError:  # who listened there has ended without removing it
+        except ConnectionRefusedError:  # the process that listened there ended without removing it
             release(path)
             return
         except FileNotFoundError:
             return
-        except BlockingIOError:  # it has more callers than it takes at once
+        except BlockingIOError:  # its backlog of connections is full
             pass
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

@@ -1,1 +1,1 @@
-"""What the server shows over HTTP."""
+"""The HTTP server: metrics and health checks."""

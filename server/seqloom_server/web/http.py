@@ -1,7 +1,7 @@
-"""/metrics for Prometheus and /healthz for load balancers, from threads of their own, which never hold up the loop.
+"""The HTTP server: /metrics for Prometheus and /healthz for load balancers, in threads beside the event loop.
 
-Connections are few and short: one that is not answered within seconds is closed, and where there are too many the
-oldest gives way, so that callers who send nothing, or little by little, keep nobody out.
+A connection that is not answered within seconds is closed, and beyond the limit of connections the oldest is closed:
+so clients that send nothing, or send slowly, cannot keep others out.
 """
 
 import contextlib
@@ -13,8 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from types import TracebackType
+from typing import TypeAlias
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
@@ -22,15 +24,18 @@ from seqloom_server.config import split_address
 
 log = logging.getLogger(__name__)
 
+_Request: TypeAlias = socket.socket | tuple[bytes, socket.socket]  # a connection, or the datagram of a UDP server
+_ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
+
 _SECONDS_PER_REQUEST = 10.0  # from the connection to the last byte of the answer
 _MAX_CONNECTIONS = 32
 _SECONDS_TO_CLOSE = 0.05
 
 
 class HttpServer:
-    """Serves from construction until close(). Raises OSError where it cannot listen on `address`.
+    """Serves from construction until close(). Raises OSError if it cannot listen on `address`.
 
-    serving: whether the service is up, for /healthz. address: HOST:PORT with the real port.
+    serving: returns whether the gRPC service is up, for /healthz. address: HOST:PORT with the actual port.
     """
 
     def __init__(self, address: str, registry: CollectorRegistry, serving: Callable[[], bool]) -> None:
@@ -51,21 +56,28 @@ class HttpServer:
         self._server.shutdown()
         self._server.server_close()
 
-    def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
         if method not in ("GET", "HEAD"):
-            return _text(start_response, "405 Method Not Allowed", "only GET and HEAD are answered here")
-        started: list[Any] = []
+            return _text(start_response, "405 Method Not Allowed", "expected GET or HEAD")
+        started: list[tuple[str, list[tuple[str, str]]]] = []
+
+        def start(
+            status: str, headers: list[tuple[str, str]], exc_info: _ExcInfo | None = None, /
+        ) -> Callable[[bytes], object]:
+            started.append((status, headers))
+            return lambda _: None
+
         try:
-            body = b"".join(self._get({**environ, "REQUEST_METHOD": "GET"}, lambda *status: started.extend(status)))
+            body = b"".join(self._get({**environ, "REQUEST_METHOD": "GET"}, start))
         except Exception:
             log.exception("an HTTP request failed")
             raise
-        status, headers = started
+        [(status, headers)] = started
         start_response(status, [*headers, ("Content-Length", str(len(body)))])
         return [body] if method == "GET" else []
 
-    def _get(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def _get(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if path == "/metrics":
             return self._scrape(environ, start_response)
@@ -73,17 +85,17 @@ class HttpServer:
             if self._serving():
                 return _text(start_response, "200 OK", "ok")
             return _text(start_response, "503 Service Unavailable", "not serving")
-        return _text(start_response, "404 Not Found", "there are /metrics and /healthz here")
+        return _text(start_response, "404 Not Found", "expected /metrics or /healthz")
 
-    def _scrape(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def _scrape(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         try:
             metrics: Iterable[bytes] = self._metrics(environ, start_response)
-        except (TypeError, ValueError):  # what the caller says that it accepts names a version that is none
+        except (TypeError, ValueError):  # the Accept header names an invalid version
             metrics = self._metrics({**environ, "HTTP_ACCEPT": ""}, start_response)
         return metrics
 
 
-def _text(start_response: Callable[..., Any], status: str, text: str) -> Iterable[bytes]:
+def _text(start_response: StartResponse, status: str, text: str) -> Iterable[bytes]:
     start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
     return [f"{text}\n".encode()]
 
@@ -91,12 +103,13 @@ def _text(start_response: Callable[..., Any], status: str, text: str) -> Iterabl
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
         self._lock = threading.Lock()
-        self._since: dict[socket.socket, float] = {}  # when each connection came, oldest first
-        super().__init__(*arguments)
+        self._since: dict[socket.socket, float] = {}  # when each connection was opened, oldest first
+        super().__init__(address, handler)
 
-    def process_request(self, request: Any, client_address: Any) -> None:
+    def process_request(self, request: _Request, client_address: object) -> None:
+        assert isinstance(request, socket.socket), "TCP"
         with self._lock:
             while len(self._since) >= _MAX_CONNECTIONS:
                 self._drop(next(iter(self._since)))
@@ -104,30 +117,31 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         super().process_request(request, client_address)
 
     def service_actions(self) -> None:
-        """Called by serve_forever() again and again: drops what takes too long."""
+        """Closes connections that take too long; serve_forever() calls it periodically."""
         super().service_actions()
         with self._lock:
             overdue = time.monotonic() - _SECONDS_PER_REQUEST
             for request in [request for request, since in self._since.items() if since < overdue]:
                 self._drop(request)
 
-    def shutdown_request(self, request: Any) -> None:
+    def shutdown_request(self, request: _Request) -> None:
+        assert isinstance(request, socket.socket), "TCP"
         with self._lock:
             self._since.pop(request, None)
         super().shutdown_request(request)
 
     def _drop(self, request: socket.socket) -> None:
-        """Wakes the connection's thread, which then ends."""
+        """Shuts a connection down, which wakes its thread and ends it."""
         del self._since[request]
-        with contextlib.suppress(OSError):  # it is gone already
+        with contextlib.suppress(OSError):  # the client has closed it already
             request.shutdown(socket.SHUT_RDWR)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), OSError):  # a caller that went away or fell silent is no news
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), OSError):  # clients that disconnect or time out are not logged
             log.exception("an HTTP request failed")
 
     def server_bind(self) -> None:
-        # not HTTPServer's, which asks the name service for the host's name and may wait for it
+        # not HTTPServer's, which looks the host's name up in DNS and may block
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
@@ -140,9 +154,9 @@ class _Server6(_Server):
 class _Handler(WSGIRequestHandler):
     timeout = _SECONDS_PER_REQUEST  # of one read or write
 
-    def get_stderr(self) -> Any:
-        """Takes wsgiref's traceback of an answer that could not be written."""
+    def get_stderr(self) -> io.StringIO:
+        """Discards wsgiref's traceback of a response that could not be written."""
         return io.StringIO()
 
-    def log_message(self, format: str, *arguments: Any) -> None:
-        """Scrapes are not worth a line each."""
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Logs nothing: scrapes are frequent."""

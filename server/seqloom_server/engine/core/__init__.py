@@ -1,1 +1,1 @@
-"""What moves through the engine, and what its rooms share. Imports no other room of the engine."""
+"""Shared by the engine's rooms: sequences, training jobs, state slots, cost model, names. Imports no other room."""

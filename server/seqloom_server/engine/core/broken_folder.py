@@ -1,4 +1,4 @@
-"""Why the folder of one model or one run cannot be loaded, in one line for people; whatever it is, it is that one's."""
+"""Describes in one line why a model's or a run's folder cannot be loaded, whatever the exception."""
 
 import logging
 
@@ -14,18 +14,18 @@ log = logging.getLogger(__name__)
 
 
 def why_broken(name: str, error: BaseException) -> str:
-    """Returns one line of printable text, without the folder's name, which stands beside it."""
+    """Returns one line of printable text, without the folder's name, which callers put in front."""
     match error:
         case ServerError():
             text = error.message
         case MemoryError() | torch.OutOfMemoryError():
-            text = "the server has no memory for it"
+            text = "the server is out of memory for it"
         case OSError():
             text = error.strerror or str(error)
         case BrokenFolder() | InvalidSpec():
             text = str(error)
         case _:
-            log.error("%s:", name, exc_info=error)  # nobody has thought of this one
+            log.error("%s: unexpected error:", name, exc_info=error)
             text = f"{type(error).__name__}: {error}"
     line = " ".join(text.removeprefix(f"{name}: ").split())
     shown = "".join(character if character.isprintable() else "?" for character in line)

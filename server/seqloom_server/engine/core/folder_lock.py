@@ -1,6 +1,6 @@
-"""The lock of a folder in which several servers may write: one has it at a time, and it ends with that one's process.
+"""An exclusive lock of a folder, between processes and within one, which ends with the process that holds it.
 
-Between processes and within one. It is the kernel's, on a file that stays: whoever is killed holds nothing back.
+It is the kernel's lock of a file that is never removed: a killed process leaves no lock behind.
 """
 
 import contextlib
@@ -16,19 +16,22 @@ from seqloom_server.engine.core.overload import ONE_SECOND, overloaded
 
 LOCK = ".lock"
 
-# it tells of every look at a lock that another has
+# it logs every attempt at a lock that another process holds
 logging.getLogger("filelock").setLevel(logging.INFO)
 
 
 class FolderLock:
-    """The lock of one folder, to be taken by any thread and given back by any other."""
+    """The lock of one folder; any thread may take it, and any other give it back."""
 
     def __init__(self, folder: pathlib.Path) -> None:
-        # a lock file without the kernel's lock, which it would resort to, outlives whoever is killed
+        # a soft lock, the fallback without kernel locks, would outlive a killed process
         self._lock = FileLock(folder / LOCK, thread_local=False, fallback_to_soft=False)
 
     def take(self, seconds: float) -> bool:
-        """Waits so long at most. Raises OSError where nothing can be written there, or the file system has no locks."""
+        """Takes the lock; returns False if that fails for `seconds`.
+
+        Raises OSError if the folder cannot be written, or its file system has no locks.
+        """
         try:
             self._lock.acquire(timeout=seconds)
         except Timeout:
@@ -40,14 +43,14 @@ class FolderLock:
         return True
 
     def give_back(self) -> None:
-        """Does nothing where it is not held."""
+        """Releases the lock, if it is held."""
         self._lock.release()
 
     @contextlib.contextmanager
     def held(self, seconds: float) -> Iterator[None]:
-        """Has it for a change of models. Raises ServerError OVERLOADED where another has it for so long; OSError."""
+        """Holds the lock for a change of models. Raises OSError, and ServerError OVERLOADED after `seconds`."""
         if not self.take(seconds):
-            raise overloaded("another process is changing the server's folder of models", ONE_SECOND)
+            raise overloaded("the models folder is locked: another process is changing it", ONE_SECOND)
         try:
             yield
         finally:

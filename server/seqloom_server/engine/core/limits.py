@@ -1,4 +1,4 @@
-"""The bounds of a slice and of the queue, as the scheduler and the training queue keep them."""
+"""The scheduler's limits of a slice and of the queue."""
 
 from dataclasses import dataclass, field
 
@@ -7,12 +7,13 @@ from seqloom_server.engine.core.sequence import Op
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """The bounds of a slice and of the queue.
+    """The limits of a slice and of the queue.
 
-    max_batch_steps counts padded cells. slice_seconds holds while live sessions are open, bulk_slice_seconds while none
-    is. max_padding: the share of a slice's padded cells that may be empty. grain_seconds: a slice shorter than this is
-    not cut for being thin; 0 where empty cells cost as much as others. shares: of the device, what each class is owed.
-    halved: so many streams in step make two slices; of fewer, what another message costs is more than what is won.
+    max_batch_steps: steps of a slice, padding included. slice_seconds: while live sessions are open;
+    bulk_slice_seconds: while none is. max_padding: the largest share of padding in a slice. grain_seconds: a shorter
+    slice is not cut to reduce padding; 0 if padding costs as much as other steps. shares: the fraction of device time
+    guaranteed to each class. halved: the fewest streams in lockstep that run as two slices; with fewer, the additional
+    messages cost more than is gained.
     """
 
     max_batch_sequences: int = 256

@@ -1,4 +1,4 @@
-"""The names of models, runs and checkpoints, which are names of folders, too."""
+"""Checks the names of models, runs and checkpoints, which are also names of folders."""
 
 import re
 
@@ -10,12 +10,14 @@ _NAME = re.compile(PATTERN)
 
 
 def is_name(text: str) -> bool:
-    """Whether it is a name, and so could be a folder's."""
+    """Returns whether the text is a valid name."""
     return _NAME.fullmatch(text) is not None
 
 
 def check_name(name: str, field: str = "name") -> str:
-    """Returns the name. Raises ServerError INVALID_FIELD where it is none."""
+    """Returns the name. Raises ServerError INVALID_FIELD if it is not valid."""
     if not is_name(name):
-        raise invalid(field, f"is {name[:80]!r}: expected 1 to 64 of a-z 0-9 . _ - beginning with a letter or digit")
+        raise invalid(
+            field, f"is {name[:80]!r}: expected 1 to 64 characters of a-z 0-9 . _ - that begin with a letter or digit"
+        )
     return name

@@ -1,14 +1,14 @@
-"""What moves through the engine: a sequence under way, the chunks of frames it waits with, and what it gets back.
+"""The engine's data classes: sequences, their queued chunks of frames, slices, and the results of slices.
 
-A live stream and a whole sequence are the same thing, a `Sequence`; the whole one's frames are just all there. Nothing
-here knows torch or gRPC, or reads a clock.
+A live stream and a whole sequence are both a `Sequence`; the frames of a whole one are all queued at once. Nothing here
+knows torch or gRPC, or reads a clock.
 """
 
 import collections
 import enum
 import itertools
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,10 @@ import numpy.typing as npt
 from seqloom_server.engine.core.slice_cost import SliceCost
 from seqloom_server.engine.core.state_slots import Slot, SlotPool
 from seqloom_server.errors import ServerError
+from seqloom_server.nn.spec import OutputKind
 
 Array = npt.NDArray[Any]
 StateArrays = tuple[Array, ...]  # one [rows, N, width] per part of the model's state
-
-OutputKind = Literal["logits", "probs", "log_probs", "labels", "hidden", "top_k"]
 
 
 class Op(enum.StrEnum):
@@ -33,17 +32,17 @@ class Op(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """What a caller wants of each step; top_k is 0 but for "top_k"."""
+    """The output that a caller wants of each step; top_k is 0 except for "top_k"."""
 
     kind: OutputKind = "logits"
     top_k: int = 0
 
 
 class Weights(Protocol):
-    """One version of one model's weights as the scheduler sees it: an identity, state slots, and what a slice costs.
+    """One version of one model's weights as the scheduler sees it: an identity, state slots, and a cost model.
 
-    max_cells: the most rows that a slice may have. whole_only: sequences run once all of their frames are there, and in
-    one slice, as bidirectional layers need them.
+    max_cells: the most rows of a slice. whole_only: each sequence runs in one slice, once all of its frames have
+    arrived, as bidirectional layers need.
     """
 
     model: str
@@ -58,8 +57,8 @@ class Weights(Protocol):
 class Chunk:
     """Frames that arrived together.
 
-    rows: [k, D], k may be 0. silent: no frames were sent, so no output answers them (a bare reset or end).
-    reset: the state is zeroed before them. last: the sequence ends after them. taken: rows already run.
+    rows: [k, D], k may be 0. arrived: by time.monotonic(). silent: a reset or end without frames, which gets no output.
+    reset: zero the state before them. last: end the sequence after them. taken: rows that are already in a slice.
     """
 
     rows: Array
@@ -72,10 +71,10 @@ class Chunk:
 
 @dataclass(slots=True)
 class SliceResult:
-    """What one slice gave one sequence.
+    """The result of one slice for one sequence.
 
-    values and labels: rows of `steps` steps from `first_step` on, whichever the output kind has. answers: whether the
-    caller is owed an output for it (also an empty one). snapshot, final_state: [rows, 1, width] per part, or None.
+    values, labels: rows of `steps` steps from `first_step` on, None if the output kind has none. answers: whether to
+    send an output, even an empty one. snapshot, final_state: [rows, 1, width] per part, or None.
     """
 
     first_step: int
@@ -88,8 +87,8 @@ class SliceResult:
 
 
 class Sink(Protocol):
-    """Where a sequence's pieces go; called on the event loop, in order. A sequence ends exactly once: by a piece
-    with a final state or by fail(), or it was cancelled by its owner and hears nothing more."""
+    """Receives a sequence's results, in order, on the event loop. A sequence ends exactly once: by a result with a
+    final state, by fail(), or, if it was cancelled, without a further call."""
 
     def deliver(self, sequence: "Sequence", result: SliceResult) -> None: ...
 
@@ -101,14 +100,14 @@ _ids = itertools.count()
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A sequence under way: its weights, its waiting chunks, and where its state lies between slices."""
+    """An open sequence: its weights, its queued chunks, and the slot of its state between slices."""
 
     op: Op
     weights: Weights
     output: OutputSpec
     sink: Sink
     initial_state: StateArrays | None = None
-    deadline: float | None = None  # of a whole sequence, to its end; of a session, until something of it runs
+    deadline: float | None = None  # by time.monotonic(): for a whole sequence's end, or a session's first slice
     snapshot_interval: int = 0
     chunks: collections.deque[Chunk] = field(default_factory=collections.deque)
     waiting_steps: int = 0
@@ -121,21 +120,21 @@ class Sequence:
     last_active: float = 0.0
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
-    last_slice: int = -1  # its number
+    last_slice: int = -1  # number of the slice that it was last in
     id: int = field(default_factory=_ids.__next__)
 
     @property
     def ready(self) -> bool:
-        """Whether any of the chunks that wait could run now."""
+        """Whether a queued chunk could run now."""
         return bool(self.chunks) and (self.chunks[-1].last or not self.weights.whole_only)
 
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One sequence's share of a slice: `steps` rows in `parts`, which follow one another.
+    """One sequence's part of a slice: `steps` rows, split over the arrays `parts`.
 
-    fresh: the state starts anew (from the initial state, or zeros) instead of from the slot. waited: seconds that its
-    first chunk waited, or None where an earlier slice has told.
+    fresh: the state begins with the initial state, or zeros, instead of the slot's. waited: seconds that its first
+    chunk was queued, None if part of that chunk was in an earlier slice.
     """
 
     sequence: Sequence
@@ -158,9 +157,9 @@ class Slice:
     members: list[Member]
     steps: int
     cells: int  # the sum of the members' steps
-    padded: int = 0  # what was computed beside them
+    padded: int = 0  # steps of padding that were computed in addition
 
 
 def steps_of(members: list[Member]) -> npt.NDArray[np.int64]:
-    """[N], the steps of each member."""
+    """Returns [N], the steps of each member."""
     return np.fromiter((member.steps for member in members), np.int64, len(members))

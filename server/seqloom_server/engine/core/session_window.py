@@ -1,4 +1,4 @@
-"""The rules of one caller's session: what may come in which order, and how much ahead of what was acknowledged."""
+"""The flow control of one session: the order of its entries, and a window of unacknowledged steps."""
 
 import functools
 
@@ -9,16 +9,17 @@ from seqloom_server.errors import Reason, ServerError, invalid
 
 
 class SessionWindow:
-    """A session that is open: its sequence, and the counts that bound it.
+    """The window of one open session.
 
-    window: the most steps received and not acknowledged. answered: steps whose outputs went out; its owner counts them.
+    size: the most steps received and not acknowledged. answered: steps whose outputs were sent; the caller of this
+    class counts them.
     """
 
-    __slots__ = ("_empty", "acknowledged", "answered", "ended", "received", "sequence", "window")
+    __slots__ = ("_empty", "acknowledged", "answered", "ended", "received", "sequence", "size")
 
-    def __init__(self, sequence: Sequence, window: int, empty: Array) -> None:
+    def __init__(self, sequence: Sequence, size: int, empty: Array) -> None:
         self.sequence = sequence
-        self.window = window
+        self.size = size
         self.received = 0
         self.acknowledged = 0
         self.answered = 0
@@ -26,24 +27,26 @@ class SessionWindow:
         self._empty = empty
 
     def chunks(self, frames: Array | None, *, reset: bool, end: bool, acknowledged: int, now: float) -> list[Chunk]:
-        """Returns the chunks that one entry adds to the sequence; frames are [k, D], or None where none were sent.
+        """Returns the chunks that one entry adds to the sequence; frames: [k, D], or None if the entry has none.
 
-        Raises ServerError SESSION_ENDED, WINDOW_EXCEEDED, or INVALID_FIELD for an acknowledgement that cannot be.
+        Raises ServerError SESSION_ENDED, WINDOW_EXCEEDED, or INVALID_FIELD for an acknowledgement of unsent outputs.
         """
         if self.ended:
-            raise ServerError(Reason.SESSION_ENDED, "the session has ended: it takes nothing more")
+            raise ServerError(Reason.SESSION_ENDED, "the session has ended: expected no more entries for it")
         if acknowledged:
             if acknowledged > self.answered:
                 raise invalid(
-                    "entries.acknowledged_steps", f"is {acknowledged}: only {self.answered} steps were answered so far"
+                    "entries.acknowledged_steps",
+                    f"is {acknowledged}: expected at most {self.answered}, the steps whose outputs were sent",
                 )
             self.acknowledged = max(self.acknowledged, acknowledged)
         if frames is not None:
             ahead = self.received + len(frames) - self.acknowledged
-            if ahead > self.window:
+            if ahead > self.size:
                 raise ServerError(
                     Reason.WINDOW_EXCEEDED,
-                    f"{ahead} steps would be unacknowledged: the window is {self.window}; receive outputs first",
+                    f"{ahead} steps would be unacknowledged: expected at most {self.size}, the session's window; "
+                    "receive outputs before sending more",
                 )
             self.received += len(frames)
         self.ended = end
@@ -56,10 +59,10 @@ class SessionWindow:
 
 @functools.cache
 def empty_frames(width: int, dtype: str) -> Array:
-    """[0, width]: the frames of an entry that has none, the same for all."""
+    """Returns an array [0, width] for entries without frames, one for all."""
     return np.empty((0, width), dtype)
 
 
 def is_idle(sequence: Sequence, now: float, idle_seconds: float) -> bool:
-    """Whether nothing has come or run for so long. Idle time does not run while work is queued or in flight."""
+    """Returns whether a sequence has been idle for too long; queued work and work in flight are not idle time."""
     return not sequence.ready and not sequence.in_flight and now - sequence.last_active > idle_seconds

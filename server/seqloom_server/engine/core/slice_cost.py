@@ -1,7 +1,7 @@
-"""How long a slice takes: seconds = a + b * steps + c * cells, learned from the slices that ran.
+"""The cost model of a slice: seconds = a + b * steps + c * cells, fitted to the slices that ran.
 
-Any slice costs a pass over the output weights and the way there and back, a step a pass over the recurrent weights
-however few rows share it, and each row its own products: with these, a slice's bound in milliseconds becomes a bound in
+A slice reads the output weights once and has a fixed overhead (a), each step reads the recurrent weights once, however
+few rows it has (b), and each row, or cell, has its own products (c). So a limit in milliseconds becomes a limit in
 steps for any number of members.
 """
 
@@ -10,66 +10,66 @@ from typing import Any
 
 import numpy as np
 
-_FADE = 0.98
-_FIRST = 8  # observations, each of which is solved for
-_EACH = 32  # later ones to a solution: it takes as long as a small slice's bookkeeping
-_TELLING = 0.01  # how far from alike slices must be to tell one cost from another at all
-_SURE = 9.0  # times its variance: by how much what they tell must differ from what was known; below, noise decides
-_NOISE = 0.003  # the least relative variance of a slice's time
-_PACE = 8.0  # how far a cost may fall at a time, as a factor
+_DECAY = 0.98  # of older observations' weight
+_FIRST = 8  # observations, after each of which the model is fitted
+_INTERVAL = 32  # later observations between two fits: a fit takes as long as a small slice's bookkeeping
+_MIN_EIGENVALUE = 0.01  # of a direction in which slices differ enough to tell costs apart
+_MIN_SIGNIFICANCE = 9.0  # times the variance: a smaller change of a cost is noise
+_MIN_VARIANCE = 0.003  # relative, of a slice's time
+_MAX_FALL = 8.0  # of a cost in one fit, as a factor
 
 
 class SliceCost:
-    """The cost model of one model's weights: least squares over the slices seen, older ones fading.
+    """The cost model of one model's weights: least squares over the slices observed, with decaying weights.
 
-    The first guess counts floating-point operations. per_slice, per_step, per_cell: seconds, all above 0.
+    The initial guess counts floating-point operations. per_slice, per_step, per_cell: seconds, all above 0.
     """
 
     def __init__(self, flops_per_step: float, flops_per_second: float) -> None:
         per_cell = max(flops_per_step / flops_per_second, 1e-8)
         self.per_slice, self.per_step, self.per_cell = 2 * per_cell + 1e-5, 2 * per_cell + 2e-5, per_cell
-        # of the normal equations: in relative terms, so that short slices count as much as long ones
+        # the normal equations, of relative errors, so that short slices count as much as long ones
         self._products, self._sums = np.zeros((3, 3)), np.zeros(3)
         self._count = 0.0
-        self._unsolved = 0
+        self._since_fit = 0
 
     def observe(self, steps: int, cells: int, seconds: float) -> None:
-        """Takes in a slice of `cells` rows, the longest member `steps` long, that took `seconds`."""
+        """Adds the observation of a slice: `cells` rows, the longest member `steps` long, took `seconds`."""
         if steps < 1 or cells < 1 or not 0 < seconds < math.inf:
             return
-        # far below what any slice takes, far above where the sums lose their digits
+        # 1e-7 s is far less than any slice takes, and large enough for the sums to keep their digits
         sizes = np.array((1.0, steps, cells)) / max(seconds, 1e-7)
-        self._products = _FADE * self._products + np.outer(sizes, sizes)
-        self._sums = _FADE * self._sums + sizes
-        self._count = _FADE * self._count + 1
-        self._unsolved += 1
-        if self._count < _FIRST or self._unsolved >= _EACH or seconds > 2 * self.seconds(steps, cells):
-            self._unsolved = 0
-            self._solve()
+        self._products = _DECAY * self._products + np.outer(sizes, sizes)
+        self._sums = _DECAY * self._sums + sizes
+        self._count = _DECAY * self._count + 1
+        self._since_fit += 1
+        if self._count < _FIRST or self._since_fit >= _INTERVAL or seconds > 2 * self.seconds(steps, cells):
+            self._since_fit = 0
+            self._fit()
 
-    def _solve(self) -> None:
+    def _fit(self) -> None:
         products, sums = self._products, self._sums
         costs = np.array((self.per_slice, self.per_step, self.per_cell))
-        # slices that are much alike tell only their sum, so first all costs alike
+        # slices of similar sizes determine only the sum of the costs, so first scale all costs alike
         costs *= (sums @ costs) / (costs @ products @ costs)
-        # then one against the other, in the directions of which the slices tell more than their noise
+        # then change them relative to each other, in the directions in which the slices differ by more than noise
         scale = 1 / np.sqrt(products.diagonal())
-        telling, directions = np.linalg.eigh(products * np.outer(scale, scale))
-        enough = telling > _TELLING
-        telling, directions = telling[enough], directions[:, enough]
-        changes = (scale * (sums - products @ costs)) @ directions / telling
-        explained = changes**2 * telling
-        left = self._count - 2 * costs @ sums + costs @ products @ costs - explained.sum()
-        sure = explained > _SURE * max(left / max(self._count - 3, 1), _NOISE)
-        found = np.maximum(costs + scale * (directions[:, sure] @ changes[sure]), costs / _PACE)
-        found *= (sums @ found) / (found @ products @ found)
-        self.per_slice, self.per_step, self.per_cell = found.clip(1e-10, 1e5).tolist()
+        eigenvalues, directions = np.linalg.eigh(products * np.outer(scale, scale))
+        enough = eigenvalues > _MIN_EIGENVALUE
+        eigenvalues, directions = eigenvalues[enough], directions[:, enough]
+        changes = (scale * (sums - products @ costs)) @ directions / eigenvalues
+        explained = changes**2 * eigenvalues
+        residual = self._count - 2 * costs @ sums + costs @ products @ costs - explained.sum()
+        significant = explained > _MIN_SIGNIFICANCE * max(residual / max(self._count - 3, 1), _MIN_VARIANCE)
+        fitted = np.maximum(costs + scale * (directions[:, significant] @ changes[significant]), costs / _MAX_FALL)
+        fitted *= (sums @ fitted) / (fitted @ products @ fitted)
+        self.per_slice, self.per_step, self.per_cell = fitted.clip(1e-10, 1e5).tolist()
 
-    def seconds(self, steps: Any, cells: Any) -> Any:
-        """What a slice is expected to take, nothing for one of no steps; numbers or arrays of them."""
+    def seconds(self, steps: Any, cells: Any) -> Any:  # numbers or arrays alike
+        """Returns the expected seconds of slices, 0 for one without steps. steps, cells: numbers or arrays."""
         return self.per_slice * (steps > 0) + self.per_step * steps + self.per_cell * cells
 
     @property
-    def wide(self) -> int:
-        """How many members a batch has when four fifths of its steps' time go to their cells."""
+    def efficient_width(self) -> int:
+        """The number of members at which four fifths of a step's time are spent on its cells."""
         return math.ceil(4 * self.per_step / self.per_cell)

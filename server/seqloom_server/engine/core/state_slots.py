@@ -1,7 +1,7 @@
-"""Places in a pool of hidden states, handed out and taken back by number and generation.
+"""Slots of a pool of hidden states, allocated and released by index and generation.
 
-A slot that is released twice, or used after its release, would let two callers share hidden state (Triton #7117): the
-generation makes that an error instead.
+A slot that is released twice, or used after its release, would let two callers share a hidden state (Triton #7117); the
+generation makes that an error.
 """
 
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One place: `index` in the pool, valid while the pool's generation of that index is `generation`."""
+    """One slot: `index` in the pool, valid while the pool's generation of that index is `generation`."""
 
     index: int
     generation: int
 
 
 class StaleSlot(RuntimeError):
-    """A slot was used or released after its release."""
+    """A slot was used or released after it had been released."""
 
 
 class SlotPool:
-    """Bookkeeping of the slots of one version of one model; the states themselves lie on the device.
+    """The slots of one version of one model's weights; the states themselves are on the device.
 
-    Indices below `reserved` are never given out: the runner keeps a zero state and a place for discards there.
+    Indices below `reserved` are never allocated: they hold the zero state and discarded states.
     """
 
     def __init__(self, reserved: int = 2) -> None:
@@ -32,21 +32,21 @@ class SlotPool:
 
     @property
     def capacity(self) -> int:
-        """Indices handed out so far are all below this."""
+        """The size of the pool: every allocated index is below it."""
         return len(self._generations)
 
     @property
     def free(self) -> list[int]:
-        """Indices that no one holds."""
+        """The indices of free slots."""
         return list(self._free)
 
     @property
     def in_use(self) -> int:
-        """How many slots are held."""
+        """The number of allocated slots."""
         return len(self._generations) - self._reserved - len(self._free)
 
     def take(self) -> Slot:
-        """Returns a slot that no one holds; the pool grows where none is free."""
+        """Allocates a slot; the pool grows if none is free."""
         if self._free:
             index = self._free.pop()
         else:
@@ -55,13 +55,13 @@ class SlotPool:
         return Slot(index, self._generations[index])
 
     def check(self, slot: Slot) -> int:
-        """Returns the slot's index. Raises StaleSlot where it was released."""
+        """Returns the slot's index. Raises StaleSlot if it was released."""
         if self._generations[slot.index] != slot.generation:
             raise StaleSlot(f"slot {slot.index} of generation {slot.generation} was released")
         return slot.index
 
     def release(self, slot: Slot) -> None:
-        """Takes the slot back. Raises StaleSlot at the second time."""
+        """Releases the slot. Raises StaleSlot if it was released already."""
         index = self.check(slot)
         self._generations[index] += 1
         self._free.append(index)

@@ -1,1 +1,1 @@
-"""The device thread: how a slice's rows get to the device, run and come back. Decides nothing about order."""
+"""The device thread: packs, copies and runs slices, and returns their results. Decides nothing about order."""

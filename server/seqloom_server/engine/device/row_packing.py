@@ -1,8 +1,8 @@
-"""From the members of a slice to the rows of a batch and back: indices only, computed once a slice, in numpy.
+"""Computes the indices that pack the members of a slice into the rows of a batch and back, in numpy, once a slice.
 
-Packed: members longest first, time-major, each step a prefix of them, so that no padding is computed or stored. Row
-(t, r) of the batch, step t of the member of rank r, lies at offset[t] + r. Where a device wants few shapes the batch is
-a rectangle instead: offset[t] = t times its rows, and what no member has is padding.
+Packed rows: members longest first, time-major, each step a prefix of the members, so that there is no padding. Row
+(t, r) of the batch, step t of the member of rank r, is at offset[t] + r. For a device that needs few shapes the batch
+is a rectangle instead: offset[t] = t times its rows, and rows without a member are padding.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,12 @@ Index = npt.NDArray[np.int64]
 
 @dataclass(slots=True)
 class RowPacking:
-    """Where the rows of a slice lie.
+    """The packing of a slice's rows.
 
-    ranked: members with at least one step, longest first (N of them). lengths: [N], their steps. batch_sizes: [T], how
-    many members each step has. to_packed: [cells], the member-major row that each row of the batch takes; None where
-    both orders are the same; padding takes the first one. positions: per output wanted, the members that want it and
-    the batch's rows [their cells] of their steps, member by member; positions None where that is every row in its
-    order. shape: the rectangle, None where rows are packed.
+    ranked: the N members with at least one step, longest first. lengths: [N], their steps. batch_sizes: [T], the number
+    of members at each step. to_packed: [cells], the member-major row of each row of the batch, None if both orders are
+    the same; for padding the first row. groups: for each output spec, its members and the batch's rows [their cells]
+    of their steps, member by member; None for all rows in order. shape: the rectangle, None for packed rows.
     """
 
     ranked: list[Member]
@@ -36,10 +35,10 @@ class RowPacking:
     shape: Rectangle | None = None
 
 
-def pack(members: list[Member], shaped: Callable[[Index], Rectangle | None] | None = None) -> RowPacking:
-    """Returns the packing of a slice's members; those without steps (a bare reset or end) are left out.
+def pack(members: list[Member], rectangle: Callable[[Index], Rectangle | None] | None = None) -> RowPacking:
+    """Returns the packing of a slice's members; members without steps (a reset or end without frames) are left out.
 
-    shaped: says by the batch sizes which rectangle to use, or None for packed rows, which is also what is done without.
+    rectangle: returns the rectangle for given batch sizes, or None for packed rows.
     """
     lengths = steps_of(members)
     order = np.argsort(-lengths, kind="stable")
@@ -50,7 +49,7 @@ def pack(members: list[Member], shaped: Callable[[Index], Rectangle | None] | No
     count, steps = len(ranked), int(lengths[0])
     valid = np.arange(steps)[:, None] < lengths  # [T, N]
     batch_sizes = valid.sum(1)
-    shape = None if shaped is None else shaped(batch_sizes)
+    shape = None if rectangle is None else rectangle(batch_sizes)
     trivial = shape is None and (count == 1 or steps == 1)
     offsets = np.cumsum(batch_sizes) - batch_sizes if shape is None else np.arange(steps) * shape.rows
     batch_row = offsets[:, None] + np.arange(count)  # [T, N]
@@ -61,16 +60,16 @@ def pack(members: list[Member], shaped: Callable[[Index], Rectangle | None] | No
         if shape is not None:
             rows, to_packed = to_packed, np.zeros(shape.cells, np.int64)
             to_packed[batch_row[valid]] = rows
-    wanted: dict[OutputSpec, list[int]] = {}
+    ranks_by_output: dict[OutputSpec, list[int]] = {}
     for rank, member in enumerate(ranked):
-        wanted.setdefault(member.sequence.output, []).append(rank)
+        ranks_by_output.setdefault(member.sequence.output, []).append(rank)
     groups: list[tuple[OutputSpec, list[Member], Index | None]] = []
-    for spec, ranks in wanted.items():
-        positions = None if trivial and len(wanted) == 1 else batch_row[:, ranks].T[valid[:, ranks].T]
+    for spec, ranks in ranks_by_output.items():
+        positions = None if trivial and len(ranks_by_output) == 1 else batch_row[:, ranks].T[valid[:, ranks].T]
         groups.append((spec, [ranked[rank] for rank in ranks], positions))
     return RowPacking(ranked, lengths, batch_sizes, to_packed, groups, shape)
 
 
 def frames(packing: RowPacking) -> list[Array]:
-    """Returns the frames of the ranked members, [k, D] each, member by member: what rows are stacked from."""
+    """Returns the frames of the ranked members, [k, D] each, member by member, to be stacked into rows."""
     return [part for member in packing.ranked for part in member.parts]

@@ -1,6 +1,6 @@
-"""A slice under way: what is computed for whom, and what each member gets when it is there.
+"""A launched slice: the tensors computed for its members, and the result of each member once they are complete.
 
-On the CPU that is at once. On a GPU the next slice may be launched before.
+On the CPU they are complete at once. On a GPU the next slice may be launched before.
 """
 
 import numpy as np
@@ -11,69 +11,69 @@ from seqloom_server.engine.device.transfers import Transfer
 
 
 class SliceInFlight:
-    """A slice that has been launched. lent: whether its results lie in memory that is wanted back.
+    """A slice that has been launched. copy: whether results are in memory that is reused, and so must be copied.
 
-    seconds: that the device computed, None where the clock tells as well; known when it is finished.
+    seconds: the device time, known once it is finished; None if the caller's clock measures it as well.
     """
 
-    def __init__(self, slice_: Slice, transfer: Transfer, *, lent: bool) -> None:
+    def __init__(self, slice_: Slice, transfer: Transfer, *, copy: bool) -> None:
         self.slice_ = slice_
         self.seconds: float | None = None
-        self._transfer, self._lent = transfer, lent
-        self._results: list[torch.Tensor] = []  # in the order in which they are taken
-        self._answered: list[tuple[list[Member], bool, bool]] = []  # members of a group; whether it has values, labels
-        self._stated: list[tuple[list[Member], int]] = []  # members whose states are told, and in how many parts
+        self._transfer, self._copy = transfer, copy
+        self._results: list[torch.Tensor] = []  # in the order of the two lists below
+        self._output_groups: list[tuple[list[Member], bool, bool]] = []  # members; whether there are values, labels
+        self._state_groups: list[tuple[list[Member], int]] = []  # members whose states are returned; number of parts
 
     def add_outputs(self, members: list[Member], values: torch.Tensor | None, labels: torch.Tensor | None) -> None:
-        """Takes the outputs of members, their rows one after the other."""
+        """Adds the outputs of members, their rows one after the other."""
         self._results += [rows for rows in (values, labels) if rows is not None]
-        self._answered.append((members, values is not None, labels is not None))
+        self._output_groups.append((members, values is not None, labels is not None))
 
     def add_states(self, members: list[Member], parts: list[torch.Tensor]) -> None:
-        """Takes the states, [rows, N, width] per part, of members that end or have a snapshot due."""
+        """Adds the states, [rows, N, width] per part, of members that end or have a snapshot due."""
         self._results += parts
-        self._stated.append((members, len(parts)))
+        self._state_groups.append((members, len(parts)))
 
     def launched(self) -> "SliceInFlight":
-        """Everything has been launched; returns itself."""
+        """Begins the copies of the results, once everything has been launched; returns itself."""
         self._results = self._transfer.end(self._results)
         return self
 
     def computed(self) -> None:
-        """Waits until the device has computed it. Raises what went wrong there."""
+        """Waits until the device has computed the slice. Raises the device's errors."""
         self._transfer.computed()
 
     def finish(self) -> list[tuple[Member, SliceResult]]:
-        """Waits for the results; returns what each member gets, in no particular order. Raises what went wrong."""
+        """Waits for the results; returns each member's, in no particular order. Raises the device's errors."""
         self.seconds = self._transfer.wait()
         results = iter(self._results)
-        answered = [
+        output_groups = [
             (members, next(results) if values else None, next(results) if labels else None)
-            for members, values, labels in self._answered
+            for members, values, labels in self._output_groups
         ]
         states: dict[Member, StateArrays] = {}
-        for members, count in self._stated:
+        for members, count in self._state_groups:
             parts = [next(results).numpy() for _ in range(count)]
             states |= {member: tuple(part[:, k : k + 1].copy() for part in parts) for k, member in enumerate(members)}
         outputs = [
-            (member, _result(member, own_values, own_labels, states.get(member)))
-            for members, values, labels in answered
-            for member, own_values, own_labels in zip(
-                members, self._own_rows(members, values), self._own_rows(members, labels), strict=True
+            (member, _result(member, member_values, member_labels, states.get(member)))
+            for members, values, labels in output_groups
+            for member, member_values, member_labels in zip(
+                members, self._split(members, values), self._split(members, labels), strict=True
             )
         ]
-        bare = (member for member in self.slice_.members if not member.steps)
-        return outputs + [(member, _result(member, None, None, states.get(member))) for member in bare]
+        stepless = (member for member in self.slice_.members if not member.steps)
+        return outputs + [(member, _result(member, None, None, states.get(member))) for member in stepless]
 
-    def _own_rows(self, members: list[Member], rows: torch.Tensor | None) -> list[Array] | list[None]:
-        """Cuts rows that belong to `members`, one after the other, into an array for each.
+    def _split(self, members: list[Member], rows: torch.Tensor | None) -> list[Array] | list[None]:
+        """Splits the rows of `members`, one after the other, into an array for each.
 
-        They are copies: a caller that reads slowly must not keep the rows of its whole batch in memory.
+        They are copies: a slow caller must not keep the rows of its whole batch in memory.
         """
         if rows is None:
             return [None] * len(members)
         whole = rows.numpy()
-        if len(members) == 1 and not self._lent:
+        if len(members) == 1 and not self._copy:
             return [whole]
         ends = np.cumsum([member.steps for member in members]).tolist()
         return [whole[start:end].copy() for start, end in zip([0, *ends], ends, strict=False)]

@@ -1,7 +1,7 @@
-"""Runs slices on the device: states in by slot, one call of the network, outputs and states back out.
+"""Runs slices on the device: gathers states by slot, runs the network once, scatters states, returns outputs.
 
-The only module of the engine that computes with tensors. It runs on the device thread; what it returns is numpy. A
-slice is launched, and finished when its results are there; on the CPU that is at once.
+It runs on the device thread, and returns numpy arrays. A slice is launched, and finished once its results are complete;
+on the CPU that is at once.
 """
 
 from dataclasses import dataclass
@@ -20,21 +20,21 @@ _IN_PLACE = InPlace()
 
 
 @dataclass(slots=True)
-class _Moves:
-    """Where the states of some members come from and go to.
+class _StateIndices:
+    """The indices that gather and scatter the states of N members.
 
-    sources: [N], slots. targets: [N], slots, None where nobody needs the states. returned: the places of those that are
-    handed out, None for none. given: by place, the state that a member begins with instead.
+    sources: [N], slots read. targets: [N], slots written, None if no state is kept. returned: members whose states are
+    returned to callers, None for none. initial: by member, the initial state that replaces the slot's.
     """
 
     members: list[Member]
     sources: Index
     targets: Index | None
     returned: Index | None
-    given: dict[int, StateArrays]
+    initial: dict[int, StateArrays]
 
     @classmethod
-    def of(cls, weights: ServedWeights, members: list[Member]) -> "_Moves":
+    def of(cls, weights: ServedWeights, members: list[Member]) -> "_StateIndices":
         slots = [
             None if member.sequence.slot is None else weights.slots.check(member.sequence.slot) for member in members
         ]
@@ -49,13 +49,14 @@ class _Moves:
             {n: member.initial_state for n, member in enumerate(members) if member.initial_state is not None},
         )
 
-    def indices(self) -> list[Index | None]:
-        """What run() takes as tensors, in its order."""
-        return [self.sources, self.targets, self.returned, np.array(list(self.given), np.int64) if self.given else None]
+    def arrays(self) -> list[Index | None]:
+        """Returns sources, targets, returned, and the members with an initial state."""
+        initial = np.array(list(self.initial), np.int64) if self.initial else None
+        return [self.sources, self.targets, self.returned, initial]
 
 
 def launch(slice_: Slice, staging: Staging = _IN_PLACE, *, poison: bool = False) -> SliceInFlight:
-    """Launches a slice; whoever calls finishes what is returned. poison: see ServedWeights.poison."""
+    """Launches a slice, which the caller then finishes. poison: see ServedWeights.poison()."""
     weights = slice_.weights
     assert isinstance(weights, ServedWeights)
     with torch.inference_mode(), weights.network.products:
@@ -68,28 +69,28 @@ def launch(slice_: Slice, staging: Staging = _IN_PLACE, *, poison: bool = False)
 def _launch(slice_: Slice, weights: ServedWeights, staging: Staging) -> SliceInFlight:
     rectangles = weights.rectangles
     packing = row_packing.pack(slice_.members, None if rectangles is None else rectangles.rectangle)
-    bare = [member for member in slice_.members if not member.steps]
-    moves = [_Moves.of(weights, members) for members in (packing.ranked, bare) if members]
+    stepless = [member for member in slice_.members if not member.steps]
+    groups = [_StateIndices.of(weights, members) for members in (packing.ranked, stepless) if members]
     transfer = staging.open()
-    flight = SliceInFlight(slice_, transfer, lent=staging.apart)
-    wanted = [index for move in moves for index in move.indices()]
-    wanted += [packing.to_packed, packing.lengths if packing.shape else None, *(each[2] for each in packing.groups)]
-    indices = iter(transfer.indices(wanted))
-    own = [[next(indices) for _ in move.indices()] for move in moves]
+    flight = SliceInFlight(slice_, transfer, copy=staging.apart)
+    arrays = [array for group in groups for array in group.arrays()]
+    arrays += [packing.to_packed, packing.lengths if packing.shape else None, *(group[2] for group in packing.groups)]
+    indices = iter(transfer.indices(arrays))
+    state_indices = [[next(indices) for _ in group.arrays()] for group in groups]
     to_packed, lengths, *positions = indices
-    given = [
-        [transfer.stack(list(parts), axis=1) for parts in zip(*move.given.values(), strict=True)] for move in moves
+    initial_states = [
+        [transfer.stack(list(parts), axis=1) for parts in zip(*group.initial.values(), strict=True)] for group in groups
     ]
     rows = transfer.stack(row_packing.frames(packing)) if packing.ranked else None
     transfer.begin()
-    for move, (sources, targets, returned, places), states in zip(moves, own, given, strict=True):
+    for group, (sources, targets, returned, fresh), initial in zip(groups, state_indices, initial_states, strict=True):
         assert sources is not None
         before = tuple(state.index_select(1, sources) for state in weights.states)
-        if places is not None:
-            for part, initial in zip(before, states, strict=True):
-                part.index_copy_(1, places, initial.to(part.dtype))
+        if fresh is not None:
+            for part, state in zip(before, initial, strict=True):
+                part.index_copy_(1, fresh, state.to(part.dtype))
         after = before
-        if move.members is packing.ranked:
+        if group.members is packing.ranked:
             assert rows is not None
             if to_packed is not None:
                 rows = rows.index_select(0, to_packed)
@@ -100,29 +101,29 @@ def _launch(slice_: Slice, weights: ServedWeights, staging: Staging) -> SliceInF
                 assert lengths is not None
                 hidden, after = rectangles.advance(rows, packing.shape, lengths, before)
                 slice_.padded = packing.shape.cells - slice_.cells
-            _answer(flight, weights, packing, hidden, positions)
+            _add_outputs(flight, weights, packing, hidden, positions)
         if targets is not None:
             for state, part in zip(weights.states, after, strict=True):
                 state.index_copy_(1, targets, part)
-        if returned is not None and move.returned is not None:
+        if returned is not None and group.returned is not None:
             parts = [part.index_select(1, returned) for part in after]
-            flight.add_states([move.members[n] for n in move.returned], parts)
+            flight.add_states([group.members[n] for n in group.returned], parts)
     return flight.launched()
 
 
-def _answer(
+def _add_outputs(
     flight: SliceInFlight,
     weights: ServedWeights,
     packing: row_packing.RowPacking,
     hidden: torch.Tensor,
     positions: list[torch.Tensor | None],
 ) -> None:
-    """Computes what callers want of each step, for each kind of it once."""
-    for (spec, members, _), own in zip(packing.groups, positions, strict=True):
-        picked = hidden if own is None else hidden.index_select(0, own)
-        flight.add_outputs(members, *weights.network.outputs(picked, spec.kind, spec.top_k))
+    """Computes the outputs of each step, once for each output spec."""
+    for (spec, members, _), group_rows in zip(packing.groups, positions, strict=True):
+        selected = hidden if group_rows is None else hidden.index_select(0, group_rows)
+        flight.add_outputs(members, *weights.network.outputs(selected, spec.kind, spec.top_k))
 
 
 def run(slice_: Slice, staging: Staging = _IN_PLACE, *, poison: bool = False) -> list[tuple[Member, SliceResult]]:
-    """Runs a slice to its end; returns what each member gets, in no particular order."""
+    """Runs a slice to its end; returns each member's result, in no particular order."""
     return launch(slice_, staging, poison=poison).finish()

@@ -1,8 +1,8 @@
-"""How the numbers of a slice come to the device, and its results from there: copied beside the computing, or in place.
+"""Copies the inputs of a slice to the device and its results back, on a GPU beside the computing.
 
-On a GPU everything goes through pinned memory on streams of its own, and the one wait of a slice is for its results.
-What computes runs on the device's default stream, in the order in which it was launched, with whatever other threads
-launch. Torch keeps freed pinned memory, and hands it out again once the copies that it was used for are done.
+On a GPU all copies go through pinned memory, on CUDA streams of their own, and a slice waits once, for its results. All
+computing runs on the device's default stream, in the order of its launches, together with what other threads launch.
+Torch keeps freed pinned memory, and reuses it once the copies that it was used for are done.
 """
 
 import time
@@ -20,38 +20,41 @@ class Transfer(Protocol):
     """The copies of one slice: first those to the device, then begin(), the computing, end(), wait()."""
 
     def stack(self, parts: list[Array], axis: int = 0) -> torch.Tensor:
-        """Returns the arrays on the device, one behind the other; they may be read-only."""
+        """Returns the arrays on the device, concatenated; they may be read-only."""
 
     def indices(self, arrays: Sequence[Index | None]) -> list[torch.Tensor | None]:
         """Returns the indices on the device, None for None."""
 
     def begin(self) -> None:
-        """What was copied is there for the computing from here on."""
+        """Makes the computing that is launched from here on wait for the copies."""
 
     def end(self, results: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Returns where the results will be on the CPU; all the computing has been launched."""
+        """Returns the CPU tensors that the results are copied to, once all the computing has been launched."""
 
     def computed(self) -> None:
-        """Waits until the device has computed, though results may still be on their way."""
+        """Waits until the device has computed; results may still be copied."""
 
     def wait(self) -> float | None:
-        """Waits for the results; returns the seconds that the device computed, None where the clock tells as well."""
+        """Waits for the results; returns the device time in seconds, None if the caller's clock measures it as well."""
 
 
 class Staging(Protocol):
-    """The copies between one device and the CPU. apart: results lie in memory that is lent, and come after a wait."""
+    """The copies between one device and the CPU.
+
+    apart: the device computes asynchronously, and results are in memory that is reused.
+    """
 
     apart: bool
 
     def open(self) -> Transfer:
-        """Returns the transfer of one more slice."""
+        """Returns the transfer of one slice."""
 
     def timer(self) -> Callable[[], float]:
-        """Returns what waits until all that is launched from now on is computed, and tells how long that took."""
+        """Starts a timer; returns a function that waits for all work launched since, and returns its seconds."""
 
 
 class InPlace:
-    """Where the device is the CPU: nothing is copied, and nothing is waited for."""
+    """The staging of the CPU: nothing is copied or waited for."""
 
     apart = False
 
@@ -82,7 +85,7 @@ class InPlace:
 
 
 class Pinned:
-    """A GPU's copies, those in and those out each on a stream: a slice's results do not wait for another's frames."""
+    """The staging of a GPU, with a CUDA stream for each direction: results do not wait for another slice's frames."""
 
     apart = True
 
@@ -108,7 +111,7 @@ class Pinned:
 
 
 def _event() -> torch.cuda.Event:
-    # a thread that waits sleeps: the event loop has a use for its core
+    # blocking: a waiting thread sleeps, and leaves its core to the event loop
     return torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
 
 
@@ -120,24 +123,24 @@ def _seconds(start: torch.cuda.Event, end: torch.cuda.Event) -> float:
 class _PinnedTransfer:
     def __init__(self, staging: Pinned) -> None:
         self._staging = staging
-        self._started, self._computed, self._there = _event(), _event(), _event()
+        self._started, self._computed, self._copied = _event(), _event(), _event()
 
-    def _copied(self, host: torch.Tensor) -> torch.Tensor:
+    def _to_device(self, host: torch.Tensor) -> torch.Tensor:
         with torch.cuda.stream(self._staging.inward):
-            there = host.to(self._staging.device, non_blocking=True)
-        there.record_stream(self._staging.compute)
-        return there
+            copy = host.to(self._staging.device, non_blocking=True)
+        copy.record_stream(self._staging.compute)
+        return copy
 
     def stack(self, parts: list[Array], axis: int = 0) -> torch.Tensor:
         shape = list(parts[0].shape)
         shape[axis] = sum(part.shape[axis] for part in parts)
         host = torch.empty(shape, dtype=getattr(torch, parts[0].dtype.name), pin_memory=True)
         np.concatenate(parts, axis=axis, out=host.numpy())
-        return self._copied(host)
+        return self._to_device(host)
 
     def indices(self, arrays: Sequence[Index | None]) -> list[torch.Tensor | None]:
-        given = [array for array in arrays if array is not None]
-        parts = iter(torch.split(self.stack(given), [len(array) for array in given]))
+        present = [array for array in arrays if array is not None]
+        parts = iter(torch.split(self.stack(present), [len(array) for array in present]))
         return [None if array is None else next(parts) for array in arrays]
 
     def begin(self) -> None:
@@ -154,17 +157,17 @@ class _PinnedTransfer:
                 host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
                 hosts.append(host.copy_(result, non_blocking=True))
                 result.record_stream(outward)
-        self._there.record(outward)
+        self._copied.record(outward)
         return hosts
 
     def computed(self) -> None:
         self._computed.synchronize()
 
     def wait(self) -> float | None:
-        self._there.synchronize()
+        self._copied.synchronize()
         return _seconds(self._started, self._computed)
 
 
 def staging_of(device: str) -> Staging:
-    """Returns the copies for "cpu" or "cuda"."""
+    """Returns the staging of "cpu" or "cuda"."""
     return Pinned(torch.device(device, torch.cuda.current_device())) if device == "cuda" else InPlace()

@@ -1,1 +1,1 @@
-"""The models that are served: their folders, versions and weights on the device. Knows nothing of training."""
+"""The registry of served models: their folders, versions and weights on the device. Knows nothing of training."""

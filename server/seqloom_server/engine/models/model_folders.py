@@ -1,6 +1,6 @@
-"""The models' folders on disk, which other servers may read and change meanwhile: changed under a lock, read without.
+"""Reads and writes model folders, which several servers may share: writes hold a lock, reads do not.
 
-A reader sees one whole folder or none, since it looks whether the same one still stands there when it has read it.
+A reader sees one whole folder or none: after reading it checks that the folder has not been replaced meanwhile.
 """
 
 import logging
@@ -21,100 +21,100 @@ from seqloom_server.nn.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
-_LOCK_SECONDS = 10.0  # for which a change waits for one of another process
-_READS = 20  # of a folder that others replace again and again meanwhile
-_SECONDS_BETWEEN_LOOKS = 0.05
+_LOCK_SECONDS = 10.0  # that a change waits for a change by another process
+_MAX_READS = 20  # of a folder that is replaced while it is read
+_RETRY_SECONDS = 0.05
 
 
 class ModelFolders:
-    """Those in one folder `root`, by name. Its methods are for worker threads; one process changes them at a time."""
+    """The model folders in the folder `root`, by name. Call its methods in worker threads."""
 
     def __init__(self, root: pathlib.Path) -> None:
         self._root = root
         self._lock = FolderLock(root)
 
     def has(self, name: str) -> bool:
-        """Whether anything stands there under this name."""
+        """Returns whether a file or folder of this name exists."""
         return os.path.lexists(self._root / name)
 
     def find(self) -> list[str]:
-        """Returns the names of whatever may be a model's folder, after clearing up what a crash left.
+        """Returns the names of all possible model folders, after removing the leftovers of crashes.
 
-        Those that another process is replacing are among them. Raises OSError where the root cannot be read.
+        Folders that another process is replacing are among them. Raises OSError if the root cannot be read.
         """
         unfinished = atomic_folder.unfinished(self._root)
         if unfinished:
-            self._clear_up()
+            self._remove_leftovers()
         paths = self._root.iterdir() if self._root.is_dir() else ()
         found = {path.name for path in paths if not _is_file(path)}
         return sorted(name for name in {*found, *unfinished} if is_name(name))
 
     def read(self, name: str, device: str, check: Callable[[ModelSpec], None]) -> tuple[Network, int]:
-        """Returns the network of a folder, and its weights version; check: see storage.load().
+        """Returns the network of a folder, and its weights version. check: see model_folder.load().
 
-        Raises BrokenModel, OSError, ServerError MODEL_NOT_FOUND, or OVERLOADED where it is replaced all the time.
+        Raises BrokenModel, OSError, ServerError MODEL_NOT_FOUND, or OVERLOADED if it is replaced at every attempt.
         """
         folder = self._root / name
-        for attempt in range(_READS):
+        for attempt in range(_MAX_READS):
             before = atomic_folder.identity(folder)
-            if _is_file(folder) or (before is None and not self._put_back(name)):
-                raise ServerError(Reason.MODEL_NOT_FOUND, f"there is no model folder {name!r}", field="name")
+            if _is_file(folder) or (before is None and not self._restore(name)):
+                raise ServerError(Reason.MODEL_NOT_FOUND, f"model folder {name!r} not found", field="name")
             if before is None:
                 continue
             try:
                 if not folder.is_dir():
-                    raise BrokenModel(f"{name}: is no folder, and no link to one")
+                    raise BrokenModel(f"{name}: is neither a folder nor a link to one")
                 loaded = model_folder.load(folder, device, check)
             except Exception:
-                if attempt == _READS - 1 or atomic_folder.identity(folder) == before:
+                if attempt == _MAX_READS - 1 or atomic_folder.identity(folder) == before:
                     raise
             else:
                 if atomic_folder.identity(folder) == before:
                     return loaded
-        raise overloaded(f"model {name!r} is replaced all the time", ONE_SECOND)
+        raise overloaded(f"model {name!r} was replaced during each of {_MAX_READS} reads", ONE_SECOND)
 
     def save(self, name: str, network: Network, version: int, check: Callable[[str], None] | None = None) -> None:
-        """Writes a folder in place of what stands there. check: sees the name once no other process may change it.
+        """Writes a model folder, replacing an existing one. check: called with the name while the lock is held.
 
-        Raises ServerError OVERLOADED where another process changes models for too long, MODEL_EXISTS where a file has
-        that name; OSError; what check raises.
+        Raises ServerError OVERLOADED if another process holds the lock for too long, MODEL_EXISTS if a file has that
+        name; OSError; and what check raises.
         """
         with self._lock.held(_LOCK_SECONDS):
             if _is_file(self._root / name):
-                raise ServerError(Reason.MODEL_EXISTS, f"{name!r} is a file among the models' folders", field="name")
+                raise ServerError(Reason.MODEL_EXISTS, f"{name!r} is a file in the models folder", field="name")
             if check is not None:
                 check(name)
             model_folder.save(self._root / name, network, version)
 
-    def _clear_up(self) -> None:
-        """As far as it can: where nothing may be written, models are served all the same."""
+    def _remove_leftovers(self) -> None:
+        """Removes leftovers as far as possible: models in a read-only folder are served, too."""
         try:
             with self._lock.held(_LOCK_SECONDS):
                 failed = model_folder.recover_all(self._root)
-        except ServerError:  # whoever has it for so long is alive, and at work
+        except ServerError:  # a process that holds the lock for so long is alive, and writing
             return
         except OSError as error:
             failed = dict.fromkeys(atomic_folder.unfinished(self._root), error)
         for name, problem in failed.items():
-            log.warning("what was left of a change of model %s cannot be cleared up: %s", name, problem.strerror)
+            log.warning("leftovers of an interrupted change of model %s cannot be removed: %s", name, problem.strerror)
 
-    def _put_back(self, name: str) -> bool:
-        """Waits for whoever is replacing a folder that is not there now, or puts back what one that died moved away.
+    def _restore(self, name: str) -> bool:
+        """Waits for a process that is replacing a missing folder, or restores one that a crashed process moved away.
 
-        Returns whether there may be a folder after that. Raises ServerError OVERLOADED.
+        Returns whether the folder may exist then. Raises ServerError OVERLOADED.
         """
         if name in atomic_folder.unfinished(self._root):
             try:
                 with self._lock.held(_LOCK_SECONDS):
                     atomic_folder.recover(self._root / name)
-            except OSError:  # where nothing may be written: another process may have more rights, and be at work
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
+            except OSError:  # the folder is read-only for this process; another one may be writing
+                time.sleep(_RETRY_SECONDS)
                 return True
         return self.has(name)
 
 
 def _is_file(path: pathlib.Path) -> bool:
-    """Whether it is a file, such as a README: those lie beside models."""
+    """Returns whether the path is a regular file, such as a README beside the models."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except OSError:

@@ -1,8 +1,8 @@
-"""The models that are served, their folders on disk, and the versions of weights that are still alive.
+"""The registry of served models: loads, creates, imports and publishes them, and tracks the versions in use.
 
-Everything that reads or writes files or builds networks runs in a worker thread, one change at a time, to its end even
-where its caller goes away; what is served is replaced in one assignment on the event loop. Other servers may read the
-folders as they like; while one of them is changed, its server has the lock of all.
+Files are read and written, and networks built, in a worker thread, one change at a time, and to the end even if the
+caller is cancelled; the served weights are then replaced by one assignment on the event loop. Other servers may read
+the folders at any time; a server that changes one holds their common lock.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import logging
 import pathlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, ParamSpec, Protocol
+from typing import ParamSpec, Protocol
 
 from seqloom_server.engine.core.broken_folder import why_broken
 from seqloom_server.engine.core.names import check_name
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is told of a served model."""
+    """The description of a served model."""
 
     name: str
     spec: ModelSpec
@@ -40,7 +40,10 @@ class ModelInfo:
 
 
 class Watcher(Protocol):
-    """Hears on the event loop which models are served; gone: nor does any open sequence use the model any more."""
+    """Is notified on the event loop of changes of the served models.
+
+    gone: the model is not served any more, and no open sequence uses it.
+    """
 
     def serving(self, name: str, version: int) -> None: ...
 
@@ -50,10 +53,10 @@ class Watcher(Protocol):
 
 
 class Registry:
-    """The served models of one folder `root`, on one device.
+    """The served models of the folder `root`, on one device.
 
-    max_live_versions: how many versions of a model's weights may be alive at once; open sequences keep theirs alive.
-    max_model_bytes: how large the weights of one model may be. watchers: who is told of changes.
+    max_live_versions: of one model's weights; open sequences keep their version alive. max_model_bytes: of one model's
+    weights. watchers: notified of changes.
     """
 
     def __init__(self, root: pathlib.Path, device: str, max_live_versions: int, max_model_bytes: int = 2 << 30) -> None:
@@ -62,17 +65,17 @@ class Registry:
         self._max_live_versions = max_live_versions
         self._max_model_bytes = max_model_bytes
         self._served: dict[str, ServedWeights] = {}
-        self._users: dict[ServedWeights, int] = {}  # open sequences of each version that has any
-        self._broken: dict[str, str] = {}  # of those that are not served
-        self._last: dict[str, int] = {}  # the highest version that each name has had here
+        self._users: dict[ServedWeights, int] = {}  # number of open sequences of each version in use
+        self._broken: dict[str, str] = {}  # by name: why the model cannot be loaded
+        self._last: dict[str, int] = {}  # by name: the highest version so far in this process
         self._changing = asyncio.Lock()
-        self._change: asyncio.Task[Any] | None = None  # the one that has the lock
+        self._change: asyncio.Task[ModelInfo] | None = None  # the change that holds the lock
         self.watchers: list[Watcher] = []
 
     def current(self, name: str, version: int = 0) -> ServedWeights:
-        """Returns the weights that serve `name`.
+        """Returns the served weights of a model.
 
-        Raises MODEL_NOT_FOUND; MODEL_BROKEN; VERSION_MISMATCH if `version` is another.
+        Raises MODEL_NOT_FOUND, MODEL_BROKEN, or VERSION_MISMATCH if `version` is neither 0 nor the version served.
         """
         served = self._served.get(name)
         if served is None:
@@ -83,7 +86,7 @@ class Registry:
         if version and version != served.version:
             raise ServerError(
                 Reason.VERSION_MISMATCH,
-                f"weights_version {version} of {name!r} is demanded: version {served.version} is served",
+                f"weights_version: is {version}: of {name!r} version {served.version} is served",
                 field="weights_version",
             )
         return served
@@ -93,83 +96,82 @@ class Registry:
         self._users[weights] = self._users.get(weights, 0) + 1
 
     def release(self, weights: Weights) -> None:
-        """Ends what one hold() began."""
+        """Undoes one hold()."""
         assert isinstance(weights, ServedWeights)
         self._users[weights] -= 1
         if not self._users[weights]:
             del self._users[weights]
-            self._tell_if_gone(weights.model)
+            self._notify_if_gone(weights.model)
 
     def alive(self) -> set[ServedWeights]:
-        """Every version that is served or that an open sequence still uses. Safe from any thread."""
+        """Returns every version that is served or used by an open sequence. Safe from any thread."""
         return {*self._served.values(), *self._users}
 
     def device_bytes(self) -> int:
-        """Bytes of weights and states on the device."""
+        """Returns the bytes of weights and states on the device."""
         return sum(weights.nbytes for weights in self.alive())
 
     def models(self) -> list[ModelInfo]:
-        """The served models, by name."""
+        """Returns the served models, by name."""
         return [self.get(name) for name in sorted(self._served)]
 
     def get(self, name: str) -> ModelInfo:
-        """Returns what is told of a served model. Raises MODEL_NOT_FOUND or MODEL_BROKEN."""
+        """Returns the description of a served model. Raises MODEL_NOT_FOUND or MODEL_BROKEN."""
         served = self.current(name)
         spec = served.network.spec
         return ModelInfo(name, spec, served.version, spec.parameter_count)
 
     @property
     def broken(self) -> dict[str, str]:
-        """Why by name for each model whose folder cannot be loaded; none of them is served."""
+        """By name, why each broken model cannot be loaded; none of them is served."""
         return dict(self._broken)
 
     async def load_all(self, *, strict: bool = False) -> None:
-        """Serves every model folder below the root; what is wrong with one of them is told of that one.
+        """Serves every model folder in the root; those that cannot be loaded are logged and listed as broken.
 
-        strict: raises MODEL_BROKEN at the first that cannot be loaded. Raises STORAGE_FAILED where the root cannot be
-        read.
+        strict: raise MODEL_BROKEN at the first broken one. Raises STORAGE_FAILED if the root cannot be read.
         """
         for name in await in_worker_thread("models", self._folders.find):
             try:
                 await self.load(name)
             except Exception as error:
                 if isinstance(error, ServerError) and error.reason is Reason.MODEL_NOT_FOUND:
-                    continue  # removed meanwhile, or never finished
+                    continue  # removed meanwhile, or never completed
                 why = self._broken[name] = why_broken(name, error)
                 if strict:
                     raise ServerError(Reason.MODEL_BROKEN, f"{name}: {why}") from error
-                log.error("model %s cannot be loaded, and is left alone: %s", name, why)
+                log.error("model %s cannot be loaded and is not served: %s", name, why)
 
     async def load(self, name: str) -> ModelInfo:
-        """Serves the folder of that name; read anew, the weights get a version above the one served.
+        """Loads a model's folder and serves it; the weights of a served model get a higher version.
 
-        Raises MODEL_NOT_FOUND, MODEL_BROKEN, OVER_LIMIT, STORAGE_FAILED, or OVERLOADED where too many versions are in
-        use or there is no memory.
+        Raises MODEL_NOT_FOUND, MODEL_BROKEN, OVER_LIMIT, STORAGE_FAILED, or OVERLOADED if too many versions are in use
+        or memory runs out.
         """
         return await self._run_change(self._load, check_name(name))
 
     async def create(self, name: str, spec: ModelSpec, seed: int) -> ModelInfo:
-        """Draws weights from the seed, writes the folder, serves it.
+        """Creates a model with random weights from the seed, writes its folder and serves it.
 
-        Raises MODEL_EXISTS, OVER_LIMIT, STORAGE_FAILED, or OVERLOADED where there is no memory or another process
-        changes models for too long.
+        Raises MODEL_EXISTS, OVER_LIMIT, STORAGE_FAILED, or OVERLOADED if memory runs out or another process holds the
+        folders' lock for too long.
         """
         self._check_size(spec)
         return await self._run_change(self._create, check_name(name), spec, seed)
 
     async def import_(self, name: str, config: bytes, weights: bytes, *, new: bool = False) -> ModelInfo:
-        """Checks a model folder's two files, writes and serves them; a known model gets them as its next version.
+        """Checks the two files of a model folder, writes and serves them; a served model gets its next version.
 
-        new: there must be no such model yet. Raises MODEL_BROKEN, MODEL_EXISTS where the served model is of another
-        specification, OVER_LIMIT, STORAGE_FAILED, or OVERLOADED.
+        new: the model must not exist. Raises MODEL_BROKEN, MODEL_EXISTS if the served model has another specification,
+        OVER_LIMIT, STORAGE_FAILED, or OVERLOADED.
         """
         return await self._run_change(self._import, check_name(name), config, weights, new)
 
     async def publish(self, name: str, network: Network) -> ModelInfo:
-        """Serves other weights of a served model, as its next version; sessions that are open keep theirs.
+        """Replaces the weights of a served model by its next version; open sessions keep their version.
 
-        Raises MODEL_NOT_FOUND, MODEL_EXISTS where the served model is of another specification, STORAGE_FAILED, or
-        OVERLOADED where too many versions are in use.
+        Raises MODEL_NOT_FOUND, MODEL_EXISTS if the served model has another specification, STORAGE_FAILED, or
+        OVERLOADED if too many versions are in use.
         """
         return await self._run_change(self._publish, name, network)
 
@@ -181,7 +183,7 @@ class Registry:
 
     async def _load(self, name: str) -> ModelInfo:
         try:
-            return await self._load_anew(name)
+            return await self._read_and_serve(name)
         except ServerError as error:
             if error.reason is Reason.MODEL_NOT_FOUND:
                 self._broken.pop(name, None)
@@ -189,7 +191,7 @@ class Registry:
                 self._broken[name] = why_broken(name, error)
             raise
 
-    async def _load_anew(self, name: str) -> ModelInfo:
+    async def _read_and_serve(self, name: str) -> ModelInfo:
         self.check_live_versions(name)
         network, version = await in_worker_thread("models", self._folders.read, name, self._device, self._check_size)
         last = self._last.get(name, 0)
@@ -216,7 +218,7 @@ class Registry:
         return await self._serve(name, version, network, save=True, new=new)
 
     async def unload(self, name: str) -> None:
-        """Stops serving the model, or telling of it as broken; open sequences keep their weights, the folder stays.
+        """Stops serving a model, or listing it as broken. Open sequences keep their weights; the folder stays.
 
         Raises MODEL_NOT_FOUND.
         """
@@ -227,7 +229,7 @@ class Registry:
             del self._served[name]
             for watcher in self.watchers:
                 watcher.unloaded(name)
-            self._tell_if_gone(name)
+            self._notify_if_gone(name)
 
     async def export(self, name: str) -> tuple[bytes, bytes]:
         """Returns the served model's config.json and model.safetensors. Raises MODEL_NOT_FOUND or MODEL_BROKEN."""
@@ -238,7 +240,7 @@ class Registry:
         size = model_folder.weights_bytes(spec)
         if size > self._max_model_bytes:
             raise ServerError(
-                Reason.OVER_LIMIT, f"the model has {size} bytes of weights: at most {self._max_model_bytes} are taken"
+                Reason.OVER_LIMIT, f"the model has {size} bytes of weights: expected at most {self._max_model_bytes}"
             )
 
     def _check_free(self, name: str) -> None:
@@ -258,32 +260,32 @@ class Registry:
     def _next_version(self, name: str) -> int:
         version = self._last.get(name, 0) + 1
         if version > model_folder.MAX_VERSION:
-            raise ServerError(Reason.OVER_LIMIT, f"{name!r} has had version {version - 1}: there is none after it")
+            raise ServerError(Reason.OVER_LIMIT, f"{name!r} has reached version {version - 1}, the highest possible")
         return version
 
     async def _run_change(
-        self, change: Callable[P, Coroutine[Any, Any, ModelInfo]], *arguments: P.args, **keywords: P.kwargs
+        self, change: Callable[P, Coroutine[None, None, ModelInfo]], *arguments: P.args, **keywords: P.kwargs
     ) -> ModelInfo:
-        """Runs a change under the lock, as a task of its own: the worker thread goes on when a caller is cancelled, and
-        must neither meet another nor leave a folder that is not served."""
+        """Runs a change under the lock, as a task: its worker thread goes on if the caller is cancelled, and must not
+        run beside another change, nor leave a folder that is not served."""
         await self._changing.acquire()
         self._change = asyncio.create_task(change(*arguments, **keywords))
         self._change.add_done_callback(lambda _: self._changing.release())
         return await asyncio.shield(self._change)
 
     def check_live_versions(self, name: str) -> None:
-        """Raises OVERLOADED where no further version of the model may be alive now."""
+        """Raises OVERLOADED if the limit of versions in use is reached."""
         in_use = sum(1 for weights in self._users if weights.model == name)
         if in_use >= self._max_live_versions:
             raise overloaded(
-                f"{in_use} versions of {name!r} are in use by open sessions: no more may be alive", ONE_SECOND
+                f"version limit reached: {in_use} versions of {name!r} are in use by open sessions", ONE_SECOND
             )
 
     async def _serve(self, name: str, version: int, network: Network, *, save: bool, new: bool = False) -> ModelInfo:
-        """Everything that may fail comes before the folder is replaced, and that before the weights in use are."""
+        """Serves a network. Whatever may fail is done before the folder, and then the served weights, are replaced."""
         served = await in_worker_thread("models", ServedWeights, name, version, network)
         await in_worker_thread("models", warm_up, served)
-        self.check_live_versions(name)  # sessions came meanwhile
+        self.check_live_versions(name)  # sessions may have been opened meanwhile
         if save:
             await in_worker_thread(
                 "models", self._folders.save, name, network, version, self._check_free if new else None
@@ -295,7 +297,7 @@ class Registry:
             watcher.serving(name, version)
         return self.get(name)
 
-    def _tell_if_gone(self, name: str) -> None:
+    def _notify_if_gone(self, name: str) -> None:
         if name not in self._served and not any(weights.model == name for weights in self._users):
             for watcher in self.watchers:
                 watcher.gone(name)

@@ -1,4 +1,4 @@
-"""One version of a model's weights on the device: the states of the sequences under it, and its first runs."""
+"""One version of a model's weights on the device, with the hidden states of its sequences, and its warm-up."""
 
 import time
 
@@ -15,27 +15,27 @@ from seqloom_server.nn.forward.outputs import chunk_rows
 from seqloom_server.nn.spec import ModelSpec
 
 ZERO, DISCARD = 0, 1  # the reserved slots
-# A smaller network's products end before a second thread has joined in, and the event loop has a use for its core
+# The products of a smaller network end before a second thread could join, and the event loop needs that thread's core
 # (benchmarks/results: the tuning tables).
 _THREADED_PARAMETERS = 500_000
-_CORES = torch.get_num_threads()  # as torch finds them, before anybody tells it otherwise
-_FLOPS_GUESS = {"cpu": 5e10, "cuda": 1e13}  # only until the first slices have run
+_CORES = torch.get_num_threads()  # torch's default, before it is set
+_FLOPS_PER_SECOND = {"cpu": 5e10, "cuda": 1e13}  # a guess, until the first slices have run
 _WARM_UP = ((1, 1), (1, 16), (8, 8), (64, 4))  # sequences, steps
 
 States = tuple[torch.Tensor, ...]  # one [rows, N, width] per part of the model's state
 
 
 def threads_for(spec: ModelSpec) -> int:
-    """How many of torch's threads a network of this size is run with on the CPU."""
+    """Returns the number of torch's threads that run a network of this size on the CPU."""
     return _CORES if spec.parameter_count >= _THREADED_PARAMETERS else 1
 
 
 class ServedWeights:
-    """One version of one model's weights on the device, with the states of the sequences that run under it.
+    """One version of one model's weights on the device, with the states of its sequences.
 
-    states: [rows, capacity, width] per part of spec.state_shapes(); slot 0 stays zero, slot 1 takes what nobody needs.
-    max_cells: a slice has no more rows, so that no [rows, O] buffer is too large. threads: torch's, on the CPU.
-    rectangles: what runs the recurrence in few shapes where it is the faster way, as on a GPU, or None.
+    states: [rows, capacity, width] per part of spec.state_shapes(); slot 0 stays zero, slot 1 takes discarded states.
+    max_cells: the most rows of a slice, so that [rows, O] buffers stay bounded. threads: torch's, on the CPU.
+    rectangles: runs padded batches of few shapes, as is faster on a GPU, or None.
     """
 
     def __init__(self, model: str, version: int, network: Network, rectangles: MaskedLayers | None = None) -> None:
@@ -44,7 +44,7 @@ class ServedWeights:
         self.network = network
         self.rectangles = rectangles
         self.slots = SlotPool(reserved=2)
-        self.cost = SliceCost(2.0 * network.spec.parameter_count, _FLOPS_GUESS[network.device.type])
+        self.cost = SliceCost(2.0 * network.spec.parameter_count, _FLOPS_PER_SECOND[network.device.type])
         self.states = self._allocate(16)
         self.threads = threads_for(network.spec)
         self.whole_only = network.spec.bidirectional
@@ -59,16 +59,16 @@ class ServedWeights:
         )
 
     def reserve(self) -> None:
-        """Grows the states to the slots handed out."""
-        capacity, wanted = self.states[0].shape[1], self.slots.capacity
-        if wanted > capacity:
-            grown = self._allocate(max(wanted, 2 * capacity))
+        """Grows the states to hold all allocated slots."""
+        capacity, needed = self.states[0].shape[1], self.slots.capacity
+        if needed > capacity:
+            grown = self._allocate(max(needed, 2 * capacity))
             for new, old in zip(grown, self.states, strict=True):
                 new[:, :capacity] = old
             self.states = grown
 
     def poison(self) -> None:
-        """Fills every slot that no one holds with NaN, so that state which outlives its sequence is seen."""
+        """Fills all free slots with NaN, so that tests see states that outlive their sequence."""
         free = torch.tensor([DISCARD, *self.slots.free]).to(self.network.device)
         for state in self.states:
             state.index_fill_(1, free, float("nan"))
@@ -85,7 +85,7 @@ class ServedWeights:
 
 @torch.inference_mode()
 def warm_up(weights: ServedWeights) -> None:
-    """Runs zeros through the network, so that the first caller pays for no allocation and slices are of known cost."""
+    """Runs zeros through the network: allocates memory before the first call, and observes the cost of slices."""
     network, spec = weights.network, weights.network.spec
     if network.device.type == "cuda" and masked_layers.takes(spec):
         graphs = GraphLayers(network)

@@ -1,1 +1,1 @@
-"""What runs next, and how much of it: plain bookkeeping under one lock. Knows no torch and reads no clock."""
+"""The scheduler: decides what runs next and how much of it. Knows no torch and reads no clock."""

@@ -1,31 +1,31 @@
-"""The deadlines of what waits, earliest first."""
+"""A heap of deadlines of queued work, earliest first."""
 
 import heapq
 from typing import Generic, Protocol, TypeVar
 
 
-class Timed(Protocol):
-    """What may have a deadline, on time.monotonic's clock; id: unique."""
+class HasDeadline(Protocol):
+    """An item with an optional deadline, by time.monotonic(). id: unique."""
 
     id: int
     deadline: float | None
 
 
-T = TypeVar("T", bound=Timed)
+T = TypeVar("T", bound=HasDeadline)
 
 
 class Deadlines(Generic[T]):
-    """Watches items until they are forgotten. One that is forgotten is not kept alive from here."""
+    """The items with a deadline that are watched. Forgotten items are not kept alive."""
 
     def __init__(self) -> None:
         self._watched: dict[int, T] = {}
-        self._heap: list[tuple[float, int]] = []  # also of forgotten ones, but not more of these than of the others
+        self._heap: list[tuple[float, int]] = []  # forgotten items included, until they are more than half
 
     def __len__(self) -> int:
         return len(self._watched)
 
     def watch(self, item: T) -> None:
-        """Watches an item that has a deadline; once more changes nothing."""
+        """Watches an item, if it has a deadline and is not watched yet."""
         if item.deadline is not None and item.id not in self._watched:
             self._watched[item.id] = item
             heapq.heappush(self._heap, (item.deadline, item.id))
@@ -37,13 +37,13 @@ class Deadlines(Generic[T]):
             heapq.heapify(self._heap)
 
     def next(self) -> float | None:
-        """When the earliest deadline passes."""
+        """Returns the earliest deadline, or None."""
         while self._heap and self._heap[0][1] not in self._watched:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
     def passed(self, now: float) -> list[T]:
-        """Returns the items whose deadline has passed, and watches them no more."""
+        """Returns the items whose deadline has passed, and stops watching them."""
         passed = []
         while (earliest := self.next()) is not None and earliest <= now:
             passed.append(self._watched.pop(heapq.heappop(self._heap)[1]))

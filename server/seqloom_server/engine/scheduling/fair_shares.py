@@ -1,4 +1,4 @@
-"""Which class of work is next: the most urgent one that waits, unless another has not had what it is owed."""
+"""Chooses the class of work to run next: the most urgent one, unless another is owed device time."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -6,10 +6,10 @@ from seqloom_server.engine.core.sequence import Op
 
 
 class FairShares:
-    """The device time that each class is owed.
+    """The device time that each class is owed, in seconds.
 
-    shares: per class, the part of the device that it gets at least while it has work. quantum: seconds, about a slice;
-    a class that is owed so much goes first.
+    shares: the fraction of device time guaranteed to each class while it has work. quantum: seconds, about a slice; a
+    class that is owed as much goes first.
     """
 
     def __init__(self, shares: Mapping[Op, float], quantum: float) -> None:
@@ -18,15 +18,15 @@ class FairShares:
         self._owed = dict.fromkeys(Op, 0.0)
 
     def choose(self, waiting: Sequence[Op]) -> Op | None:
-        """Returns the class to serve of those that wait, most urgent first, or None where none does."""
+        """Returns the class to run. waiting: the classes that have work, most urgent first; None if there are none."""
         due = [op for op in waiting if self._owed[op] >= self._quantum]
         if due:
             return max(due, key=self._owed.__getitem__)
         return waiting[0] if waiting else None
 
     def account(self, used: Mapping[Op, float], waiting: Collection[Op]) -> None:
-        """Takes in the seconds that each class used of a slice. One that does not wait any more is owed nothing, and
-        none is owed more than two quanta, so that a single long slice is not paid back with a row of them."""
+        """Accounts for the seconds that each class used of a slice. A class without work is owed nothing; no class is
+        owed more than two quanta, so that one long slice is not followed by many of another class."""
         total = sum(used.values())
         for op in Op:
             owed = self._owed[op] + self._shares[op] * total - used.get(op, 0.0)

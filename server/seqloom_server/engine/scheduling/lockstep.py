@@ -1,9 +1,9 @@
-"""Sees streams that move in step: all had their answers out of one slice, and all are back for the next.
+"""Detects streams in lockstep: all were in the last slice, received their outputs, and sent their next frames.
 
-They and the device then take turns, and each is idle while the other works. Where half of them run first, the callers
-of these work while the others run, and the halves stay apart: what is back is no longer what the last slice had.
-Streams that wait for a clock, and not for their answers, come together again; they cost a slice more every other time,
-on a device that was idle for longer than that.
+Callers and device then take turns, and each is idle while the other works. If half of the streams run first, their
+callers work while the other half runs, and the halves stay apart: the streams that wait are no longer those of the last
+slice. Streams that send by a clock, whatever they receive, come together again; they cost one slice more every other
+time, on a device that was idle for longer than that.
 """
 
 from seqloom_server.engine.core.sequence import Op, Sequence, Slice
@@ -11,7 +11,7 @@ from seqloom_server.engine.scheduling.slice_fit import Lengths
 
 
 class Lockstep:
-    """Told of every slice that begins, and of all device work that ends. least: streams that are worth two slices."""
+    """Tracks which slice each stream was in last, and when the device became idle. least: streams that are halved."""
 
     def __init__(self, least: int) -> None:
         self._least = least
@@ -26,10 +26,10 @@ class Lockstep:
     def ended(self, now: float) -> None:
         self._ended = now
 
-    def found(self, slice_: Slice, candidates: list[Sequence], lengths: Lengths, now: float) -> bool:
-        """Whether those who could join the slice, each by so many steps, should be two slices.
+    def should_halve(self, slice_: Slice, candidates: list[Sequence], lengths: Lengths, now: float) -> bool:
+        """Returns whether the candidates for a slice, of [N] steps each, should run as two slices.
 
-        The device must have been idle for longer than what another slice costs.
+        The device must have been idle for longer than another slice costs.
         """
         if slice_.members or len(candidates) < self._least or candidates[0].op is not Op.STREAM:
             return False

@@ -1,9 +1,9 @@
-"""Decides what the device runs next: pure bookkeeping, in which time is an argument.
+"""The scheduler: queues sequences, and forms the next slice or training batch. Time is an argument.
 
-Work-conserving: `next_work` takes what is there, or half of it (engine/lockstep.py), and never waits for more. Live
-frames come first, then whole sequences, then training, each class with a share of the device that it cannot be starved
-of. Within a class models take turns, and what a slice has cut goes behind what waits, so that each sequence is at most
-a queue's length of slices away.
+Work-conserving: `next_work` takes the work that is queued, or half of it (lockstep.py), and never waits for more. Live
+frames go first, then whole sequences, then training; each class has a guaranteed share of device time. Within a class
+models take turns, and a sequence that was cut queues again at the end, so that each waits for at most as many slices as
+there are sequences in the queue.
 """
 
 import itertools
@@ -23,21 +23,21 @@ from seqloom_server.engine.scheduling.slice_fit import SliceFit
 from seqloom_server.engine.scheduling.training_queue import TrainingQueue
 from seqloom_server.errors import Reason, ServerError
 
-_BULK_PART = 0.75  # of the queue's bounds; the rest is for live frames, which a flood of other work must not shut out
+_WHOLE_SEQUENCES_PART = 0.75  # of the queue's bounds; the rest is reserved for live frames
 
 Queue = OrderedDict[Sequence, None]
 
 
 class Scheduler:
-    """The sequences that have something to run, and what is in flight. Its owner holds a lock around it.
+    """The queues of sequences and the training queue. Callers hold a lock around it.
 
-    items: per class, the sequences or training calls that wait. training: what waits of that class. live_sessions: how
-    many are open; its owner counts them here.
+    items: per class, the number of queued sequences or training calls. training: the training queue. live_sessions: the
+    number of open ones, counted by the engine.
     """
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self._limits = limits
-        # per class, the versions of weights in the order in which they were last served
+        # per class, the versions of weights, least recently served first
         self._queues: dict[Op, OrderedDict[Weights, Queue]] = {op: OrderedDict() for op in Op}
         self._deadlines: Deadlines[Sequence] = Deadlines()
         self._shares = FairShares(limits.shares, limits.slice_seconds)
@@ -50,13 +50,13 @@ class Scheduler:
 
     @property
     def queued(self) -> int:
-        """Sequences that wait."""
+        """The number of queued sequences."""
         return self.items[Op.STREAM] + self.items[Op.INFER]
 
     def push(self, sequence: Sequence, chunks: list[Chunk], now: float) -> None:
-        """Adds chunks behind those that wait; a sequence that is over takes nothing more.
+        """Queues chunks of a sequence, unless it is over.
 
-        Raises ServerError, and then nothing was added: OVERLOADED, or OVER_LIMIT for what the queue could never take.
+        Raises ServerError, and then adds nothing: OVERLOADED, or OVER_LIMIT for more than the queue could ever hold.
         """
         if sequence.over or not chunks:
             return
@@ -75,8 +75,8 @@ class Scheduler:
             self._deadlines.watch(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
-        """Takes the sequence out, whatever its stage; what it has in flight runs on and is dropped."""
-        sequence.dropped = True  # also where its last outputs are on their way back
+        """Removes a sequence at any stage; its part of a slice in flight runs on and is dropped."""
+        sequence.dropped = True  # also if its last outputs are being delivered
         if sequence.over:
             return
         self._end(sequence)
@@ -85,19 +85,19 @@ class Scheduler:
             self._release(sequence)
 
     def expire(self, now: float) -> list[Sequence]:
-        """Takes out and returns those whose deadline has passed: whole sequences, and sessions of which nothing ran."""
+        """Removes and returns the sequences whose deadline has passed: whole ones, and sessions that never ran."""
         expired = self._deadlines.passed(now)
         for sequence in expired:
             self.cancel(sequence)
         return expired
 
     def next_deadline(self) -> float | None:
-        """When expire() has something to do next."""
+        """Returns the earliest deadline in the queues, or None."""
         deadlines = [self._deadlines.next(), self.training.next_deadline()]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def next_work(self, now: float) -> Slice | TrainingBatch | None:
-        """Returns what to run now, marked as in flight, or None where nothing waits. Of a batch one piece is to run."""
+        """Returns the slice to run, or the training batch to run one piece of, or None if the queues are empty."""
         op = self._shares.choose(self._waiting())
         if op is None:
             return None
@@ -112,20 +112,20 @@ class Scheduler:
         return slice_
 
     def advanced(self, seconds: float, now: float, *, finished: bool) -> None:
-        """A piece of the training batch has run; finished: it was the last."""
+        """Accounts for a piece of the training batch that has run. finished: whether it was the last."""
         self._lockstep.ended(now)
         if finished:
             self.training.complete()
         self._shares.account({Op.TRAIN: seconds}, self._waiting())
 
     def _waiting(self) -> list[Op]:
-        """The classes that have something to run, most urgent first."""
+        """Returns the classes that have work, most urgent first."""
         return [op for op in Op if self._queues[op] or (op is Op.TRAIN and self.training.waiting)]
 
     def complete(self, slice_: Slice, seconds: float, now: float, *, failed: bool = False) -> None:
-        """Takes the slice back after it ran; its members queue again where they have more to run.
+        """Completes a slice that has run; members that have more to run queue again.
 
-        failed: their states are lost, and all of them end.
+        failed: the members' states are lost, and all of them end.
         """
         used = dict.fromkeys(Op, 0.0)
         for member in slice_.members:
@@ -149,31 +149,34 @@ class Scheduler:
         if sequence.weights.whole_only and whole > limits.max_batch_steps:
             raise ServerError(
                 Reason.OVER_LIMIT,
-                f"the sequence has {whole} steps: a bidirectional model runs it at once, of at most "
-                f"{limits.max_batch_steps} (max_batch_steps)",
+                f"the sequence has {whole} steps: expected at most {limits.max_batch_steps} (max_batch_steps) for a "
+                "bidirectional model, which runs a sequence in one slice",
             )
-        part = 1.0 if sequence.op is Op.STREAM else _BULK_PART
-        for what, wanted, most in (
+        part = 1.0 if sequence.op is Op.STREAM else _WHOLE_SEQUENCES_PART
+        for unit, added, most in (
             ("steps", count, part * limits.max_queue_steps),
             ("bytes", size, part * limits.max_queue_bytes),
         ):
-            if wanted > most:
-                raise ServerError(Reason.OVER_LIMIT, f"{wanted} {what} come at once: at most {most:.0f} may ever wait")
+            if added > most:
+                raise ServerError(
+                    Reason.OVER_LIMIT,
+                    f"{added} {unit} at once: expected at most {most:.0f}, what the queue holds",
+                )
         joins = not sequence.chunks and not sequence.in_flight
         if (
             self.waiting_steps + count > part * limits.max_queue_steps
             or self.waiting_bytes + size > part * limits.max_queue_bytes
             or (joins and self.queued >= part * limits.max_queue_items)
         ):
-            # a repeat may succeed when about half of what waits has run
+            # a repeat may succeed when about half of the queue has run
             seconds = sequence.weights.cost.seconds(1, self.waiting_steps) / 2
             raise overloaded(
-                f"the queue is full: {self.queued} items, {self.waiting_steps} steps, {self.waiting_bytes} bytes wait",
+                f"the queue is full: {self.queued} items, {self.waiting_steps} steps, {self.waiting_bytes} bytes",
                 min(max(seconds, 0.05), 5.0),
             )
 
     def _join(self, slice_: Slice, queue: Queue, now: float) -> None:
-        """Moves sequences from the queue into the slice, as many and as far as it has room."""
+        """Moves sequences from the queue into the slice, as many and as many of their steps as fit."""
         limits = self._limits
         seconds = limits.slice_seconds if self.live_sessions else limits.bulk_slice_seconds
         candidates = list(itertools.islice(queue, limits.max_batch_sequences - len(slice_.members)))
@@ -182,7 +185,7 @@ class Scheduler:
             np.int64,
             len(candidates),
         )
-        if self._lockstep.found(slice_, candidates, lengths, now):
+        if self._lockstep.should_halve(slice_, candidates, lengths, now):
             lengths = lengths[: len(candidates) // 2]
         count, cut = SliceFit(limits, seconds, slice_).fit(lengths)
         for sequence in candidates[:count]:
@@ -212,7 +215,7 @@ class Scheduler:
                 del queues[sequence.weights]
 
     def _end(self, sequence: Sequence) -> None:
-        """Nothing more of the sequence will run."""
+        """Marks a sequence as over and drops its queued chunks."""
         sequence.over = True
         self._deadlines.forget(sequence)
         self.waiting_bytes -= sum(chunk.rows[chunk.taken :].nbytes for chunk in sequence.chunks)
@@ -221,7 +224,7 @@ class Scheduler:
         sequence.chunks.clear()
 
     def _release(self, sequence: Sequence) -> None:
-        """The one path on which a slot goes back."""
+        """Releases the sequence's slot; the only place that does."""
         if sequence.slot is not None:
             sequence.weights.slots.release(sequence.slot)
             sequence.slot = None

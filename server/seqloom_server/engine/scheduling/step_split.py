@@ -1,12 +1,12 @@
-"""Takes steps off a sequence's waiting chunks: how many may run in one slice, and the member made of them."""
+"""Splits steps off a sequence's queued chunks, to run them in one slice."""
 
 from seqloom_server.engine.core.sequence import Chunk, Member, Sequence
 
 
 def runnable(sequence: Sequence, most: int) -> int:
-    """Steps that may run in one slice: up to a reset, a chunk of 0 steps or a snapshot; 0 for a chunk of 0 steps.
+    """Returns the steps that may run in one slice: up to a reset, a chunk of 0 steps or a snapshot; at most `most`.
 
-    most: more need not be counted.
+    0 if the first chunk has 0 steps.
     """
     steps = 0
     for chunk in sequence.chunks:
@@ -36,10 +36,10 @@ def take(sequence: Sequence, cut: int, now: float) -> Member:
         final=False,
         snapshot=False,
     )
-    wanted = runnable(sequence, cut)
+    count = runnable(sequence, cut)
     while True:
         chunk = sequence.chunks[0]
-        rows = chunk.rows[chunk.taken : chunk.taken + wanted - member.steps]
+        rows = chunk.rows[chunk.taken : chunk.taken + count - member.steps]
         if len(rows):
             member.parts.append(rows)
             member.steps += len(rows)
@@ -48,7 +48,7 @@ def take(sequence: Sequence, cut: int, now: float) -> Member:
             break
         sequence.chunks.popleft()
         member.final = chunk.last
-        if member.steps >= wanted:
+        if member.steps >= count:
             if sequence.chunks and _is_bare_end(sequence.chunks[0]):
                 sequence.chunks.popleft()
                 member.final = True
@@ -63,5 +63,5 @@ def take(sequence: Sequence, cut: int, now: float) -> Member:
 
 
 def _is_bare_end(chunk: Chunk) -> bool:
-    """Whether it only says that the sequence is over, so that it needs no slice of its own."""
+    """Returns whether a chunk only ends the sequence, so that it needs no slice of its own."""
     return chunk.last and chunk.silent and not chunk.reset

@@ -1,1 +1,1 @@
-"""Training batches and runs: numbered calls done once, steps, checkpoints. Knows no gRPC and no live streams."""
+"""Training batches and runs: numbered calls, optimizer steps, checkpoints. Knows no gRPC and no live streams."""

@@ -1,6 +1,6 @@
-"""Checkpoints of training runs: folders of state.json and tensors.safetensors, written whole or not at all.
+"""Reads and writes checkpoints of training runs: folders of state.json and tensors.safetensors, replaced atomically.
 
-A run's folder holds "latest", from which it goes on after a restart, and "checkpoints/NAME". Tensors are named
+A run's folder holds "latest", from which it resumes after a restart, and "checkpoints/NAME". Tensors are named
 "parameters.NAME", "optimizer.NAME", "accumulated.NAME" and "generator". Nothing is ever unpickled.
 """
 
@@ -37,25 +37,24 @@ STATE = "state.json"
 TENSORS = "tensors.safetensors"
 LATEST = "latest"
 NAMED = "checkpoints"
-RUN_ID = re.compile(r"run-[0-9a-f]{12}")  # as the server gives them
+RUN_ID = re.compile(r"run-[0-9a-f]{12}")  # as RunTable.create() generates them
 
 _MAX_STATE_BYTES = 256 << 20
 _MAX_HEADER_BYTES = 1 << 20  # of tensors.safetensors: names and shapes of some hundred tensors
 _TYPES = {"float32": "F32", "float64": "F64"}
 
-Layout = dict[str, tuple[str, tuple[int, ...]]]  # by tensor: safetensors' name of its type, and its shape
+Layout = dict[str, tuple[str, tuple[int, ...]]]  # tensor name: safetensors' name of its type, and its shape
 
 
 def check_checkpoint_name(name: str) -> str:
-    """Returns the name. Raises ServerError INVALID_FIELD for one that could not be a folder's."""
+    """Returns the name. Raises ServerError INVALID_FIELD if it is not valid."""
     return check_name(name, "name")
 
 
 def save(folder: pathlib.Path, state: RunState) -> None:
-    """Writes a checkpoint in place of one that stands there; a failure or a crash leaves the old one.
+    """Writes a checkpoint, replacing an existing one; a failure or a crash leaves the old one.
 
-    Raises OSError, and BrokenCheckpoint where load() would refuse what is to be written, weights that are not finite
-    among it.
+    Raises OSError, and BrokenCheckpoint for what load() would refuse, such as weights that are not finite.
     """
     header = header_of(state)
     text = to_bytes(header)
@@ -72,11 +71,11 @@ def save(folder: pathlib.Path, state: RunState) -> None:
 
 
 def load(folder: pathlib.Path) -> RunState:
-    """Raises FileNotFoundError where there is no such folder, OSError, and BrokenCheckpoint for what is in doubt."""
+    """Reads a checkpoint. Raises FileNotFoundError if the folder is missing, OSError, and BrokenCheckpoint."""
     if not folder.exists():
         atomic_folder.recover(folder)
     if not stat.S_ISDIR(folder.lstat().st_mode):
-        raise BrokenCheckpoint(f"{folder.name} is no folder")
+        raise BrokenCheckpoint(f"{folder.name} is not a folder")
     for file in (STATE, TENSORS):
         _check_file(folder / file)
     try:
@@ -103,7 +102,7 @@ def load(folder: pathlib.Path) -> RunState:
 
 
 def save_run(folder: pathlib.Path, name: str, state: RunState) -> None:
-    """Writes a run's latest checkpoint, and the same under `name` where one is given. Raises as save() does."""
+    """Writes a run's latest checkpoint, and the same under `name` if given. Raises as save() does."""
     if not name:
         save(folder / LATEST, state)
     else:
@@ -112,31 +111,33 @@ def save_run(folder: pathlib.Path, name: str, state: RunState) -> None:
         with atomic_folder.replaced(folder / LATEST) as new:
             for file in (STATE, TENSORS):
                 _link(named / file, new / file)
-    for parent in (folder, folder.parent):  # of "checkpoints" and of the run itself
+    for parent in (folder, folder.parent):  # the entries of "checkpoints" and of the run's folder
         atomic_folder.sync(parent)
 
 
 def load_latest(folder: pathlib.Path) -> RunState:
-    """Returns what a run goes on from. Raises OSError, and BrokenCheckpoint for what is in doubt."""
+    """Returns the state from which a run resumes. Raises OSError and BrokenCheckpoint."""
     if not stat.S_ISDIR(folder.lstat().st_mode):
-        raise BrokenCheckpoint("is no folder")
+        raise BrokenCheckpoint("is not a folder")
     try:
         state = load(folder / LATEST)
     except FileNotFoundError:
         raise BrokenCheckpoint(f"{LATEST} is missing") from None
     if state.meta.id != folder.name:
-        raise BrokenCheckpoint(f"{LATEST}: {STATE}: meta.id: is {state.meta.id!r}: the folder is {folder.name!r}")
+        raise BrokenCheckpoint(
+            f"{LATEST}: {STATE}: meta.id: is {state.meta.id!r}: expected {folder.name!r}, the folder's name"
+        )
     return state
 
 
 def load_named(folder: pathlib.Path, name: str) -> RunState:
-    """Returns a run's checkpoint of that name, as of the run that it is in. Raises as load() does."""
+    """Returns a run's named checkpoint, with the id of that run. Raises as load() does."""
     state = load(folder / NAMED / check_checkpoint_name(name))
     return replace(state, meta=replace(state.meta, id=folder.name))
 
 
 def delete_named(folder: pathlib.Path, name: str) -> None:
-    """Raises FileNotFoundError or OSError."""
+    """Removes a named checkpoint. Raises FileNotFoundError or OSError."""
     atomic_folder.remove(folder / NAMED / check_checkpoint_name(name))
 
 
@@ -146,18 +147,18 @@ def names(folder: pathlib.Path) -> list[str]:
 
 
 def run_folders(root: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the folders of all runs, in order, after clearing up what a crash left in them.
+    """Returns the folders of all runs, in order, after removing the leftovers of crashes.
 
-    Also what stands in the place of a run's folder and is none. Raises OSError where the root cannot be read.
+    Files with the name of a run are among them. Raises OSError if the root cannot be read.
     """
-    atomic_folder.recover_all(root)  # of runs that were being removed
+    atomic_folder.recover_all(root)  # runs that were being removed
     runs = [path for path in root.iterdir() if RUN_ID.fullmatch(path.name)] if root.is_dir() else []
     for folder in _folders_in(root):
-        with contextlib.suppress(OSError):  # whoever loads it is told
+        with contextlib.suppress(OSError):  # loading it will raise the same
             for place in (folder, folder / NAMED):
                 atomic_folder.recover_all(place)
         with contextlib.suppress(OSError):
-            folder.rmdir()  # empty: of a run that was never saved, so that nobody knows it
+            folder.rmdir()  # if empty: of a run that was never saved, and so never returned to a client
         runs.append(folder)
     return sorted({folder for folder in runs if os.path.lexists(folder)})
 
@@ -168,7 +169,7 @@ def _folders_in(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _link(source: pathlib.Path, target: pathlib.Path) -> None:
-    """The same bytes under another name, written once where the file system can."""
+    """Makes a hard link, or a copy if the file system has no links."""
     try:
         os.link(source, target)
     except OSError:
@@ -180,8 +181,8 @@ def _check_file(path: pathlib.Path) -> None:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         raise BrokenCheckpoint(f"{path.parent.name}: {path.name} is missing") from None
-    if not stat.S_ISREG(mode):  # to open a pipe would wait for a writer
-        raise BrokenCheckpoint(f"{path.parent.name}: {path.name} is no regular file")
+    if not stat.S_ISREG(mode):  # opening a pipe would block
+        raise BrokenCheckpoint(f"{path.parent.name}: {path.name} is not a regular file")
 
 
 def _read(path: pathlib.Path) -> bytes:
@@ -193,11 +194,12 @@ def _read(path: pathlib.Path) -> bytes:
 
 
 def _read_tensors(path: pathlib.Path, layout: Layout) -> Tensors:
-    open(path, "rb").close()  # safetensors says of a file without rights that it is not there
+    open(path, "rb").close()  # safetensors reports an unreadable file as missing
     try:
         with safetensors.safe_open(path, "pt") as archive:
             slices = {name: archive.get_slice(name) for name in archive.keys()}  # noqa: SIM118 - no mapping
-            _check_layout(layout, {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()})
+            found = {name: (header.get_dtype(), tuple(header.get_shape())) for name, header in slices.items()}
+            _check_layout(layout, found)
             # copies, since a tensor of an archive is a view on the file
             return {name: archive.get_tensor(name).clone() for name in layout}
     except safetensors.SafetensorError as error:
@@ -218,7 +220,7 @@ def _layout(header: Header) -> Layout:
 
 def _named(state: RunState) -> Tensors:
     groups = {"parameters": state.parameters, "optimizer": state.optimizer, "accumulated": state.accumulated or {}}
-    tensors = {f"{group}.{name}": tensor for group, each in groups.items() for name, tensor in each.items()}
+    tensors = {f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
     return tensors if state.generator is None else {**tensors, "generator": state.generator}
 
 
@@ -240,13 +242,13 @@ def _check_layout(expected: Layout, found: Layout) -> None:
         if found[name][0] != kind:
             raise BrokenCheckpoint(f"tensor {name} is {found[name][0]}: expected {kind}")
     for name in sorted(found.keys() - expected.keys()):
-        raise BrokenCheckpoint(f"tensor {name[:80]!r} belongs to no such run")
+        raise BrokenCheckpoint(f"tensor {name[:80]!r} is not part of this run")
 
 
 def _check_numbers(tensors: Tensors) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise BrokenCheckpoint(f"tensor {name} holds a number that is not finite")
-        never_negative = name.startswith("optimizer.exp_avg_sq.") or name == f"optimizer.{STEP}"
-        if never_negative and bool((tensor < 0).any()):
+        non_negative = name.startswith("optimizer.exp_avg_sq.") or name == f"optimizer.{STEP}"
+        if non_negative and bool((tensor < 0).any()):
             raise BrokenCheckpoint(f"tensor {name} holds a number below 0")

@@ -1,4 +1,4 @@
-"""What of a run is durable: its checkpoints, written and read one at a time, and how far the last one reaches."""
+"""Writes and reads a run's checkpoints, one at a time, and tracks which steps and calls are durable."""
 
 import asyncio
 import logging
@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointWriter:
-    """Those of one run. step, calls: how far the last one reaches; calls by client. names: of those with one, in order.
+    """The checkpoints of one run. step, calls: of the last one, calls by client. names: of named ones, in order.
 
-    done: the calls that are in the checkpoint that the run was made of.
+    done: by client, the calls in the checkpoint that the run was restored from.
     """
 
     def __init__(
@@ -42,20 +42,20 @@ class CheckpointWriter:
         self._spec = spec
         self._journal = journal
         self._writing = asyncio.Lock()
-        self._waiting: tuple[Snapshot, NumberedCalls] | None = None  # to be written when the one before it is
+        self._waiting: tuple[Snapshot, NumberedCalls] | None = None  # to be written after the current one
         self._writer: asyncio.Task[None] | None = None
         self._ended: ServerError | None = None
 
     async def write(
         self, snapshot: Snapshot, calls: NumberedCalls, name: str = "", reply: KeptReply | None = None
     ) -> None:
-        """Writes one, also under a name where one is given. reply: of the call that asks for it. Raises ServerError."""
+        """Writes a checkpoint, also under `name` if given. reply: to the call that asks for it. Raises ServerError."""
         async with self.turn():
             await self.write_next(snapshot, calls, name, reply)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """While this lasts nothing else is written. Raises ServerError where the run has ended."""
+        """Returns a context in which nothing else is written. Raises ServerError if the run has ended."""
         async with self._writing:
             if self._ended is not None:
                 raise self._ended
@@ -64,9 +64,9 @@ class CheckpointWriter:
     async def write_next(
         self, snapshot: Snapshot, calls: NumberedCalls, name: str = "", reply: KeptReply | None = None
     ) -> None:
-        """Does what write() does, for who has the turn."""
+        """Does as write(), within turn()."""
         if reply is None and any(number > snapshot.done.get(client, 0) for client, number in self.calls.items()):
-            return  # one in the background that a later one has overtaken
+            return  # a later checkpoint has been written already
         kept = calls.kept(snapshot.done)
         if reply is not None:
             kept.append(reply)
@@ -76,39 +76,38 @@ class CheckpointWriter:
         self.step, self.calls = snapshot.step, snapshot.done
 
     def write_soon(self, snapshot: Snapshot, calls: NumberedCalls) -> None:
-        """Writes one in the background; one that still waits gives way to it."""
+        """Writes a checkpoint in the background, in place of one that still waits."""
         self._waiting = snapshot, calls
         if self._writer is None or self._writer.done():
             self._writer = asyncio.ensure_future(self._write_waiting())
 
     async def settle(self) -> None:
-        """Returns when nothing is being written in the background; what waits for that is dropped."""
+        """Drops a checkpoint that waits, and waits until none is being written in the background."""
         self._waiting = None
         if self._writer is not None:
             await asyncio.wait({self._writer})
 
     async def end(self, error: ServerError) -> None:
-        """After this nothing is written in the run's folder any more; who tries gets the error."""
+        """Ends all writing in the run's folder; later attempts raise the error."""
         self._ended = error
         await self.settle()
         async with self._writing:
             pass
 
     async def read(self, name: str) -> Snapshot:
-        """Returns what the checkpoint of that name holds. Raises ServerError CHECKPOINT_NOT_FOUND or _BROKEN."""
+        """Returns the snapshot in a named checkpoint. Raises CHECKPOINT_NOT_FOUND or CHECKPOINT_BROKEN."""
         try:
             state = await in_worker_thread("runs", checkpoint_files.load_named, self._folder, name)
         except ServerError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
-            raise ServerError(Reason.CHECKPOINT_NOT_FOUND, f"there is no checkpoint {name!r}", field="name") from None
+            raise ServerError(Reason.CHECKPOINT_NOT_FOUND, f"checkpoint {name!r} not found", field="name") from None
         if state.spec != self._spec or state.meta.optimizer != self._meta.optimizer:
-            what = f"checkpoint {name!r} is of another network or optimizer"
-            raise ServerError(Reason.CHECKPOINT_BROKEN, what)
+            raise ServerError(Reason.CHECKPOINT_BROKEN, f"checkpoint {name!r} belongs to another network or optimizer")
         return snapshot_of(state)
 
     async def forget_steps(self) -> None:
-        """Drops what the journal has of steps, as the run goes back behind them. Raises ServerError."""
+        """Drops the journal's steps, since the run goes back to an earlier step. Raises ServerError."""
         self._waiting = None
         await in_worker_thread("runs", self._journal.clear)
 
@@ -118,13 +117,13 @@ class CheckpointWriter:
             try:
                 await self.write(snapshot, calls)
             except ServerError as error:
-                log.error("run %s: no checkpoint of step %d: %s", self._meta.id, snapshot.step, error)
+                log.error("run %s: no checkpoint written of step %d: %s", self._meta.id, snapshot.step, error)
 
     def _save(self, snapshot: Snapshot, kept: list[KeptReply], name: str) -> None:
-        """In a worker thread, as there may be many replies and the journal is a file, too."""
+        """Runs in a worker thread: there may be many replies, and the journal is a file, too."""
         calls = {client: CallsDone(done, []) for client, done in snapshot.done.items()}
-        for each in kept:
-            calls[each.client].replies.append(StoredReply(each.number, each.digest, to_json(each.reply)))
+        for reply in kept:
+            calls[reply.client].replies.append(StoredReply(reply.number, reply.digest, to_json(reply.reply)))
         state = RunState(
             meta=self._meta,
             spec=self._spec,
@@ -139,12 +138,12 @@ class CheckpointWriter:
         checkpoint_files.save_run(self._folder, name, state)
         try:
             self._journal.forget(snapshot.step)
-        except OSError as error:  # it only grows
+        except OSError as error:  # not fatal: the journal only stays longer
             log.error("run %s: its journal cannot be written: %s", self._meta.id, error)
 
 
 def snapshot_of(state: RunState) -> Snapshot:
-    """What a checkpoint holds for the device."""
+    """Returns the part of a checkpoint that goes to the device."""
     return Snapshot(
         state.parameters,
         state.optimizer,

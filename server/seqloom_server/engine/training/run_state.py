@@ -1,4 +1,4 @@
-"""Everything that a training run needs to go on, and the JSON of what is no tensor, read with every doubt refused."""
+"""The state of a training run, as checkpoints store it, and strict reading and writing of its JSON part, state.json."""
 
 import json
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from seqloom_server.engine.core.names import PATTERN, is_name
+from seqloom_server.nn.files import strict_json
 from seqloom_server.nn.files.atomic_folder import BrokenFolder
 from seqloom_server.nn.optimizer_spec import OptimizerSpec, is_finite_number
 from seqloom_server.nn.spec import InvalidSpec, ModelSpec
@@ -15,9 +16,9 @@ from seqloom_server.nn.spec import InvalidSpec, ModelSpec
 Tensors = dict[str, torch.Tensor]
 
 MAX_CLIENTS = 4096
-MAX_REPLIES = 1024  # kept of each client, which has not acknowledged them
+MAX_REPLIES = 1024  # unacknowledged replies kept for each client
 
-_MAX_INTEGER = 2**53  # what every reader of JSON keeps
+_MAX_INTEGER = 2**53  # that every JSON reader represents exactly
 _MAX_TEXT = 1024
 
 
@@ -27,7 +28,7 @@ class BrokenCheckpoint(BrokenFolder):
 
 @dataclass(frozen=True, slots=True)
 class RunMeta:
-    """What never changes of a run. clip_norm, checkpoint_interval (in steps): 0 for none."""
+    """The settings of a run, which never change. clip_norm, checkpoint_interval (in steps): 0 for none."""
 
     id: str
     model: str
@@ -40,7 +41,7 @@ class RunMeta:
 
 @dataclass(frozen=True, slots=True)
 class StoredReply:
-    """What a call was answered. digest: of what was asked. reply: JSON."""
+    """The reply to a call, as JSON. digest: a hash of the request."""
 
     number: int
     digest: str
@@ -49,7 +50,7 @@ class StoredReply:
 
 @dataclass(slots=True)
 class CallsDone:
-    """Of one client: its last call that was done, and the replies that it may ask for again."""
+    """The calls of one client: the number of the last one done, and the replies that it has not acknowledged."""
 
     done: int
     replies: list[StoredReply] = field(default_factory=list)
@@ -57,11 +58,11 @@ class CallsDone:
 
 @dataclass(slots=True)
 class RunState:
-    """A run at one moment, all tensors on the CPU.
+    """A run's state between two calls, all tensors on the CPU.
 
     step: steps applied. loss: of the last call, None before. optimizer: see Optimizer.state(). accumulated: by
-    parameter, what the next step applies, of accumulated_calls calls. calls: by client. generator: torch's random state
-    as bytes.
+    parameter, the gradient of accumulated_calls calls since the last step. calls: by client. generator: torch's random
+    state as bytes.
     """
 
     meta: RunMeta
@@ -78,7 +79,7 @@ class RunState:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What state.json says of a RunState. generator: the bytes of the random state, 0 for none."""
+    """The part of a RunState in state.json. generator: the bytes of the random state, 0 for none."""
 
     meta: RunMeta
     spec: ModelSpec
@@ -91,7 +92,7 @@ class Header:
 
 
 def header_of(state: RunState) -> Header:
-    """Returns what state.json has to say."""
+    """Returns the part of a state that goes into state.json."""
     return Header(
         meta=state.meta,
         spec=state.spec,
@@ -105,7 +106,7 @@ def header_of(state: RunState) -> Header:
 
 
 def to_bytes(header: Header) -> bytes:
-    """Returns state.json. Raises BrokenCheckpoint for what from_bytes() would not read."""
+    """Returns state.json. Raises BrokenCheckpoint for what from_bytes() would refuse."""
     try:
         text = json.dumps(asdict(header), indent=1, allow_nan=False).encode() + b"\n"
     except (ValueError, TypeError, RecursionError) as error:
@@ -115,13 +116,11 @@ def to_bytes(header: Header) -> bytes:
 
 
 def from_bytes(text: bytes) -> Header:
-    """Raises BrokenCheckpoint, which names the field."""
+    """Reads state.json. Raises BrokenCheckpoint, which names the invalid field."""
     try:
-        value = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
-    except BrokenCheckpoint:
-        raise
+        value = strict_json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BrokenCheckpoint(f"is no JSON: {error}") from error
+        raise BrokenCheckpoint(f"is not valid JSON: {error}") from error
     top = _object(value, "", Header)
     accumulated = top["accumulated"]
     if not isinstance(accumulated, bool):
@@ -181,7 +180,7 @@ def _calls(value: object) -> dict[str, CallsDone]:
         replies = done["replies"]
         if not isinstance(replies, list) or len(replies) > MAX_REPLIES:
             raise _wrong(f"{path}.replies", replies, f"a list of at most {MAX_REPLIES} replies")
-        stored = [_reply(each, f"{path}.replies[{index}]") for index, each in enumerate(replies)]
+        stored = [_reply(reply, f"{path}.replies[{index}]") for index, reply in enumerate(replies)]
         calls[client] = CallsDone(_integer(done["done"], f"{path}.done"), stored)
     return calls
 
@@ -196,17 +195,17 @@ def _reply(value: object, path: str) -> StoredReply:
 
 
 def _object(value: object, path: str, kind: type) -> Mapping[str, Any]:
-    """A JSON object with the fields of a dataclass and no others."""
+    """Returns a JSON object that has the fields of a dataclass and no others."""
     if not isinstance(value, dict):
         raise _wrong(path or "it", value, "an object")
-    names = [each.name for each in fields(kind)]
-    at = f"{path}." if path else ""
+    names = [known.name for known in fields(kind)]
+    prefix = f"{path}." if path else ""
     for name in names:
         if name not in value:
-            raise BrokenCheckpoint(f"{at}{name}: is missing")
+            raise BrokenCheckpoint(f"{prefix}{name}: is missing")
     for name in value:
         if name not in names:
-            raise BrokenCheckpoint(f"{at}{name!r:.80}: is no field: expected {', '.join(names)}")
+            raise BrokenCheckpoint(f"{prefix}{name!r:.80}: unknown field: expected {', '.join(names)}")
     return value
 
 
@@ -230,14 +229,3 @@ def _text(value: object, path: str) -> str:
 
 def _wrong(path: str, value: object, expected: str) -> BrokenCheckpoint:
     return BrokenCheckpoint(f"{path}: is {repr(value)[:80]}: expected {expected}")
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise BrokenCheckpoint("a key is given twice")
-    return found
-
-
-def _no_constant(text: str) -> None:
-    raise BrokenCheckpoint(f"holds {text}, which is no JSON")

@@ -1,11 +1,12 @@
-"""The training runs of one server: made, found again after a restart, listed, ended, saved, handed over at its end."""
+"""The table of training runs: creates, recovers after a restart, lists, deletes and saves them."""
 
 import asyncio
 import contextlib
 import logging
 import pathlib
 import secrets
-from typing import Any, Protocol
+from collections.abc import Coroutine
+from typing import Protocol, TypeVar
 
 from seqloom_server.engine.core.broken_folder import why_broken
 from seqloom_server.engine.core.overload import FIVE_SECONDS, overloaded
@@ -24,11 +25,13 @@ from seqloom_server.nn.files import atomic_folder
 from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.optimizer_spec import OptimizerSpec
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 
-class Engine(RunEngine, Protocol):
-    """What the table needs of the engine, beside what each of its runs does."""
+class RunTableEngine(RunEngine, Protocol):
+    """The methods of the engine that the table calls, in addition to those that runs call."""
 
     def check_serving(self) -> None: ...
 
@@ -36,11 +39,17 @@ class Engine(RunEngine, Protocol):
 
 
 class RunTable:
-    """Every run that is alive. root: the folder of their folders, which this server alone writes in from hold() to
-    let_go(). max_runs: how many there may be; those that are broken are none of them."""
+    """All runs of this server. root: the runs folder, in which only this server writes from hold() to release().
+    max_runs: the most runs, broken ones not counted."""
 
     def __init__(
-        self, root: pathlib.Path, registry: Registry, engine: Engine, device: str, max_runs: int, max_held_calls: int
+        self,
+        root: pathlib.Path,
+        registry: Registry,
+        engine: RunTableEngine,
+        device: str,
+        max_runs: int,
+        max_held_calls: int,
     ) -> None:
         self._max_held_calls = max_held_calls
         self._root = root
@@ -49,38 +58,38 @@ class RunTable:
         self._device = device
         self._max_runs = max_runs
         self._runs: dict[str, TrainingRun] = {}
-        self._broken: dict[str, str] = {}  # why by id
+        self._broken: dict[str, str] = {}  # by id: why the run cannot be loaded
         self._changing = asyncio.Lock()
         self._holder = RunsHolder(root)
-        self._given_up = False
+        self._released = False
 
     async def hold(self, address: str, *, wait: bool = True) -> bool:
-        """Makes the folder this server's; see Holder.take(). address: HOST:PORT. Raises InUse or OSError."""
+        """Takes the runs folder for this server; see RunsHolder.take(). Raises InUse or OSError."""
         return await self._holder.take(address, wait=wait)
 
     def get(self, run_id: str) -> TrainingRun:
-        """Raises ServerError RUN_NOT_FOUND, RUN_BROKEN, or SHUTTING_DOWN where the folder has been given up."""
+        """Returns a run. Raises ServerError RUN_NOT_FOUND, RUN_BROKEN, or SHUTTING_DOWN after release()."""
         self._check_held()
         run = self._runs.get(run_id)
         if run is None:
             if run_id in self._broken:
                 why = self._broken[run_id]
                 raise ServerError(Reason.RUN_BROKEN, f"run {run_id} cannot be loaded: {why}", field="run")
-            raise ServerError(Reason.RUN_NOT_FOUND, f"there is no run {run_id[:80]!r}", field="run")
+            raise ServerError(Reason.RUN_NOT_FOUND, f"run {run_id[:80]!r} not found", field="run")
         return run
 
     @property
     def broken(self) -> dict[str, str]:
-        """Why by id for each run whose folder cannot be loaded."""
+        """By id, why each broken run cannot be loaded."""
         return dict(self._broken)
 
     def all(self) -> list[TrainingRun]:
-        """The runs, by id."""
+        """Returns the runs, by id."""
         return [self._runs[run_id] for run_id in sorted(self._runs)]
 
     @property
     def device_bytes(self) -> int:
-        """Bytes of all runs on the device."""
+        """The bytes of all runs on the device."""
         return sum(run.weights.nbytes for run in self._runs.values())
 
     async def create(
@@ -91,7 +100,7 @@ class RunTable:
         checkpoint_interval: int,
         request_id: str,
     ) -> TrainingRun:
-        """Forks a model's weights; returns the run that an earlier try of the same request made.
+        """Creates a run with a copy of a model's weights; a repeat with the same request id returns the same run.
 
         clip_norm, checkpoint_interval: 0 for none. Raises ServerError OVERLOADED or STORAGE_FAILED.
         """
@@ -102,7 +111,7 @@ class RunTable:
                 if request_id and run.meta.request_id == request_id:
                     return run
             if len(self._runs) >= self._max_runs:
-                raise overloaded(f"there are {len(self._runs)} runs: no more now", FIVE_SECONDS)
+                raise overloaded(f"run limit reached: there are {len(self._runs)} runs", FIVE_SECONDS)
             meta = RunMeta(
                 id=f"run-{secrets.token_hex(6)}",
                 model=served.model,
@@ -112,10 +121,9 @@ class RunTable:
                 checkpoint_interval=checkpoint_interval,
                 request_id=request_id,
             )
-            made: TrainingRun = await _to_the_end(self._make(served.network, meta))
-            return made
+            return await _finish(self._create(served.network, meta))
 
-    async def _make(self, network: Network, meta: RunMeta) -> TrainingRun:
+    async def _create(self, network: Network, meta: RunMeta) -> TrainingRun:
         folder = self._root / meta.id
         try:
             await in_worker_thread("runs", lambda: folder.mkdir(parents=True))
@@ -142,15 +150,15 @@ class RunTable:
         )
 
     async def delete(self, run_id: str) -> None:
-        """Ends a run and removes its folder, also one that is broken.
+        """Ends a run and removes its folder; broken runs can be deleted, too.
 
-        Raises ServerError RUN_NOT_FOUND, STORAGE_FAILED, or SHUTTING_DOWN where the folder has been given up.
+        Raises ServerError RUN_NOT_FOUND, STORAGE_FAILED, or SHUTTING_DOWN after release().
         """
         async with self._changing:
             self._check_held()
             if run_id not in self._broken:
                 self.get(run_id)
-            await _to_the_end(self._delete(run_id))
+            await _finish(self._delete(run_id))
 
     async def _delete(self, run_id: str) -> None:
         run = self._runs.pop(run_id, None)
@@ -162,15 +170,15 @@ class RunTable:
         try:
             await in_worker_thread("runs", atomic_folder.remove, self._root / run_id)
         except ServerError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):  # somebody has removed it by hand
-                self._broken[run_id] = f"it has ended, and cannot be removed: {error.message}"
+            if not isinstance(error.__cause__, FileNotFoundError):  # a user has removed it
+                self._broken[run_id] = f"the run was deleted, but its folder cannot be removed: {error.message}"
                 raise
         self._broken.pop(run_id, None)
 
     async def recover(self, *, strict: bool = False) -> None:
-        """Finds the runs of an earlier server; one that is broken is left where it is, logged and told of.
+        """Loads the runs of an earlier server; those that cannot be loaded are logged and listed as broken.
 
-        strict: raises RUN_BROKEN at the first of these. Raises STORAGE_FAILED where the root cannot be read.
+        strict: raise RUN_BROKEN at the first broken one. Raises STORAGE_FAILED if the root cannot be read.
         """
         for folder in await in_worker_thread("runs", checkpoint_files.run_folders, self._root):
             try:
@@ -179,7 +187,7 @@ class RunTable:
                 why = self._broken[folder.name] = why_broken(folder.name, error)
                 if strict:
                     raise ServerError(Reason.RUN_BROKEN, f"{folder.name}: {why}") from error
-                log.error("run %s cannot be loaded, and is left alone: %s", folder.name, why)
+                log.error("run %s cannot be loaded and is not available: %s", folder.name, why)
 
     async def _recover(self, folder: pathlib.Path) -> None:
         state, weights, lost, names = await asyncio.to_thread(self._read, folder)
@@ -188,7 +196,7 @@ class RunTable:
         run.take_replies(state.calls)
         self._runs[state.meta.id] = run
         log.info(
-            "run %s goes on from step %d; %d steps after it are to be sent again", folder.name, run.step, len(lost)
+            "run %s resumes at step %d; clients send the %d steps after it again", folder.name, run.step, len(lost)
         )
 
     def _read(self, folder: pathlib.Path) -> tuple[RunState, RunWeights, list[StepRecord], list[str]]:
@@ -206,39 +214,39 @@ class RunTable:
         return weights
 
     async def save_all(self) -> None:
-        """Saves every run, while the server shuts down; one that cannot be saved is logged."""
-        for run in [] if self._given_up else self.all():
+        """Saves every run, while the server shuts down; those that cannot be saved are logged."""
+        for run in [] if self._released else self.all():
             try:
                 await run.save_now()
             except (ServerError, asyncio.CancelledError) as error:
                 log.error("run %s could not be saved at step %d: %s", run.meta.id, run.step, error)
 
-    async def tell_draining(self) -> None:
-        """Tells a server that wants the runs that it will have them."""
-        await asyncio.to_thread(self._holder.tell_draining)
+    async def announce_shutdown(self) -> None:
+        """Announces to a server that waits for the runs folder that it will be released."""
+        await asyncio.to_thread(self._holder.announce_shutdown)
 
-    async def let_go(self) -> None:
-        """Ends every run as it was saved, and gives the folder up: after this nothing is written in it any more."""
-        async with self._changing:  # what is being made or deleted
-            if self._given_up:
+    async def release(self) -> None:
+        """Ends every run and releases the runs folder; this server does not write in it any more."""
+        async with self._changing:  # waits for runs that are being created or deleted
+            if self._released:
                 return
-            self._given_up = True
+            self._released = True
             for run in self.all():
-                await run.end(_given_up())
-                await asyncio.to_thread(run.weights.journal.close, _given_up())
+                await run.end(_released())
+                await asyncio.to_thread(run.weights.journal.close, _released())
             await asyncio.to_thread(self._holder.give_back)
 
     def _check_held(self) -> None:
-        if self._given_up:
-            raise _given_up()
+        if self._released:
+            raise _released()
 
 
-def _given_up() -> ServerError:
-    return ServerError(Reason.SHUTTING_DOWN, "the server is shutting down, and has given up its runs")
+def _released() -> ServerError:
+    return ServerError(Reason.SHUTTING_DOWN, "the server is shutting down and has released its runs")
 
 
-async def _to_the_end(coroutine: Any) -> Any:
-    """Finishes what has begun, also where its caller goes away."""
+async def _finish(coroutine: Coroutine[None, None, T]) -> T:
+    """Runs a coroutine to its end, even if the caller is cancelled."""
     task = asyncio.ensure_future(coroutine)
     try:
         return await asyncio.shield(task)

@@ -1,4 +1,4 @@
-"""The one server that may write in a folder of runs, told by name to every other, and handed over by one that ends."""
+"""Holds the runs folder for one server at a time, names the holder to others, and hands over at shutdown."""
 
 import asyncio
 import contextlib
@@ -16,18 +16,18 @@ log = logging.getLogger(__name__)
 
 HOLDER = ".holder.json"
 
-_SECONDS_BETWEEN_LOOKS = 0.05
-_SECONDS_TO_TELL = 1.0  # for which whoever has just taken the folder may not have told its name yet
+_RETRY_SECONDS = 0.05
+_SECONDS_TO_WRITE = 1.0  # for a server that has just taken the lock to write its name
 _MAX_BYTES = 4096
 
 
 class InUse(Exception):
-    """The folder is another server's; the text says whose."""
+    """Another server holds the folder; the text names it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
-    """What is told of a server that has a folder. address: HOST:PORT of its gRPC. draining: it ends."""
+class HolderInfo:
+    """The server that holds a folder. address: HOST:PORT of its gRPC. draining: whether it is shutting down."""
 
     pid: int
     address: str
@@ -38,48 +38,48 @@ class Holding:
 
 
 class RunsHolder:
-    """This server's hold of one folder. The name is told in a file beside the lock, of which nothing is ever believed
-    but while somebody has the lock: one that was killed leaves its own behind."""
+    """This server's hold of the runs folder. A file beside the lock names the holder; it is read only while another
+    process has the lock, as a killed server leaves its file behind."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self._folder = folder
         self._lock = FolderLock(folder)
-        self._mine: Holding | None = None
-        self._waited_for: Holding | None = None
+        self._own: HolderInfo | None = None
+        self._waited_for: HolderInfo | None = None
 
     async def take(self, address: str, *, wait: bool = True) -> bool:
-        """Takes the folder; where its server is ending, waits for that one, or returns False.
+        """Takes the folder; if its holder is shutting down, waits for it, or with wait=False returns False.
 
-        address: HOST:PORT of this server. Raises InUse where another server has the folder and does not end, OSError
-        where it cannot be locked.
+        address: HOST:PORT of this server. Raises InUse if another server holds the folder and is not shutting down,
+        OSError if it cannot be locked.
         """
-        if self._mine is not None:
+        if self._own is not None:
             return True
-        until = time.monotonic() + _SECONDS_TO_TELL
+        until = time.monotonic() + _SECONDS_TO_WRITE
         while not await asyncio.to_thread(self._take, address):
             found = await asyncio.to_thread(self._read)
             if found is not None and found.draining:
                 if found != self._waited_for:
                     self._waited_for = found
-                    log.info("waits for pid %d at %s, which is shutting down", found.pid, found.address)
+                    log.info("waiting for pid %d at %s, which is shutting down", found.pid, found.address)
                 if not wait:
                     return False
-                until = time.monotonic() + _SECONDS_TO_TELL
+                until = time.monotonic() + _SECONDS_TO_WRITE
             elif time.monotonic() >= until:
                 raise InUse(f"is in use by another server{'' if found is None else f': {found}'}")
-            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+            await asyncio.sleep(_RETRY_SECONDS)
         return True
 
-    def tell_draining(self) -> None:
-        """Tells whoever wants the folder that this server is ending."""
-        if self._mine is not None:
-            self._mine = Holding(self._mine.pid, self._mine.address, draining=True)
-            self._write(self._mine)
+    def announce_shutdown(self) -> None:
+        """Announces to servers that wait for the folder that this one is shutting down."""
+        if self._own is not None:
+            self._own = HolderInfo(self._own.pid, self._own.address, draining=True)
+            self._write(self._own)
 
     def give_back(self) -> None:
-        """Lets the next server have the folder, in which this one writes no more. Does nothing where it has it not."""
-        if self._mine is not None:
-            self._mine = None
+        """Releases the folder, if it is held, to the next server; this one must not write in it any more."""
+        if self._own is not None:
+            self._own = None
             with contextlib.suppress(OSError):
                 (self._folder / HOLDER).unlink()
             self._lock.give_back()
@@ -87,30 +87,30 @@ class RunsHolder:
     def _take(self, address: str) -> bool:
         if not self._lock.take(0):
             return False
-        self._mine = Holding(os.getpid(), address)
-        self._write(self._mine)
+        self._own = HolderInfo(os.getpid(), address)
+        self._write(self._own)
         return True
 
-    def _write(self, holding: Holding) -> None:
+    def _write(self, info: HolderInfo) -> None:
         new = self._folder / f"{HOLDER}.new"
         try:
-            new.unlink(missing_ok=True)  # whatever it is: a link would be written through
-            new.write_text(json.dumps(asdict(holding)) + "\n")
+            new.unlink(missing_ok=True)  # writing to a link would change the file that it leads to
+            new.write_text(json.dumps(asdict(info)) + "\n")
             new.replace(self._folder / HOLDER)
-        except OSError as error:  # such as a full disk, on which a server serves all the same
-            log.error("other servers cannot be told who has %s: %s", self._folder, error.strerror)
-            with contextlib.suppress(OSError):  # another's name
+        except OSError as error:  # such as a full disk, with which the server can still serve
+            log.error("the file that names the holder of %s cannot be written: %s", self._folder, error.strerror)
+            with contextlib.suppress(OSError):  # it names an earlier holder
                 (self._folder / HOLDER).unlink()
 
-    def _read(self) -> Holding | None:
-        """None where nobody has told anything, or what is there is not of this kind."""
+    def _read(self) -> HolderInfo | None:
+        """Returns the holder, or None if the file is missing or invalid."""
         path = self._folder / HOLDER
         try:
             if not stat.S_ISREG(path.lstat().st_mode):
                 return None
             with open(path, "rb") as file:
                 fields = json.loads(file.read(_MAX_BYTES))
-            found = Holding(int(fields["pid"]), str(fields["address"])[:300], bool(fields["draining"]))
+            found = HolderInfo(int(fields["pid"]), str(fields["address"])[:300], bool(fields["draining"]))
         except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return None
         return found if found.address.isprintable() else None

@@ -1,7 +1,7 @@
-"""The steps that a run has applied since its last checkpoint: one line of JSON each, so that they can be done again.
+"""The journal of the steps that a run has applied since its last checkpoint, one line of JSON each, to repeat them.
 
-A line says whose call the step was and which calls of each client had gone before. It outlives the process, not the
-machine: after a loss of power the callers' own records have to do.
+A line names the call of the step, and the last call of each client before it. The journal survives the process but, as
+it is not synced, not a loss of power; clients' own records are used then.
 """
 
 import contextlib
@@ -13,17 +13,16 @@ import stat
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from seqloom_server.errors import ServerError
 
-_MAX_LINE_BYTES = 1 << 20  # of the calls of some thousand clients
+_MAX_LINE_BYTES = 1 << 20  # a line names the calls of some thousand clients
 _MAX_BYTES = 1 << 30
-_MOST = 2**63 - 1
+_MAX_COUNT = 2**63 - 1
 
 
 class BrokenJournal(OSError):
-    """What stands in a journal's place cannot be one."""
+    """The file cannot be a journal."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(errno.EINVAL, problem)
@@ -31,7 +30,7 @@ class BrokenJournal(OSError):
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """A step that was applied. calls: by client, the last of its calls that was done by then, itself included."""
+    """A step that was applied, by a client's numbered call. calls: by client, the last call done, the step included."""
 
     step: int
     client: str
@@ -48,21 +47,21 @@ class StepJournal:
         self._closed: ServerError | None = None
 
     def append(self, record: StepRecord) -> None:
-        """Raises OSError."""
+        """Appends a record. Raises OSError."""
+        # begins a new line, since the last one may have been cut short by a full disk or a crash
         line = "\n" + json.dumps(asdict(record)) + "\n"
         with self._lock:
             self._check_open()
-            if self._size() + len(line) > _MAX_BYTES:  # which read() would not take
+            if self._size() + len(line) > _MAX_BYTES:  # read() would refuse the file
                 raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
             with open(self._path, "a") as file:
-                # on a line of its own, also behind one that a full disk or the end of a process cut
                 file.write(line)
 
     def read(self, after: int) -> list[StepRecord]:
-        """Returns the records of steps after `after`, in order, up to the first that does not follow.
+        """Returns the records of consecutive steps after step `after`.
 
-        A line that is no record is passed over: the disk was full, or the process died while it wrote. Raises
-        BrokenJournal for what cannot be a journal.
+        Lines that are not records are skipped: they were cut short by a full disk or a crash. Raises BrokenJournal if
+        the file cannot be a journal.
         """
         records: list[StepRecord] = []
         with self._lock:
@@ -73,8 +72,8 @@ class StepJournal:
         return records
 
     def forget(self, through: int) -> None:
-        """Drops the records up to a step that is durable. Raises OSError."""
-        with self._lock:  # over both, or a step applied in between is lost
+        """Drops the records up to a durable step. Raises OSError."""
+        with self._lock:  # held for both, or a step appended in between is lost
             self._keep(self.read(through))
 
     def clear(self) -> None:
@@ -82,7 +81,7 @@ class StepJournal:
         self._keep([])
 
     def close(self, error: ServerError) -> None:
-        """After this nothing is written any more; who tries gets the error."""
+        """Ends all writing; later attempts raise the error."""
         with self._lock:
             self._closed = error
 
@@ -97,15 +96,15 @@ class StepJournal:
             found = self._path.lstat()
         except OSError:
             return 0
-        if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for who is at its other end
-            raise BrokenJournal(f"{self._path.name} is no regular file")
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe would block
+            raise BrokenJournal(f"{self._path.name} is not a regular file")
         return found.st_size
 
     def _keep(self, kept: list[StepRecord]) -> None:
         with self._lock:
             self._check_open()
             new = self._path.with_suffix(".new")
-            new.unlink(missing_ok=True)  # whatever it is: a link would be written through
+            new.unlink(missing_ok=True)  # writing to a link would change the file that it leads to
             new.write_text("".join(json.dumps(asdict(record)) + "\n" for record in kept))
             new.replace(self._path)
 
@@ -126,5 +125,5 @@ def _record_of(line: bytes) -> StepRecord | None:
     return record if all(map(_is_count, counts)) else None
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT

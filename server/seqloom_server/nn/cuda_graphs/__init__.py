@@ -1,1 +1,1 @@
-"""Recurrent layers over padded rectangles as CUDA graphs, for GPUs."""
+"""Recurrent layers over padded batches as CUDA graphs, for GPUs."""

@@ -1,7 +1,7 @@
-"""The few shapes in which a GPU runs rectangles of rows: sizes rounded up to a geometric grid, padding bounded.
+"""The buckets of padded batches: sizes rounded up to a geometric grid, with bounded padding.
 
-A graph of kernels has fixed shapes, so there is one for each bucket, captured before it is needed. The grid has four
-sizes to a doubling, which wastes an eighth of a size on average, and a fifth at most.
+A CUDA graph has fixed shapes, so there is one for each bucket, captured in advance. The grid has four sizes to a
+doubling, so that padding is an eighth of a size on average, and a fifth at most.
 """
 
 from bisect import bisect_left
@@ -11,24 +11,24 @@ MAX_PADDING = 0.25  # of a rectangle's cells
 
 
 class Rectangle(NamedTuple):
-    """T steps of N rows, run in blocks of steps, one after the other."""
+    """A padded batch of T steps by N rows, run in blocks of steps, one after the other."""
 
     blocks: tuple[int, ...]
     rows: int
 
     @property
     def steps(self) -> int:
-        """T."""
+        """The number of steps, T."""
         return sum(self.blocks)
 
     @property
     def cells(self) -> int:
-        """T N."""
+        """The number of cells, T N."""
         return self.steps * self.rows
 
 
 def _grid(most: int) -> tuple[int, ...]:
-    """1 to 8, then four sizes to each doubling, up to `most`."""
+    """Returns 1 to 8, then four sizes to each doubling, up to `most`."""
     sizes, step = list(range(1, 9)), 2
     while sizes[-1] < most:
         sizes += [sizes[-1] + step * k for k in range(1, 5)]
@@ -37,7 +37,7 @@ def _grid(most: int) -> tuple[int, ...]:
 
 
 class Grid(NamedTuple):
-    """The sizes that there are, ascending; a block has at most the largest of `steps`."""
+    """The sizes of buckets, ascending; a block has at most the largest of `steps`."""
 
     steps: tuple[int, ...]
     rows: tuple[int, ...]
@@ -51,7 +51,7 @@ def rectangle(
 ) -> Rectangle | None:
     """Returns the smallest rectangle of buckets that holds `count` sequences of up to `steps` steps, `cells` in all.
 
-    None where it is wider than any bucket, or more than `max_padding` of it would be padding.
+    None if it is wider than any bucket, or more than `max_padding` of it would be padding.
     """
     if count > grid.rows[-1]:
         return None

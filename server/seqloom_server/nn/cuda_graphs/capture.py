@@ -1,4 +1,4 @@
-"""Kernels recorded as CUDA graphs, and the time for which they keep the device.
+"""Captures kernels as CUDA graphs, and measures their time on the device.
 
 Nothing of this has been run on a GPU yet: see docs/gpu.md.
 """
@@ -10,26 +10,26 @@ import torch
 
 log = logging.getLogger(__name__)
 
-Run = Callable[[], object]
+Launch = Callable[[], object]
 _TIMED_RUNS = 4
 
 
 class Capture:
-    """Records kernels as CUDA graphs, which share one pool of memory."""
+    """Captures kernels as CUDA graphs, which share one pool of memory."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
-    def __call__(self, run: Run) -> Run:
-        """Returns what replays the kernels of `run`. Raises RuntimeError where they cannot be recorded."""
+    def __call__(self, run: Launch) -> Launch:
+        """Returns a function that replays the kernels of `run`. Raises RuntimeError if they cannot be captured."""
         graph = torch.cuda.CUDAGraph()
         here = torch.cuda.current_stream()
         self._stream.wait_stream(here)
         with torch.cuda.stream(self._stream):
-            run()  # kernels are loaded and workspaces made at their first use, which must not be recorded
-            # torch.cuda.graph() would empty the allocator's cache each time, while the device thread serves; and what
-            # that thread does meanwhile is no mistake of this one
+            run()  # the first use loads kernels and allocates workspaces, which must not be captured
+            # torch.cuda.graph() would empty the allocator's cache each time, while the device thread serves;
+            # thread_local: that thread's launches are not errors of this capture
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 run()
@@ -45,18 +45,18 @@ def _abandon(graph: torch.cuda.CUDAGraph) -> None:
     try:
         graph.capture_end()
     except RuntimeError:
-        log.debug("the recording was broken off", exc_info=True)
+        log.debug("the capture of a CUDA graph was abandoned", exc_info=True)
 
 
-def device_seconds(run: Run) -> float:
-    """The shortest time for which one run of it keeps the device, by the device's own clock."""
+def device_seconds(run: Launch) -> float:
+    """Returns the shortest of a few runs' times on the device, in seconds, by the device's clock."""
     run()
-    taken: list[float] = []
+    seconds: list[float] = []
     for _ in range(_TIMED_RUNS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         run()
         end.record()
         end.synchronize()
-        taken.append(start.elapsed_time(end) / 1e3)
-    return min(taken)
+        seconds.append(start.elapsed_time(end) / 1e3)
+    return min(seconds)

@@ -1,8 +1,8 @@
-"""A GPU's recurrences as CUDA graphs, one for each bucket, kept where they were measured to be faster than cuDNN.
+"""Runs recurrent layers on a GPU as CUDA graphs, one for each bucket that was measured to be faster than cuDNN.
 
-Launching a kernel takes the CPU longer than a small one runs. A graph is launched at once, however many kernels it has,
-but its shapes and addresses are fixed: so rows are padded to a bucket and copied to where the graph reads them. All
-graphs of a network share one set of buffers, since the device runs them one after the other.
+Launching a small kernel takes longer than running it. A graph is launched at once, however many kernels it has, but its
+shapes and addresses are fixed: so rows are padded to a bucket and copied to the graph's buffers. All graphs of a
+network share one set of buffers, since the device runs them one after the other.
 """
 
 import logging
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from seqloom_server.nn.cuda_graphs.buckets import GRID, MAX_PADDING, Grid, Rectangle
-from seqloom_server.nn.cuda_graphs.capture import Capture, Run, device_seconds
+from seqloom_server.nn.cuda_graphs.capture import Capture, Launch, device_seconds
 from seqloom_server.nn.cuda_graphs.masked_layers import MaskedLayers, State
 from seqloom_server.nn.forward.network import Network
 
@@ -24,26 +24,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """replay: runs the bucket. even, ragged: whether it is faster than cuDNN for sequences of one length, or many."""
+    """The graph of a bucket. even, ragged: whether it is faster than cuDNN for equal, or unequal, lengths."""
 
-    replay: Run
+    replay: Launch
     even: bool
     ragged: bool
 
 
 class GraphLayers(MaskedLayers):
-    """Recurrences that have been recorded; what is returned is valid until the next call.
+    """Recurrent layers captured as CUDA graphs; results are valid until the next call.
 
-    record: makes of a function that launches kernels one that launches the same ones again. seconds: how long a
-    function keeps the device.
+    record: captures the kernels that a function launches, and returns a function that replays them. seconds: measures a
+    function's time on the device.
     """
 
     def __init__(
         self,
         network: Network,
         *,
-        record: Callable[[Run], Run] | None = None,
-        seconds: Callable[[Run], float] | None = None,
+        record: Callable[[Launch], Launch] | None = None,
+        seconds: Callable[[Launch], float] | None = None,
         max_padding: float = MAX_PADDING,
         grid: Grid = GRID,
     ) -> None:
@@ -51,7 +51,7 @@ class GraphLayers(MaskedLayers):
         self._network = network
         self._record = record or Capture()
         self._seconds = seconds or device_seconds
-        # the largest first: the others fit into its memory
+        # the largest first: the others reuse its memory
         self._sizes = [(steps, rows) for rows in reversed(grid.rows) for steps in reversed(grid.steps)]
         self._graphs: dict[tuple[int, int], _Graph] = {}
         spec, most = network.spec, grid.steps[-1] * grid.rows[-1]
@@ -68,11 +68,11 @@ class GraphLayers(MaskedLayers):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of copies and buffers; what the graphs themselves take is not known."""
-        return super().nbytes + sum(each.nbytes for each in (self._rows, self._hidden, self._left, *self._state))
+        """Bytes of copies and buffers; those of the graphs themselves are unknown."""
+        return super().nbytes + sum(part.nbytes for part in (self._rows, self._hidden, self._left, *self._state))
 
     def rectangle(self, batch_sizes: npt.NDArray[np.int64]) -> Rectangle | None:
-        """Returns the rectangle whose graphs are to run a batch, None where cuDNN over packed rows is faster."""
+        """Returns the rectangle to run a batch in, or None if cuDNN over packed rows is faster."""
         found = super().rectangle(batch_sizes)
         if found is None:
             return None
@@ -84,20 +84,20 @@ class GraphLayers(MaskedLayers):
         return found
 
     def prepare(self) -> None:
-        """Records every bucket and times it beside cuDNN. A failure leaves the rest to cuDNN."""
-        begun = time.perf_counter()
+        """Captures every bucket and times it against cuDNN. After a failure cuDNN runs the remaining buckets."""
+        start = time.perf_counter()
         for steps, rows in self._sizes:
             try:
                 with self._network.products:
                     self._graphs[steps, rows] = self._prepared(steps, rows)
             except (RuntimeError, MemoryError) as error:
-                log.warning("%d steps of %d rows could not be recorded, cuDNN runs them: %s", steps, rows, error)
-                break  # the others would fail alike, each after its time
+                log.warning("no CUDA graph of %d steps by %d rows, cuDNN is used instead: %s", steps, rows, error)
+                break  # the others would fail as well, and each attempt takes time
         chosen = sum(graph.even or graph.ragged for graph in self._graphs.values())
         log.info(
-            "recorded %d graphs in %.1f s; %d are faster than cuDNN",
+            "captured %d CUDA graphs in %.1f s; %d are faster than cuDNN",
             len(self._graphs),
-            time.perf_counter() - begun,
+            time.perf_counter() - start,
             chosen,
         )
 
@@ -105,15 +105,15 @@ class GraphLayers(MaskedLayers):
     def _prepared(self, steps: int, rows: int) -> _Graph:
         self._left.fill_(steps)
         replay = self._record(lambda: self._run(steps, rows))
-        ours = self._seconds(replay)
-        even = ours < self._seconds(self._cudnn(np.full(steps, rows, np.int64)))
-        # as thin at its end as the scheduler lets a slice grow
-        thinning = np.ceil(np.linspace(rows, max(1, rows // 2), steps)).astype(np.int64)
-        ragged = ours < self._seconds(self._cudnn(thinning))
+        graph_seconds = self._seconds(replay)
+        even = graph_seconds < self._seconds(self._cudnn(np.full(steps, rows, np.int64)))
+        # with as much padding at its end as the scheduler allows a slice
+        ragged_sizes = np.ceil(np.linspace(rows, max(1, rows // 2), steps)).astype(np.int64)
+        ragged = graph_seconds < self._seconds(self._cudnn(ragged_sizes))
         return _Graph(replay, even, ragged)
 
-    def _cudnn(self, batch_sizes: npt.NDArray[np.int64]) -> Run:
-        """The same work, or what a batch that thins has of it, as the network itself does it."""
+    def _cudnn(self, batch_sizes: npt.NDArray[np.int64]) -> Launch:
+        """Returns a function that runs a batch of these sizes by cuDNN."""
         spec, count = self.spec, int(batch_sizes[0])
         rows = self._rows[: int(batch_sizes.sum()) * spec.input_size].view(-1, spec.input_size)
         state = tuple(
@@ -123,7 +123,7 @@ class GraphLayers(MaskedLayers):
         return lambda: self._network.advance(rows, sizes, state)
 
     def _views(self, steps: int, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, State]:
-        """Rows, hidden, left and state of a bucket: the beginnings of the buffers."""
+        """Returns rows, hidden, left and state of a bucket, views of the beginnings of the buffers."""
         spec = self.spec
         return (
             self._rows[: steps * rows * spec.input_size].view(steps, rows, -1),
@@ -136,7 +136,7 @@ class GraphLayers(MaskedLayers):
         )
 
     def _run(self, steps: int, rows: int) -> None:
-        """What is recorded: a block from the buffers to the buffers, ready for the block behind it."""
+        """Runs a block from the buffers into the buffers, ready for the next block; this is captured."""
         inputs, hidden, left, state = self._views(steps, rows)
         _, after = self.block(inputs, left, state, out=hidden)
         for part, new in zip(state, after, strict=True):
@@ -146,10 +146,10 @@ class GraphLayers(MaskedLayers):
     def _blocks(
         self, rows: torch.Tensor, shape: Rectangle, left: torch.Tensor, state: State
     ) -> tuple[torch.Tensor, State]:
-        _, hidden, own_left, own_state = self._views(shape.blocks[0], shape.rows)
-        own_left.copy_(left)
-        for own, part in zip(own_state, state, strict=True):
-            own.copy_(part)
+        _, hidden, left_buffer, state_buffers = self._views(shape.blocks[0], shape.rows)
+        left_buffer.copy_(left)
+        for buffer, part in zip(state_buffers, state, strict=True):
+            buffer.copy_(part)
         if len(shape.blocks) > 1:
             hidden = hidden.new_empty(shape.steps, shape.rows, self.spec.hidden_size)
         start = 0
@@ -160,4 +160,4 @@ class GraphLayers(MaskedLayers):
             if len(shape.blocks) > 1:
                 hidden[start : start + steps].copy_(out)
             start += steps
-        return hidden, own_state
+        return hidden, state_buffers

@@ -1,8 +1,7 @@
-"""The recurrent layers over a rectangle of rows, T steps of N sequences, in which a mask hides what is padding.
+"""The recurrent layers over a padded batch, T steps by N sequences, with a mask for the padding.
 
-Plain torch of fixed shapes, with nothing in it that hangs on the lengths, so that a GPU may record its kernels once and
-play them again. A row beyond a sequence's end leaves its state as it was. What padding computes is thrown away: no row
-ever sees another one.
+Only fixed shapes, and no control flow that depends on the lengths, so that the kernels can be captured as a CUDA graph.
+A padded row leaves its sequence's state unchanged, and its outputs are discarded; rows never depend on each other.
 """
 
 from collections.abc import Callable
@@ -21,7 +20,7 @@ _Step = Callable[["_Layer", torch.Tensor, torch.Tensor, State], State]
 
 
 class _Layer(NamedTuple):
-    """u [D, gates H], w [H, gates H], b_u and b_w [gates H]; of cells other than the GRU b_u has both biases in it."""
+    """u [D, gates H], w [H, gates H], b_u and b_w [gates H]; except for a GRU, b_u is the sum of both biases."""
 
     u: torch.Tensor
     w: torch.Tensor
@@ -30,14 +29,14 @@ class _Layer(NamedTuple):
 
 
 def takes(spec: ModelSpec) -> bool:
-    """Whether networks like this can be run so: neither in two directions nor with a convolution in front."""
+    """Returns whether networks of this kind are supported: neither bidirectional nor with a convolution."""
     return not spec.bidirectional and not spec.conv_channels
 
 
 class MaskedLayers:
-    """A network's recurrent layers for rectangles. max_padding: the share of a rectangle's cells that may be empty.
+    """A network's recurrent layers over rectangles. max_padding: the largest share of padding in a rectangle.
 
-    Weights and products are of the network's own precision; of bfloat16 the sums of GRU and LSTM stay in float32.
+    Weights and products have the network's precision; with bfloat16 the sums of GRU and LSTM stay in float32.
     """
 
     def __init__(self, network: Network, *, max_padding: float = MAX_PADDING, grid: Grid = GRID) -> None:
@@ -52,25 +51,25 @@ class MaskedLayers:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what it has beside the network's own weights."""
+        """Bytes of copies of the network's weights."""
         if self.spec.precision != "bf16":
-            return 0  # but for a bias or two
+            return 0  # except for sums of biases
         return sum(tensor.nbytes for layer in self._layers for tensor in layer)
 
     def rectangle(self, batch_sizes: npt.NDArray[np.int64]) -> Rectangle | None:
-        """Returns the rectangle that a batch is to be run in, or None where packed rows are the better choice.
+        """Returns the rectangle to run a batch in, or None if it would have too much padding.
 
-        batch_sizes: [T], from N down, how many sequences each step has.
+        batch_sizes: [T], descending from N, the number of sequences at each step.
         """
         return rectangle(len(batch_sizes), int(batch_sizes[0]), int(batch_sizes.sum()), self._max_padding, self.grid)
 
     def advance(
         self, rows: torch.Tensor, shape: Rectangle, lengths: torch.Tensor, state: State
     ) -> tuple[torch.Tensor, State]:
-        """Runs N sequences on, each by its own number of steps; returns (hidden, state after), as Network.advance does.
+        """Advances N sequences, each by its own number of steps; returns (hidden, new state), as Network.advance().
 
-        rows: [T rows, D], time-major, finite also where they are padding. lengths: int64 [N], at most T, on the device.
-        state: [layers, N, H] per part. hidden: [T rows, H], of no meaning where it is padding.
+        rows: [T rows, D], time-major, finite, padding included. lengths: int64 [N], at most T, on the device. state:
+        [layers, N, H] per part. hidden: [T rows, H]; padded rows are undefined.
         """
         count = len(lengths)
         with torch.inference_mode():
@@ -82,15 +81,15 @@ class MaskedLayers:
     def _blocks(
         self, rows: torch.Tensor, shape: Rectangle, left: torch.Tensor, state: State
     ) -> tuple[torch.Tensor, State]:
-        """Runs a rectangle, [T, rows, D]; left: [rows], the steps that each sequence has, 0 for those that are none."""
+        """Runs a rectangle, [T, rows, D]. left: [rows], the steps of each sequence, 0 for padded rows."""
         return self.block(rows, left, state)
 
     def block(
         self, rows: torch.Tensor, left: torch.Tensor, state: State, out: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, State]:
-        """Runs rows [T, N, D] of sequences that have `left` [N] steps left, from a state [layers, N, H] per part.
+        """Runs rows [T, N, D] of sequences with `left` [N] steps left, from a state [layers, N, H] per part.
 
-        out: where the top layer's states go, [T, N, H], if given.
+        out: buffer for the top layer's states, [T, N, H], if given.
         """
         steps, count = rows.shape[:2]
         valid = torch.arange(steps, device=rows.device)[:, None, None] < left[:, None]  # [T, N, 1]
@@ -104,7 +103,7 @@ class MaskedLayers:
             narrow = parts[0].to(self.dtype)
             for step in range(steps):
                 new = self._step(layer, products[step], narrow, parts)
-                # where() of the state itself goes straight to its place among the outputs
+                # where() writes the state directly into the outputs
                 if new[0].dtype is self.dtype:
                     narrow = torch.where(valid[step], new[0], narrow, out=hidden[step])
                     state_now = narrow
@@ -121,20 +120,20 @@ class MaskedLayers:
 
 
 def _layers(network: Network, dtype: torch.dtype) -> list[_Layer]:
-    """The weights as the products take them: the network's own, but for another precision."""
+    """Returns the weights of each layer, transposed, in the precision of the products."""
     parameters, layers = network.parameters(), []
     for layer in range(network.spec.num_layers):
         u, w, b_u, b_w = (
             parameters[f"rnn.{name}_l{layer}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
-        if network.spec.cell != "gru":  # whose recurrent bias stands inside of a product
+        if network.spec.cell != "gru":  # whose recurrent bias is inside a product
             b_u = b_u + b_w
         layers.append(_Layer(u.t().to(dtype), w.t().to(dtype), b_u.to(dtype), b_w.to(dtype)))
     return layers
 
 
 # One step of a layer. a: [N, gates H], U x_t and biases. s: [N, H], the state in the products' precision. parts: the
-# state, [N, H] per part. They return the parts after it.
+# state, [N, H] per part. Each returns the new parts.
 
 
 def _elman(layer: _Layer, a: torch.Tensor, s: torch.Tensor, parts: State) -> State:

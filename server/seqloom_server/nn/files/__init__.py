@@ -1,1 +1,1 @@
-"""Networks on disk: model folders written whole or not at all, and imports of torch.nn's own files."""
+"""Networks on disk: model folders, which are replaced atomically, and imports of torch.nn's state dicts."""

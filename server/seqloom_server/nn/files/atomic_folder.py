@@ -1,7 +1,7 @@
-"""Folders that are replaced, or removed, whole or not at all: a crash at any moment leaves the old one or the new one.
+"""Replaces and removes folders atomically: a crash at any moment leaves the old folder or the new one, complete.
 
-The new folder is written beside the old one under a name that begins with a dot, synced, and renamed. Who does so, or
-clears up, keeps others from it meanwhile; to read needs nothing but a look at identity(), before and after.
+The new folder is written beside the old one under a name that begins with a dot, synced, and renamed. Callers make sure
+that only one process at a time replaces or recovers a folder; readers compare identity() before and after reading.
 """
 
 import contextlib
@@ -14,14 +14,14 @@ _SUFFIXES = (".being-written", ".being-replaced")
 
 
 class BrokenFolder(ValueError):
-    """A folder whose files cannot be loaded; the text names the file, and the field or tensor at fault."""
+    """A folder whose files cannot be loaded; the text names the file, and the invalid field or tensor."""
 
 
 @contextlib.contextmanager
 def replaced(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Gives an empty folder to write files into, which then stands in place of `folder`, on the disk and all.
+    """Returns a context with an empty folder to write files into, which then replaces `folder` and is synced.
 
-    What the body raises leaves `folder` as it was, whatever it was. One writer to a folder at a time. Raises OSError.
+    If the body raises, `folder` stays as it was. One writer to a folder at a time. Raises OSError.
     """
     path = pathlib.Path(folder)
     recover(path)
@@ -29,8 +29,8 @@ def replaced(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     new.mkdir(parents=True)
     try:
         yield new
-        for each in (*new.iterdir(), new):
-            sync(each)
+        for written in (*new.iterdir(), new):
+            sync(written)
         if os.path.lexists(path):
             path.rename(old)
         new.rename(path)
@@ -40,23 +40,23 @@ def replaced(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def remove(folder: str | os.PathLike[str]) -> None:
-    """Removes a folder, or what stands in its place: no crash leaves a part of it under its name.
+    """Removes a folder or file; a crash leaves no part of it under its name.
 
-    Raises FileNotFoundError or another OSError; it is gone, or as it was.
+    Raises FileNotFoundError or another OSError; it is then removed, or unchanged.
     """
     path = pathlib.Path(folder)
     recover(path)
     new, _ = _beside(path)
     path.rename(new)
     sync(path.parent)
-    with contextlib.suppress(OSError):  # what is left of it is cleared up at the next start
+    with contextlib.suppress(OSError):  # the next recover_all() removes the rest
         _delete(new)
 
 
 def recover(folder: str | os.PathLike[str]) -> None:
-    """Clears up what an interrupted replaced() left beside a folder, and puts the old one back if it was moved.
+    """Removes the leftovers of an interrupted replaced(), and restores the old folder if it had been moved away.
 
-    Only where nobody is replacing it now. Raises OSError.
+    No process may be replacing the folder now. Raises OSError.
     """
     path = pathlib.Path(folder)
     new, old = _beside(path)
@@ -68,9 +68,9 @@ def recover(folder: str | os.PathLike[str]) -> None:
 
 
 def recover_all(root: str | os.PathLike[str]) -> dict[str, OSError]:
-    """Does so for every folder directly in `root`, also one of which only the old folder is left.
+    """Calls recover() for every unfinished folder directly in `root`.
 
-    Returns why by name for those where it could not. Raises OSError where `root` cannot be read.
+    Returns by name the errors of those that failed. Raises OSError if `root` cannot be read.
     """
     failed: dict[str, OSError] = {}
     for name in unfinished(root):
@@ -82,9 +82,9 @@ def recover_all(root: str | os.PathLike[str]) -> dict[str, OSError]:
 
 
 def unfinished(root: str | os.PathLike[str]) -> list[str]:
-    """The names of the folders in `root` that are being replaced, or whose replacing was interrupted. Raises OSError.
+    """Returns the names of the folders in `root` that are being replaced, or were when their process was interrupted.
 
-    [] where there is no such root.
+    [] if `root` does not exist. Raises OSError.
     """
     names = os.listdir(root) if os.path.isdir(root) else []
     found = {
@@ -97,17 +97,17 @@ def unfinished(root: str | os.PathLike[str]) -> list[str]:
 
 
 def identity(folder: str | os.PathLike[str]) -> object:
-    """Equal at two moments if the same folder stood there at both; None where nothing does. Raises OSError."""
+    """Returns a value that changes when the folder is replaced; None if nothing has that name. Raises OSError."""
     try:
         found = [os.lstat(folder), os.stat(folder)]
     except FileNotFoundError:
-        return None if not os.path.lexists(folder) else "a link that leads nowhere"
-    # an inode may soon be another folder's, which has another time
-    return [(each.st_dev, each.st_ino, each.st_mtime_ns, each.st_ctime_ns) for each in found]
+        return None if not os.path.lexists(folder) else "broken link"
+    # times too: an inode may be reused for another folder
+    return [(status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns) for status in found]
 
 
 def sync(path: pathlib.Path) -> None:
-    """Returns once the file's bytes, or the folder's entries, are on the disk. Raises OSError."""
+    """Waits until a file's bytes, or a folder's entries, are on the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -123,6 +123,6 @@ def _delete(path: pathlib.Path) -> None:
 
 
 def _beside(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """Where the new folder is written and where the old one waits; dots keep them apart from what is named by users."""
+    """Returns the temporary paths of the new and the old folder; names of users never begin with a dot."""
     new, old = (path.with_name(f".{path.name}{suffix}") for suffix in _SUFFIXES)
     return new, old

@@ -1,4 +1,4 @@
-"""Networks from state dicts of torch.nn: cell and sizes are read off names and shapes, and every doubt is refused."""
+"""Converts state dicts of torch.nn to networks: infers cell and sizes from names and shapes, and refuses ambiguity."""
 
 import re
 from collections.abc import Mapping
@@ -11,28 +11,28 @@ from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.spec import GATES, Activation, InvalidSpec, ModelSpec, cell_of_gates
 
 _EXPECTED = (
-    "expected rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0, as many for each other layer, "
+    "expected rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0, the same for each other layer, "
     "output.weight, output.bias, and for a convolution conv.weight, conv.bias"
 )
 _FIRST = "rnn.weight_ih_l0"
 
-# names that torch.nn gives to what no network here has, what they are, and what to do
+# (pattern of torch.nn's names of unsupported tensors, what they are and what to do)
 _REFUSED: tuple[tuple[re.Pattern[str], str], ...] = (
     (
         re.compile(r"weight_hr_l\d"),
-        "is the projection of an LSTM with proj_size, which no network here has: with P for weight_hr_l0, "
-        "weight_hh_l0 @ P in place of weight_hh_l0, and the same in what reads the layer's outputs, weight_ih_l1 or "
-        "output.weight, give the network without it (of two directions, each with its own columns)",
+        "is the projection of an LSTM with proj_size, which is not supported: expected the same network without it: "
+        "with P = weight_hr_l0, weight_hh_l0 @ P in place of weight_hh_l0, and likewise in the weights that read the "
+        "layer's outputs, weight_ih_l1 or output.weight (each direction with its own columns)",
     ),
     (
         re.compile(r"(^|\.)parametrizations\.|weight\w*_(g|v|u|orig|mask)$"),
-        "is of weights that are computed (by weight or spectral norm, or pruning): expected plain ones; before saving, "
-        "torch.nn.utils.parametrize.remove_parametrizations makes them so, or what removes the older kinds",
+        "belongs to weights that are computed (by weight or spectral norm, or pruning): expected plain weights; before "
+        "saving, call torch.nn.utils.parametrize.remove_parametrizations, or the older kinds' own remove functions",
     ),
     (
         re.compile(r"(weight|bias)_(ih|hh)$"),
-        'is of a torch.nn.RNNCell, GRUCell or LSTMCell: expected a layer, whose names have "_l0" at the end: '
-        "rename the cell's four tensors so",
+        'belongs to a torch.nn.RNNCell, GRUCell or LSTMCell: expected a layer, whose names end with "_l0": rename the '
+        "cell's four tensors",
     ),
 )
 
@@ -42,31 +42,31 @@ def from_state_dict(
 ) -> Network:
     """Returns a network on the CPU with a copy of a state dict whose names begin with "conv.", "rnn." and "output.".
 
-    The cell and the sizes are read off names and shapes. What cannot be is said: activation, Elman's, and
-    causal_convolution, that the convolution is causal, with zeros before the first step, and relu follows it; one of
-    width 1 is as it is. Biases are zeros where there is none in all the state dict. Raises InvalidSpec, by name for
-    each tensor that is missing, too many, misshapen, of another type or not finite.
+    The cell and the sizes are inferred from names and shapes. activation: of an Elman network. causal_convolution: the
+    convolution is causal, with zeros before the first step, and followed by relu; not needed for width 1. Biases are
+    zeros if the state dict has none at all. Raises InvalidSpec, which names the tensor, for tensors that are missing,
+    unknown, of a wrong shape or type, or not finite.
     """
     _check_tensors(parameters)
     spec = _spec_of(parameters, activation)
     if causal_convolution and not spec.conv_channels:
-        raise InvalidSpec("conv.weight", "is missing: expected it where a causal convolution is spoken of")
+        raise InvalidSpec("conv.weight", "is missing: expected it, as causal_convolution is set")
     if spec.conv_width > 1 and not causal_convolution:
         raise InvalidSpec(
             "conv.weight",
-            f"has width {spec.conv_width}, and a state dict does not say what is padded: expected a causal "
-            f"convolution, whose output t sees the inputs t-{spec.conv_width - 1} to t, zeros before the first, and "
-            'relu after it; one padded on both sides, as padding="same" does, would give other outputs. '
-            "If it is causal, say so: causal_convolution, --causal-convolution",
+            f"has width {spec.conv_width}, and a state dict does not say how it is padded: expected a causal "
+            f"convolution, whose output t sees the inputs t-{spec.conv_width - 1} to t, with zeros before the first, "
+            'followed by relu; one padded on both sides, as with padding="same", would give other outputs. '
+            "If it is causal, set causal_convolution or --causal-convolution",
         )
     copies = {}
-    for name, tensor in _completed(parameters, spec).items():
+    for name, tensor in _with_biases(parameters, spec).items():
         expected, dtype = spec.parameter_shapes()[name], parameters[_FIRST].dtype
         if tuple(tensor.shape) != expected or tensor.dtype != dtype:
             raise InvalidSpec(name, f"is {tensor.dtype} {list(tensor.shape)}: expected {dtype} {list(expected)}")
-        wrong = (~torch.isfinite(tensor)).nonzero()
-        if len(wrong):
-            place = wrong[0].tolist()
+        non_finite = (~torch.isfinite(tensor)).nonzero()
+        if len(non_finite):
+            place = non_finite[0].tolist()
             raise InvalidSpec(name, f"holds {tensor[tuple(place)].item()} at {place}: expected finite numbers")
         copies[name] = tensor.detach().cpu().clone()
     return Network(spec, copies, "cpu")
@@ -79,7 +79,7 @@ def _check_tensors(parameters: Mapping[str, torch.Tensor]) -> None:
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise InvalidSpec(_plain(name), f"is a {type(tensor).__name__}: expected names of tensors; {_EXPECTED}")
         if torch.nn.parameter.is_lazy(tensor):
-            raise InvalidSpec(_plain(name), "has no shape yet: expected one; run the lazy module once")
+            raise InvalidSpec(_plain(name), "has no shape yet: expected a shape; run the lazy module once")
         if tensor.is_meta or tensor.layout != torch.strided:
             kind = "on the meta device" if tensor.is_meta else f"of layout {tensor.layout}"
             raise InvalidSpec(_plain(name), f"is {kind}: expected a dense tensor with numbers")
@@ -107,7 +107,7 @@ def _spec_of(parameters: Mapping[str, torch.Tensor], activation: Activation) -> 
     if first.dtype not in (torch.float32, torch.float64):
         raise InvalidSpec(
             "dtype",
-            f"is {first.dtype} in {_FIRST}: expected float32 or float64; before saving, module.float() makes it",
+            f"is {first.dtype} in {_FIRST}: expected float32 or float64; before saving, call module.float()",
         )
     kernel = parameters.get("conv.weight")
     channels, inputs, width = (0, first.shape[1], 0) if kernel is None else kernel.shape
@@ -126,60 +126,60 @@ def _spec_of(parameters: Mapping[str, torch.Tensor], activation: Activation) -> 
     )
 
 
-def _completed(parameters: Mapping[str, torch.Tensor], spec: ModelSpec) -> dict[str, torch.Tensor]:
-    """Returns a tensor for each name of the network's, zeros for its biases where none of them is there."""
+def _with_biases(parameters: Mapping[str, torch.Tensor], spec: ModelSpec) -> dict[str, torch.Tensor]:
+    """Returns a tensor for each of the network's names, zeros for its biases if the state dict has none."""
     shapes = spec.parameter_shapes()
-    what = f"{spec.num_layers}-layer {'bidirectional ' if spec.bidirectional else ''}{spec.cell}"
-    foreign = [name for name in parameters if name not in shapes]
-    if foreign:
-        raise InvalidSpec(_plain(foreign[0]), f"belongs to no {what}{_and_more(foreign)}: {_EXPECTED}")
+    kind = f"{spec.num_layers}-layer {'bidirectional ' if spec.bidirectional else ''}{spec.cell}"
+    unknown = [name for name in parameters if name not in shapes]
+    if unknown:
+        raise InvalidSpec(_plain(unknown[0]), f"is not part of a {kind}{_and_more(unknown)}: {_EXPECTED}")
     missing = [name for name in shapes if name not in parameters]
     weights = [name for name in missing if ".bias" not in name]
     if weights:
-        raise InvalidSpec(weights[0], f"is missing{_and_more(weights)}: expected in a {what}, which the others are of")
+        raise InvalidSpec(weights[0], f"is missing{_and_more(weights)}: expected in a {kind}, as the other tensors are")
     biases = [name for name in parameters if ".bias" in name]
     if missing and biases:
         raise InvalidSpec(
             missing[0],
             f"is missing{_and_more(missing)}, while {biases[0]} is there: expected all biases, or none at all; "
-            f"where the network has no such bias, add zeros of shape {list(shapes[missing[0]])} under that name",
+            f"if the network has no such bias, add zeros of shape {list(shapes[missing[0]])} under that name",
         )
     zeros = {name: parameters[_FIRST].new_zeros(shapes[name]) for name in missing}
     return {name: zeros[name] if name in zeros else parameters[name] for name in shapes}
 
 
 def _missing(name: str, parameters: Mapping[str, torch.Tensor]) -> InvalidSpec:
-    """What is said of a tensor without which there is no reading the others: what there is, and what to do."""
+    """Returns the error of a missing tensor that determines the network's sizes, with advice."""
     if not parameters:
         return InvalidSpec(name, f"is missing, since there are no tensors at all: {_EXPECTED}")
-    found = ", ".join(_shown(each) for each in list(parameters)[:6])
+    found = ", ".join(_shown(present) for present in list(parameters)[:6])
     more = f" and {len(parameters) - 6} more" if len(parameters) > 6 else ""
     return InvalidSpec(name, f"is missing among {found}{more}: {_EXPECTED}; {_how_to_name(name, parameters)}")
 
 
 def _how_to_name(name: str, parameters: Mapping[str, torch.Tensor]) -> str:
-    wrapped = [each for each in parameters if each.endswith("." + _FIRST)]
+    wrapped = [present for present in parameters if present.endswith("." + _FIRST)]
     if wrapped:
-        return f"take {_shown(wrapped[0].removesuffix(_FIRST))} off the front of the names"
-    if name == "output.weight" and all(each.startswith(("rnn.", "conv.")) for each in parameters):
-        return 'for hidden states alone, add an output.weight of zeros [1, width] and its bias, and ask for "hidden"'
-    layers = [each for each in parameters if each.endswith("weight_ih_l0")]
+        return f"remove the prefix {_shown(wrapped[0].removesuffix(_FIRST))} from the names"
+    if name == "output.weight" and all(present.startswith(("rnn.", "conv.")) for present in parameters):
+        return 'for hidden states alone, add an output.weight of zeros [1, width] and its bias, and request "hidden"'
+    layers = [present for present in parameters if present.endswith("weight_ih_l0")]
     if _FIRST in parameters or not layers:
-        part = name.partition(".")[0]
-        of = {"rnn": "recurrent layers", "output": "linear layer after them", "conv": "convolution"}[part]
-        return f'name those of the {of} with "{part}." in front'
+        prefix = name.partition(".")[0]
+        layer = {"rnn": "recurrent layers", "output": "linear layer after them", "conv": "convolution"}[prefix]
+        return f'add the prefix "{prefix}." to the names of the {layer}'
     prefix = layers[0].removesuffix("weight_ih_l0")
     if not prefix:
-        return 'put "rnn." in front of the names of the recurrent layers, and "output." of the linear layer after them'
-    return f'put "rnn." in the place of {_shown(prefix)}, and "output." of what names the linear layer after it'
+        return 'add the prefix "rnn." to the names of the recurrent layers, "output." to those of the linear layer'
+    return f'replace the prefix {_shown(prefix)} by "rnn.", and that of the linear layer after it by "output."'
 
 
 def _and_more(names: list[str]) -> str:
-    return f", like {len(names) - 1} more" if len(names) > 1 else ""
+    return f", and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 def _plain(name: object) -> str:
-    return repr(name).strip("'")[:80]  # on one line, whatever it holds
+    return repr(name).strip("'")[:80]  # on one line, whatever characters it has
 
 
 def _shown(name: str) -> str:

@@ -1,6 +1,6 @@
-"""Reads a state dict from a safetensors file, and says of another file what it is and how to make one of it.
+"""Reads a state dict from a safetensors file; identifies other files, and says how to convert them.
 
-Nothing is ever unpickled: that is for those to do who trust the file.
+Nothing is ever unpickled: users convert files that they trust.
 """
 
 import os
@@ -14,16 +14,16 @@ import torch
 from seqloom_server.nn.files import tied_tensors
 
 _HEAD_BYTES = 1024
-_MAX_SAFETENSORS_HEADER = 100_000_000  # more than that safetensors does not take
+_MAX_SAFETENSORS_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 _SAVE = 'safetensors.torch.save_file({name: tensor.clone() for name, tensor in TENSORS.items()}, "m.safetensors")'
-_FROM_TORCH = "where you trust it, " + _SAVE.replace("TENSORS", "torch.load(PATH, weights_only=True)") + " makes one"
-_FROM_SCRIPT = "where you trust it, " + _SAVE.replace("TENSORS", "torch.jit.load(PATH).state_dict()") + " makes one"
+_FROM_TORCH = "if you trust it, " + _SAVE.replace("TENSORS", "torch.load(PATH, weights_only=True)") + " makes one"
+_FROM_SCRIPT = "if you trust it, " + _SAVE.replace("TENSORS", "torch.jit.load(PATH).state_dict()") + " makes one"
 _FROM_NUMPY = 'safetensors.numpy.save_file(dict(numpy.load(PATH)), "m.safetensors") makes one'
 _FROM_MODULE = _SAVE.replace("TENSORS", "module.state_dict()") + " makes one of a torch.nn.Module with these weights"
 _FETCH = "fetch the file itself"
 
-# (what is at the beginning, what that is, what to do)
+# (first bytes, kind of file, what to do)
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", "a file of torch.save, of the old kind", _FROM_TORCH),
     *((b"\x80" + bytes([protocol]), "a pickle", _FROM_MODULE) for protocol in range(2, 6)),
@@ -40,43 +40,43 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
 
 
 class NoStateDict(ValueError):
-    """A file that no state dict can be read from; the text says what it is, what is expected and what to do."""
+    """A file that is not a state dict; the text says what it is, what is expected and what to do."""
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """Returns a state dict on the CPU, tied tensors under each of their names; they are views on the file.
+    """Returns a state dict on the CPU, with tied tensors under each of their names; tensors are views on the file.
 
-    Raises NoStateDict, and InvalidSpec for names of tied tensors that contradict the tensors.
+    Raises NoStateDict, and InvalidSpec for metadata of tied tensors that contradicts the tensors.
     """
     file = pathlib.Path(path)
     try:
         if file.is_dir():
             raise NoStateDict("is a folder: expected the safetensors file of a state dict")
-        if file.exists() and not file.is_file():  # to open a pipe would wait for a writer
-            raise NoStateDict("is no regular file: expected the safetensors file of a state dict")
-        file.open("rb").close()  # safetensors 0.8.0 says of a file without rights that it is missing
+        if file.exists() and not file.is_file():  # opening a pipe would block
+            raise NoStateDict("is not a regular file: expected the safetensors file of a state dict")
+        file.open("rb").close()  # safetensors 0.8.0 reports an unreadable file as missing
         try:
             archive = safetensors.safe_open(file, "pt")
         except safetensors.SafetensorError as error:
             with file.open("rb") as content:
-                what, remedy = what_it_is(content)
-            if not what:
-                raise NoStateDict(f"is no whole safetensors file: {error}") from error
+                kind, remedy = identify(content)
+            if not kind:
+                raise NoStateDict(f"is not a complete safetensors file: {error}") from error
             remedy = remedy.replace("PATH", repr(str(path)))
-            raise NoStateDict(f"is {what}: expected a safetensors file{remedy and '; ' + remedy}") from error
+            raise NoStateDict(f"is {kind}: expected a safetensors file{remedy and '; ' + remedy}") from error
         with archive as opened:
             names = tied_tensors.kept_names(opened.metadata(), opened.keys(), opened.get_tensor)
             return {name: opened.get_tensor(kept) for name, kept in names.items()}
     except OSError as error:
         raise NoStateDict(f"cannot be read: {error.strerror or str(error).partition(':')[0]}") from error
-    except safetensors.SafetensorError as error:  # of types that torch has no tensors of
+    except safetensors.SafetensorError as error:  # a data type that torch does not have
         raise NoStateDict(f"cannot be read: {error}") from error
 
 
-def what_it_is(file: BinaryIO) -> tuple[str, str]:
-    """Returns in words what a file is that safetensors cannot read, and what to do; "" where its bytes do not tell.
+def identify(file: BinaryIO) -> tuple[str, str]:
+    """Returns the kind of a file that safetensors cannot read, and how to convert it, in words; "" if unknown.
 
-    The name of the file goes where the words have PATH.
+    PATH in the words stands for the file's path.
     """
     head = file.read(_HEAD_BYTES)
     if not head:
@@ -84,16 +84,16 @@ def what_it_is(file: BinaryIO) -> tuple[str, str]:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_SAFETENSORS_HEADER:
         return "", ""  # safetensors, cut short or damaged
     if head.startswith(b"PK") and zipfile.is_zipfile(file):
-        return _of_zip(file)
-    for magic, what, remedy in _MAGIC:
+        return _identify_zip(file)
+    for magic, kind, remedy in _MAGIC:
         if head.startswith(magic) or head.lstrip().lower().startswith(magic):
-            return what, remedy
-    if head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x3a", b"\x42"):  # version, then maker, graph or operators
+            return kind, remedy
+    if head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x3a", b"\x42"):  # version, then producer, graph or operators
         return "an ONNX model by its first bytes", _FROM_MODULE
     return "", ""
 
 
-def _of_zip(file: BinaryIO) -> tuple[str, str]:
+def _identify_zip(file: BinaryIO) -> tuple[str, str]:
     with zipfile.ZipFile(file) as archive:
         names = [name.rpartition("/")[2] for name in archive.namelist()]
     if "constants.pkl" in names:

@@ -1,4 +1,4 @@
-"""Networks from torch.nn modules, whose types tell what a state dict does not."""
+"""Converts torch.nn modules to networks; a module's type and settings say what a state dict does not."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from seqloom_server.nn.files.state_dict import from_state_dict
 from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.spec import InvalidSpec
 
-_WANTED: dict[str, tuple[type[torch.nn.Module], str]] = {
+_EXPECTED_TYPES: dict[str, tuple[type[torch.nn.Module], str]] = {
     "rnn": (torch.nn.RNNBase, "a torch.nn.RNN, GRU or LSTM"),
     "output": (torch.nn.Linear, "a torch.nn.Linear"),
     "convolution": (torch.nn.Conv1d, "a torch.nn.Conv1d or None"),
@@ -18,10 +18,10 @@ _WANTED: dict[str, tuple[type[torch.nn.Module], str]] = {
 def from_torch(rnn: torch.nn.RNNBase, output: torch.nn.Linear, convolution: torch.nn.Conv1d | None = None) -> Network:
     """Returns a network on the CPU with a copy of the weights of torch.nn.RNN, GRU or LSTM and of a torch.nn.Linear.
 
-    convolution: in front, causal and followed by relu: what it pads must be zeros, none or width - 1 of them, of which
-    those on the left are what counts. Biases that a module does not have are zeros. Dropout is for training, and left
-    out. Raises InvalidSpec for what cannot be served: modules of other types, projections, half precision, numbers that
-    are not finite, a convolution with strides, gaps or groups, sizes that do not fit together.
+    convolution: before the recurrent layers, causal and followed by relu; its padding must be 0 or width - 1 zeros, of
+    which those on the left are used. Missing biases are zeros. Dropout is ignored. Raises InvalidSpec for what cannot
+    be served: modules of other types, projections, half precision, numbers that are not finite, a convolution with
+    strides, dilation or groups, and sizes that do not match.
     """
     _check_type("rnn", rnn)
     _check_type("output", output)
@@ -43,26 +43,26 @@ def from_torch(rnn: torch.nn.RNNBase, output: torch.nn.Linear, convolution: torc
 
 
 def _check_type(name: str, value: object) -> None:
-    wanted, expected = _WANTED[name]
-    if isinstance(value, wanted):
+    expected_type, expected = _EXPECTED_TYPES[name]
+    if isinstance(value, expected_type):
         return
     found = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
     raise InvalidSpec(name, f"is {'None' if value is None else found}: expected {expected}{_advice(name, value)}")
 
 
 def _advice(name: str, value: object) -> str:
-    """What to do about a module of another type, after a semicolon."""
+    """Returns advice for a module of another type, after a semicolon."""
     if name == "output" and (value is None or isinstance(value, torch.nn.Identity)):
-        return '; for hidden states alone hand over a torch.nn.Linear(width, 1), and ask for "hidden" outputs'
+        return '; for hidden states alone pass a torch.nn.Linear(width, 1), and request "hidden" outputs'
     if isinstance(value, torch.nn.RNNCellBase) and name == "rnn":
         layer = type(value).__name__.removesuffix("Cell")
-        return f'; a torch.nn.{layer} of one layer has the cell\'s four tensors, with "_l0" after their names'
+        return f'; a torch.nn.{layer} of one layer has the cell\'s four tensors, with "_l0" appended to their names'
     if isinstance(value, Mapping):
         return "; a state dict is for from_state_dict()"
     if isinstance(value, torch.nn.Module):
-        inside = [path for path, module in value.named_modules() if isinstance(module, _WANTED[name][0])]
+        inside = [path for path, module in value.named_modules() if isinstance(module, _EXPECTED_TYPES[name][0])]
         if len(inside) == 1:
-            return f"; it has one as {inside[0]!r}: hand that over, if nothing else in it changes what comes out"
+            return f"; it has one as {inside[0]!r}: pass that, if nothing else in the module changes the outputs"
     return ""
 
 
@@ -71,8 +71,8 @@ def _check_causal(convolution: torch.nn.Conv1d) -> None:
     if convolution.padding == "same" and width > 1:
         raise InvalidSpec(
             "conv.weight",
-            "belongs to a convolution with padding 'same', which sees inputs to come: expected a causal one, that pads "
-            f"{width - 1} on the left alone, and is trained so",
+            "belongs to a convolution with padding 'same', which sees future inputs: expected a causal one, trained "
+            f"with {width - 1} zeros on the left only",
         )
     for name, expected in (
         ("stride", [(1,)]),
@@ -82,7 +82,7 @@ def _check_causal(convolution: torch.nn.Conv1d) -> None:
     ):
         found = getattr(convolution, name)
         if found not in expected:
-            shown = " or ".join(str(each[0] if isinstance(each, tuple) else each) for each in expected[:2])
+            shown = " or ".join(str(value[0] if isinstance(value, tuple) else value) for value in expected[:2])
             raise InvalidSpec("conv.weight", f"belongs to a convolution with {name} {found!r}: expected {shown}")
     if convolution.padding_mode != "zeros":
         raise InvalidSpec(

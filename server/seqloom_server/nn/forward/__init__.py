@@ -1,1 +1,1 @@
-"""A network's way forward: convolution, recurrent layers, outputs; many sequences by many steps in one call."""
+"""The forward pass: convolution, recurrent layers and outputs, of many sequences and steps in one call."""

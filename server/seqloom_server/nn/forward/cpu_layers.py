@@ -1,7 +1,7 @@
-"""The recurrent layers walked step by step, with weights laid out once, in float32 or with products in bfloat16.
+"""Runs the recurrent layers on the CPU, step by step with packed weights, in float32 or with products in bfloat16.
 
-In bfloat16 a product's terms are summed in float32 and rounded once. What a cell adds up from step to step, a GRU's
-state and an LSTM's c_t, stays in float32; Elman's state is a function's value, which rounding does not accumulate in.
+In bfloat16 a product is summed in float32 and rounded once. Sums over the steps, a GRU's state and an LSTM's c_t, stay
+in float32; an Elman state is the value of a function, in which rounding errors do not accumulate.
 """
 
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ HALF = torch.bfloat16
 
 
 class _Weights(NamedTuple):
-    """One layer's and direction's: u of the inputs, w of the states."""
+    """The weights of one layer and direction: u for the inputs, w for the states."""
 
     u: PackedLinear
     w: PackedLinear
 
 
 class _Steps(NamedTuple):
-    """The steps of packed rows `inputs` in the order in which they are walked."""
+    """The steps of packed rows `inputs`, in the order in which they run; back: from the last to the first."""
 
     inputs: torch.Tensor
     sizes: list[int]
@@ -32,18 +32,18 @@ class _Steps(NamedTuple):
 
     @property
     def views(self) -> list[torch.Tensor]:
-        return self.of(self.inputs)
+        return self.split(self.inputs)
 
-    def of(self, rows: torch.Tensor) -> list[torch.Tensor]:
-        """Views of packed rows, one a step."""
+    def split(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """Returns views of packed rows, one for each step."""
         views = list(rows.split_with_sizes(self.sizes))
         return views[::-1] if self.back else views
 
 
 class CpuLayers:
-    """The recurrent layers of a network of float32 on one device.
+    """The recurrent layers of a float32 network.
 
-    parameters: by the names of spec.parameter_shapes(). dtype: of the products, float32 or bfloat16; of bfloat16 the
+    parameters: by the names of spec.parameter_shapes(). dtype: of the products, float32 or bfloat16; for bfloat16 the
     weights are copied.
     """
 
@@ -58,7 +58,7 @@ class CpuLayers:
                     parameters[f"rnn.{name}_l{layer}{direction}"]
                     for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
                 )
-                if spec.cell == "gru":  # whose recurrent bias stands inside of a product
+                if spec.cell == "gru":  # whose recurrent bias is inside a product
                     weights = _Weights(self._linear(u, b_u), self._linear(w, b_w))
                 else:
                     weights = _Weights(self._linear(u, b_u + b_w), self._linear(w, None))
@@ -74,23 +74,23 @@ class CpuLayers:
         return linear
 
     def advance(self, rows: torch.Tensor, batch_sizes: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
-        """Does as Network.advance, with states in float32; hidden: [cells, outputs_width] of the products' type."""
-        # not kept: a network that holds itself is only freed by the garbage collector, which the server spares
-        walk = {"elman": self._elman, "gru": self._gru, "lstm": self._lstm}[self._cell]
+        """Does as Network.advance(), with states in float32; hidden: [cells, outputs_width] of the products' dtype."""
+        # not an attribute: an object that refers to itself is only freed by the garbage collector, which rarely runs
+        run = {"elman": self._elman, "gru": self._gru, "lstm": self._lstm}[self._cell]
         sizes = batch_sizes.tolist()
         after = tuple(part.clone() for part in state)
         rows = rows.to(self._dtype)
         for layer, directions in enumerate(self._layers):
-            sides = []
-            for side, weights in enumerate(directions):
-                row = layer * len(directions) + side
-                steps = _Steps(weights.u(rows), sizes, back=side > 0)
-                sides.append(walk(weights.w, steps, [part[row] for part in after]))
-            rows = sides[0] if len(sides) == 1 else torch.cat(sides, 1)
+            hidden = []
+            for direction, weights in enumerate(directions):
+                row = layer * len(directions) + direction
+                steps = _Steps(weights.u(rows), sizes, back=direction > 0)
+                hidden.append(run(weights.w, steps, [part[row] for part in after]))
+            rows = hidden[0] if len(hidden) == 1 else torch.cat(hidden, 1)
         return rows, after
 
-    # Each of these walks the steps in the order given, views of one buffer of input products. states: [N, H] per part,
-    # of which a step has the first ones; in the end they are the last ones. They return s_t of every step, packed.
+    # Each of these runs the steps in order. steps: the products of the inputs. states: [N, H] per part, of which a step
+    # uses the first rows; updated in place to the last states. Each returns s_t of every step, packed.
 
     def _elman(self, w: PackedLinear, steps: _Steps, states: list[torch.Tensor]) -> torch.Tensor:
         last = states[0]
@@ -106,7 +106,7 @@ class CpuLayers:
         s, width = states[0], states[0].shape[1]
         narrow = s.to(self._dtype)
         hidden = steps.inputs.new_empty(len(steps.inputs), width)
-        for a, out in zip(steps.views, steps.of(hidden), strict=True):
+        for a, out in zip(steps.views, steps.split(hidden), strict=True):
             before = s[: len(a)]
             by_state = w(narrow[: len(a)]).float()
             r, z = a[:, : 2 * width].add(by_state[:, : 2 * width]).sigmoid_().chunk(2, 1)
@@ -120,11 +120,11 @@ class CpuLayers:
         (s, c), width = states, states[0].shape[1]
         narrow = s.to(self._dtype)
         hidden = steps.inputs.new_empty(len(steps.inputs), width)
-        for a, out in zip(steps.views, steps.of(hidden), strict=True):
+        for a, out in zip(steps.views, steps.split(hidden), strict=True):
             cell = c[: len(a)]
             gates = w.plus(narrow[: len(a)], a).float()
             g = gates[:, 2 * width : 3 * width].tanh()
-            i, f, _, o = gates.sigmoid_().chunk(4, 1)  # of all at once: of parts it takes longer
+            i, f, _, o = gates.sigmoid_().chunk(4, 1)  # one call for all gates is faster than one for each
             cell.mul_(f).addcmul_(i, g)
             torch.mul(o, torch.tanh(cell), out=out)
             narrow[: len(a)] = out

@@ -1,7 +1,7 @@
-"""The recurrent layers on a GPU: one call of cuDNN through torch, whatever the precision.
+"""Runs the recurrent layers on a GPU: one call of cuDNN through torch, in any precision.
 
-Where all sequences have as many steps cuDNN is told so: torch then lets it take kernels that keep a small network's
-weights on the chip, which do not serve unequal lengths.
+Sequences of equal length are passed as a padded batch: torch then lets cuDNN use kernels that keep a small network's
+weights on the chip, which do not support unequal lengths.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,10 @@ State = tuple[torch.Tensor, ...]
 
 
 class CudnnLayers:
-    """rnn: torch.nn's module with a network's weights, float32 or float64. forward: torch's function for its cell.
+    """The recurrent layers of a network. rnn: torch.nn's module with its weights, float32 or float64. forward: torch's
+    function for its cell.
 
-    For bfloat16 it has copies of the weights; states come and go in float32, and are rounded at each call.
+    For bfloat16 the weights are copied; states are passed in float32, and rounded at each call.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class CudnnLayers:
         self.nbytes = sum(weight.nbytes for weight in self._flat) if self._half else 0
 
     def advance(self, rows: torch.Tensor, batch_sizes: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
-        """Does as Network.advance; hidden in bfloat16 if that is the precision."""
+        """Does as Network.advance(); hidden is bfloat16 if that is the precision."""
         spec = self._spec
         if self._half:
             rows, state = rows.bfloat16(), tuple(part.bfloat16() for part in state)

@@ -1,4 +1,4 @@
-"""A network on a device: advances many sequences by many steps at once, over packed rows."""
+"""A network on a device: runs the forward pass of many sequences and steps at once, over packed rows."""
 
 import functools
 import math
@@ -24,11 +24,11 @@ _FORWARD: dict[tuple[Cell, Activation], Callable[..., tuple[torch.Tensor, ...]]]
 
 
 class Network:
-    """The weights of one model on one device, and the forward pass through them.
+    """The weights of one model on one device, and the forward pass with them.
 
-    products: what launches on a GPU are made in, so that they are of the network's precision; nothing on the CPU.
-    parameters: every tensor that spec.parameter_shapes() names; taken over, not copied, where dtype, device and layout
-    are right already. Raises ValueError where one is missing, extra or misshapen.
+    products: a context that sets the network's precision for launches on a GPU; no effect on the CPU. parameters: every
+    tensor of spec.parameter_shapes(); not copied if dtype, device and layout are right already. Raises ValueError if
+    one is missing, unknown or of another shape.
     """
 
     def __init__(self, spec: ModelSpec, parameters: Mapping[str, torch.Tensor], device: torch.device | str) -> None:
@@ -40,7 +40,7 @@ class Network:
         dtype = getattr(torch, spec.dtype)
         ready = {name: tensor.detach().to(self.device, dtype).contiguous() for name, tensor in parameters.items()}
         if self.device.type == "cuda":
-            precision.allow_tf32(False)  # on by default, and good for three digits only
+            precision.allow_tf32(False)  # on by default for some products, with only three digits
         self.products = precision.products(spec.precision, self.device)
         self._conv = (ready["conv.weight"], ready["conv.bias"]) if spec.conv_channels else None
         self._rnn = recurrent_module(spec, "meta")
@@ -49,16 +49,16 @@ class Network:
             assign=True,
         )
         self._rnn.requires_grad_(False).eval()
-        self._rnn.flatten_parameters()  # cuDNN wants one buffer; elsewhere it does nothing
+        self._rnn.flatten_parameters()  # cuDNN needs one buffer; does nothing on the CPU
         self._flat = [weight for layer in self._rnn.all_weights for weight in layer]
         self._weight, self._bias = ready["output.weight"], ready["output.bias"]
         self._forward = _FORWARD[spec.cell, spec.activation]
 
-    # Laid out at the first use: a network that is only trained needs no copies, which would not follow its weights.
+    # Made at the first use: a network that is only trained needs no copies, which would not follow its weights.
 
     @functools.cached_property
     def _layers(self) -> CpuLayers | CudnnLayers | None:
-        """What runs the recurrent layers, where not torch's own call over packed rows in full precision does."""
+        """The implementation of the recurrent layers; None for torch's own, over packed rows in full precision."""
         spec = self.spec
         if self.device.type == "cuda":
             return CudnnLayers(spec, self._rnn, self._forward)
@@ -71,18 +71,18 @@ class Network:
 
     @functools.cached_property
     def _output(self) -> PackedLinear:
-        kept = HALF if self.spec.precision == "bf16" else self._weight.dtype
-        return PackedLinear(self._weight.to(kept), self._bias.to(kept))
+        dtype = HALF if self.spec.precision == "bf16" else self._weight.dtype
+        return PackedLinear(self._weight.to(dtype), self._bias.to(dtype))
 
     @classmethod
     def create(cls, spec: ModelSpec, seed: int, device: torch.device | str = "cpu") -> Self:
-        """Returns a network with torch.nn's default initialisation, drawn from `seed` alone, whatever the device.
+        """Returns a network with torch.nn's default initialisation from `seed`, the same on every device.
 
-        The numbers are those of torch.manual_seed(seed), then torch.nn.Conv1d if there is a convolution, then the
+        The numbers equal those of torch.manual_seed(seed), then torch.nn.Conv1d if there is a convolution, then the
         recurrent module, then torch.nn.Linear.
         """
         generator = torch.Generator().manual_seed(seed)
-        # torch.nn bounds a recurrent layer's numbers by its units, the others' by what goes into each of theirs
+        # torch.nn bounds the weights of recurrent layers by their units, of others by the inputs of each unit
         fans = {
             "conv": spec.input_size * spec.conv_width,
             "rnn": spec.hidden_size,
@@ -96,15 +96,15 @@ class Network:
         return cls(spec, parameters, device)
 
     def advance(self, rows: torch.Tensor, batch_sizes: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
-        """Runs N sequences on, each by its own number of steps; returns (hidden, state after).
+        """Advances N sequences, each by its own number of steps; returns (hidden, new state).
 
-        rows: [cells, D], packed: time-major, sequences longest first, so that step t is the first batch_sizes[t] of
-        them. batch_sizes: int64 [T] on the CPU, from N down, none 0. state: [rows, N, width] per part of
-        spec.state_shapes(). hidden: [cells, spec.outputs_width], the top layer's s_t, packed alike. Of a bidirectional
-        network the steps must be all that its sequences have.
+        rows: [cells, D], packed: time-major, sequences longest first, step t has the first batch_sizes[t] sequences.
+        batch_sizes: int64 [T] on the CPU, descending from N, none 0. state: [rows, N, width] per part of
+        spec.state_shapes(). hidden: [cells, spec.outputs_width], the top layer's s_t, packed in the same way. For a
+        bidirectional network the steps must be all steps of its sequences.
 
-        torch.nn's modules do the same; their checks and PackedSequence cost 40 to 60 microseconds a call more, a fifth
-        of the whole for 64 sequences, 10 steps and 64 units.
+        torch.nn's modules do the same; their checks and PackedSequence cost 40 to 60 microseconds more a call, a fifth
+        of the time for 64 sequences, 10 steps and 64 units.
         """
         spec = self.spec
         recurrent, inputs = (state, ()) if spec.conv_width < 2 else (state[:-1], state[-1:])
@@ -123,7 +123,7 @@ class Network:
         return hidden, (*after, *inputs)
 
     def _convolve(self, rows: torch.Tensor, batch_sizes: torch.Tensor, inputs: State) -> tuple[torch.Tensor, State]:
-        """Returns the convolution's outputs, [cells, C], and the inputs that its next steps need, [width - 1, N, D]."""
+        """Returns the convolution's outputs, [cells, C], and the new state part "inputs", [width - 1, N, D]."""
         assert self._conv is not None
         weight, bias = self._conv
         unfolding = causal_conv.Unfolding(batch_sizes.numpy(), self.spec.conv_width, self.device)
@@ -138,14 +138,14 @@ class Network:
     def outputs(
         self, hidden: torch.Tensor, kind: OutputKind, top_k: int = 0
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Returns (values, labels) of hidden states [rows, spec.outputs_width]; see nn.outputs."""
+        """Returns (values, labels) of hidden states [rows, spec.outputs_width]; see outputs.outputs()."""
         with torch.inference_mode():
             return outputs.outputs(hidden, self._output, kind, top_k)
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """The weights themselves, on the device, by the names of spec.parameter_shapes().
+        """Returns the weights on the device, not copies, by the names of spec.parameter_shapes().
 
-        advance() and outputs() may have copies of them since their first call, which do not follow what is written.
+        From their first call on, advance() and outputs() may use copies, which do not follow later writes.
         """
         first = {} if self._conv is None else {"conv.weight": self._conv[0], "conv.bias": self._conv[1]}
         named = {f"rnn.{name}": parameter.detach() for name, parameter in self._rnn.named_parameters()}
@@ -153,8 +153,8 @@ class Network:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights on the device, copies of another precision or layout included."""
-        # those that are there: neither is made by asking
+        """Bytes of the weights on the device, including copies of another precision or layout."""
+        # from __dict__, so that the cached properties are not computed
         layers, output = self.__dict__.get("_layers"), self.__dict__.get("_output")
         copies = 0 if layers is None else layers.nbytes
         if output is not None:
@@ -164,7 +164,7 @@ class Network:
 
 
 def recurrent_module(spec: ModelSpec, device: torch.device | str) -> torch.nn.RNNBase:
-    """Returns torch.nn's module of the recurrent part, its weights not yet set."""
+    """Returns torch.nn's module of the recurrent layers, with its weights not set."""
     sizes = (spec.conv_channels or spec.input_size, spec.hidden_size, spec.num_layers)
     dtype, both = getattr(torch, spec.dtype), spec.bidirectional
     if spec.cell == "elman":

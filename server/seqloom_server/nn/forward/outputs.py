@@ -1,4 +1,4 @@
-"""From the top layer's hidden states to what a caller wants of each step, in row chunks of bounded memory.
+"""Computes the requested outputs of each step from the top layer's hidden states, in chunks of bounded memory.
 
 With o_t = V s_t + c: logits o, probs softmax(o), log_probs o - logsumexp(o), labels argmax(o).
 """
@@ -9,14 +9,14 @@ from seqloom_server.nn.forward.argmax_labels import labels_of
 from seqloom_server.nn.forward.packed_linear import PackedLinear
 from seqloom_server.nn.spec import OutputKind
 
-# The most that a [rows, O] buffer takes beside the result itself.
+# The largest [rows, O] buffer, the result itself not counted.
 MAX_BUFFER_BYTES = 64 * 2**20
 
 
 def outputs(
     hidden: torch.Tensor, output: PackedLinear, kind: OutputKind, top_k: int = 0
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Returns (values, labels) of `hidden` [rows, H] under V [O, H], c [O] of `output`; H is 2 H of two directions.
+    """Returns (values, labels) of `hidden` [rows, H], by V [O, H] and c [O] of `output`; for two directions H is 2 H.
 
     values: [rows, O] of the weights' dtype, float32 for bfloat16 ("hidden": [rows, H]; "top_k": log-probabilities
     [rows, k], best first; "labels": None). labels: int32, [rows] for "labels", [rows, k] for "top_k", else None.
@@ -28,26 +28,26 @@ def outputs(
         return _widened(output(hidden)), None
     if kind == "top_k" and not 1 <= top_k <= output.classes:
         raise ValueError(f"top_k is {top_k}: expected 1 to {output.classes}")
-    rows, most = len(hidden), chunk_rows(output.classes, max(4, output.itemsize))  # logits of bfloat16 are widened
+    rows, most = len(hidden), chunk_rows(output.classes, max(4, output.itemsize))  # bfloat16 logits become float32
     if rows <= most:
-        return _of_logits(output(hidden), kind, top_k)
+        return _from_logits(output(hidden), kind, top_k)
     buffer = None if output.packed else hidden.new_empty(most, output.classes)
     values = labels = None
     for start in range(0, rows, most):
         part = hidden[start : start + most]
-        own = None if buffer is None else buffer[: len(part)]
-        some_values, some_labels = _of_logits(output(part, own), kind, top_k)
-        values = _put(values, some_values, start, rows)
-        labels = _put(labels, some_labels, start, rows)
+        out = None if buffer is None else buffer[: len(part)]
+        part_values, part_labels = _from_logits(output(part, out), kind, top_k)
+        values = _put(values, part_values, start, rows)
+        labels = _put(labels, part_labels, start, rows)
     return values, labels
 
 
 def chunk_rows(classes: int, itemsize: int) -> int:
-    """How many rows of `classes` numbers a buffer takes."""
+    """Returns the most rows of `classes` numbers in one buffer."""
     return max(1, MAX_BUFFER_BYTES // (classes * itemsize))
 
 
-def _of_logits(logits: torch.Tensor, kind: OutputKind, top_k: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def _from_logits(logits: torch.Tensor, kind: OutputKind, top_k: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     if kind == "labels":
         return None, labels_of(logits)
     logits = _widened(logits)
@@ -66,7 +66,7 @@ def _widened(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _put(whole: torch.Tensor | None, part: torch.Tensor | None, start: int, rows: int) -> torch.Tensor | None:
-    """Copies `part` to its rows of `whole`, which is made for the first of them."""
+    """Copies `part` into `whole` at row `start`; allocates `whole` for the first part."""
     if part is None:
         return None
     if whole is None:

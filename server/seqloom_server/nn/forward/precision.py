@@ -1,7 +1,7 @@
-"""In which precision a GPU multiplies float32: a switch of the whole process, held while a network's work is launched.
+"""Sets the precision of float32 products on a GPU, full or TF32: a process-wide switch, held during launches.
 
-The products of a launch are of the precision that is set then, whenever they run; a recorded graph keeps it. Between
-launches everything is in full, which is what training needs.
+A product has the precision that is set when it is launched; a captured CUDA graph keeps its precision. Between launches
+the switch is at full precision, as training needs.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import torch
 
 from seqloom_server.nn.spec import Precision
 
-_held = threading.RLock()  # a model's first runs are launched by another thread than the device's
+_lock = threading.RLock()  # warm-ups launch in other threads than the device thread
 _NOTHING = contextlib.nullcontext()
 
 
@@ -21,27 +21,27 @@ class _Products(contextlib.AbstractContextManager[None]):
         self._tf32 = precision == "tf32"
 
     def __enter__(self) -> None:
-        _held.acquire()
+        _lock.acquire()
         if self._tf32:
             allow_tf32(True)
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._tf32:
             allow_tf32(False)
-        _held.release()
+        _lock.release()
 
 
 def products(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Returns a context in which a network of that precision is launched; it may be entered again, not in itself."""
+    """Returns a context to launch a network of that precision in; it is reusable, but must not be nested."""
     return _Products(precision) if device.type == "cuda" else _NOTHING
 
 
 def allow_tf32(allow: bool) -> None:
-    """Sets whether float32 is multiplied with 10 bits of each factor; torch's own choice differs from place to place.
+    """Sets whether float32 products use TF32, 10 bits of each factor; torch's defaults differ between libraries.
 
-    The sums of bfloat16's products stay in float32 either way.
+    The sums of bfloat16 products stay in float32 either way.
     """
-    backends: Any = torch.backends
+    backends: Any = torch.backends  # whose attributes differ between versions
     backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     if hasattr(backends.cudnn, "rnn"):  # torch 2.9 on; its older names must not be used beside these
         name = "tf32" if allow else "ieee"

@@ -1,1 +1,1 @@
-"""From the top layer's states to losses and the gradient of the outputs. Knows no recurrence."""
+"""The output layer in training: losses and the gradients of the outputs. Knows no recurrence."""

@@ -1,7 +1,7 @@
-"""The loss of label sequences that are not aligned: -log p(labels), the sum over all alignments, by torch's ctc_loss.
+"""The CTC loss, -log p(labels) summed over all alignments, and its gradient, by torch's ctc_loss.
 
-Of the O columns only the blank's and those of a sequence's own labels matter to it. So they alone are gathered, and
-torch gets each sequence over an alphabet of its own: what is held is [T, U + 1] a sequence, never [T, N, O].
+Of the O columns only those of the blank and of a sequence's own labels matter. Only these are gathered, and torch gets
+each sequence over its own alphabet: [T, U + 1] a sequence are kept, never [T, N, O].
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from seqloom_server.nn.forward import outputs
 from seqloom_server.nn.losses.training_example import Array
 from seqloom_server.nn.recurrence.yield_points import Pieces, YieldBudget
 
-_CELL_FLOPS = 2000.0  # what a cell of the two passes over [T, 2 L + 1] costs: logarithms and exponentials
+_CELL_FLOPS = 2000.0  # the cost of a cell in the two passes over [T, 2 L + 1]: logarithms and exponentials
 
 
 class Alignment:
-    """One sequence's part: its labels over its own alphabet, its log-probabilities, in the end their gradient.
+    """One sequence's labels over its own alphabet, its log-probabilities, and then their gradient.
 
-    columns: [U + 1], the classes of the alphabet, the blank 0 first. rows: [T, U + 1], log p_t of them; after
-    `differentiate` dL/do_t of them. loss: after that, too.
+    columns: [U + 1], the classes of the alphabet, the blank 0 first. rows: [T, U + 1], log p_t of these; after
+    `differentiate` dL/do_t of these. loss: set by `differentiate`.
     """
 
     def __init__(self, labels: Array, steps: int, like: torch.Tensor) -> None:
@@ -32,15 +32,15 @@ class Alignment:
 
     @property
     def cells(self) -> int:
-        """Of the table that its alignments are summed in."""
+        """The number of cells of the table of its alignments, [T, 2 L + 1]."""
         return len(self.rows) * (2 * len(self.labels) + 1)
 
 
 def differentiate(alignments: Sequence[Alignment], budget: YieldBudget) -> Pieces:
-    """Turns each one's log-probabilities into the gradient of its loss by its logits, and sets its loss."""
+    """Replaces each sequence's log-probabilities by the gradient of its loss by its logits, and sets its loss."""
     waiting = sorted(alignments, key=lambda alignment: -alignment.cells)
     while waiting:
-        # padded to the longest of them in both directions, three tables each
+        # padded to the longest in both dimensions, three tables for each sequence
         steps, labels, width, count = 0, 0, 0, 0
         for alignment in waiting:
             steps, labels = max(steps, len(alignment.rows)), max(labels, len(alignment.labels))
@@ -75,6 +75,6 @@ def _differentiate(alignments: list[Alignment]) -> None:
         )
         (gradient,) = torch.autograd.grad(losses.sum(), log_probs)
     for n, (a, loss) in enumerate(zip(alignments, losses.tolist(), strict=True)):
-        # torch's gradient is that by the logits behind a log_softmax already: p_k less the share of k in all alignments
+        # torch's gradient is already by the logits before log_softmax: p_k less the share of k in all alignments
         a.rows = gradient[: len(a.rows), n, : len(a.columns)]
         a.loss = loss

@@ -1,4 +1,4 @@
-"""From the top layer's states to losses and dL/do, in row chunks, so that no [rows, O] is held beyond its bound."""
+"""The output layer in training: logits, losses and dL/do, in chunks of rows, so that [rows, O] buffers are bounded."""
 
 import itertools
 from collections.abc import Callable, Generator, Iterator
@@ -12,15 +12,15 @@ from seqloom_server.nn.losses import row_losses as losses
 from seqloom_server.nn.losses.training_example import Array, Example, stack_rows
 from seqloom_server.nn.recurrence.yield_points import FLOPS_PER_ELEMENT, Pieces, YieldBudget, product
 
-# Takes the first row of a chunk and dL/do of its rows, a buffer that is used again.
-Use = Callable[[int, torch.Tensor], Pieces]
+# Takes the first row of a chunk and dL/do of its rows, in a buffer that is reused.
+UseGradient = Callable[[int, torch.Tensor], Pieces]
 
 
 class OutputLayer:
-    """One batch at the output layer: o = hidden V' + c, rows in the sequences' own order, one sequence after the other.
+    """The output layer of one batch: o = hidden V' + c, rows in sequence-major order.
 
-    hidden: [rows, H]. weight: V, [O, H]; bias: c, [O]. use: gets dL/do of every row once, chunk by chunk; None where
-    only the losses are wanted.
+    hidden: [rows, H]. weight: V, [O, H]; bias: c, [O]. use: called with dL/do of every row once, chunk by chunk; None
+    to compute only the losses.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class OutputLayer:
         bias: torch.Tensor,
         examples: list[Example],
         budget: YieldBudget,
-        use: Use | None,
+        use: UseGradient | None,
     ) -> None:
         self._hidden, self._weight, self._bias = hidden, weight, bias
         self._examples = examples
@@ -43,7 +43,7 @@ class OutputLayer:
         self._row_losses = np.zeros(len(hidden))
 
     def run(self) -> Generator[None, None, Array]:
-        """Returns each sequence's loss, [N] float64."""
+        """Returns the loss of each sequence, [N] float64."""
         result = np.zeros(len(self._examples))
         for kind, group in itertools.groupby(range(len(self._examples)), lambda n: self._examples[n].loss):
             members = list(group)
@@ -92,8 +92,8 @@ class OutputLayer:
             yield from self._logits(chunk, end)
             for part, rows in self._parts(chunk, end):
                 torch.log_softmax(part, 1, out=part)
-                for n, own, there in self._pieces(rows.start, rows.stop):
-                    torch.index_select(part[there], 1, alignments[n].columns, out=alignments[n].rows[own])
+                for n, steps, place in self._sequences(rows.start, rows.stop):
+                    torch.index_select(part[place], 1, alignments[n].columns, out=alignments[n].rows[steps])
                 if self._budget.due(self._flops * len(part)):
                     yield
         yield from ctc.differentiate(list(alignments.values()), self._budget)
@@ -106,8 +106,8 @@ class OutputLayer:
                 if not whole:
                     torch.log_softmax(part, 1, out=part)
                 part.exp_()
-                for n, own, there in self._pieces(rows.start, rows.stop):
-                    part[there].index_copy_(1, alignments[n].columns, alignments[n].rows[own])
+                for n, steps, place in self._sequences(rows.start, rows.stop):
+                    part[place].index_copy_(1, alignments[n].columns, alignments[n].rows[steps])
                 if self._budget.due(self._flops * len(part)):
                     yield
             self._scale(d_o, start, stop)
@@ -117,7 +117,7 @@ class OutputLayer:
 
     @property
     def _flops(self) -> float:
-        """Of what is done to a row's outputs."""
+        """The cost of the functions of one row's outputs."""
         return FLOPS_PER_ELEMENT * len(self._weight)
 
     def _logits(self, start: int, stop: int) -> Pieces:
@@ -126,30 +126,30 @@ class OutputLayer:
         return product(self._budget, out, self._hidden[start:stop], self._weight.t(), bias=self._bias)
 
     def _parts(self, start: int, stop: int) -> Iterator[tuple[torch.Tensor, slice]]:
-        """Cuts a chunk where functions of it are computed: some of the buffer's rows, and which ones they are."""
+        """Splits a chunk into parts between which to yield: rows of the buffer, and their row numbers."""
         block = self._budget.block(self._flops, stop - start)
         for first in range(start, stop, block):
             rows = slice(first, min(first + block, stop))
             yield self._buffer[rows.start - start : rows.stop - start], rows
 
     def _scale(self, d_o: torch.Tensor, start: int, stop: int) -> None:
-        for n, _, there in self._pieces(start, stop):
+        for n, _, place in self._sequences(start, stop):
             if self._examples[n].scale != 1:
-                d_o[there].mul_(self._examples[n].scale)
+                d_o[place].mul_(self._examples[n].scale)
 
-    def _pieces(self, start: int, stop: int) -> list[tuple[int, slice, slice]]:
-        """The sequences that have rows from `start` to `stop`: number, those of its own rows, their place in there."""
+    def _sequences(self, start: int, stop: int) -> list[tuple[int, slice, slice]]:
+        """Returns the sequences with rows in [start, stop): number, its steps there, their place relative to start."""
         first = int(np.searchsorted(self._ends, start, side="right"))
-        pieces = []
+        found = []
         for n in range(first, len(self._examples)):
             low, high = max(start, int(self._starts[n])), min(stop, int(self._ends[n]))
             if low >= high:
                 break
-            own = int(self._starts[n])
-            pieces.append((n, slice(low - own, high - own), slice(low - start, high - start)))
-        return pieces
+            begin = int(self._starts[n])
+            found.append((n, slice(low - begin, high - begin), slice(low - start, high - start)))
+        return found
 
-    def _rows(self, of: Callable[[Example], Array | None], start: int, stop: int) -> list[Array]:
-        """The rows from `start` to `stop` of what each sequence brings, one array for each that has some."""
-        arrays = [(of(self._examples[n]), own) for n, own, _ in self._pieces(start, stop)]
-        return [array[own] for array, own in arrays if array is not None]
+    def _rows(self, array_of: Callable[[Example], Array | None], start: int, stop: int) -> list[Array]:
+        """Returns the rows in [start, stop) of an array of each example."""
+        arrays = [(array_of(self._examples[n]), steps) for n, steps, _ in self._sequences(start, stop)]
+        return [array[steps] for array, steps in arrays if array is not None]

@@ -1,14 +1,14 @@
-"""Losses of rows of outputs, and dL/do in the place of the outputs: each row for itself, so in any chunks of rows."""
+"""Cross entropy and squared error of rows of outputs, and dL/do in place of the outputs; each row independently."""
 
 import torch
 
-IGNORED = -100  # the label of a step that does not count
+IGNORED = -100  # the label of a step without a loss
 
 
 def cross_entropy_(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Returns -log p[y] of each row, [rows]; `logits` [rows, O] become p - onehot(y).
 
-    labels: int64 [rows]; where it is IGNORED, the row has neither loss nor gradient.
+    labels: int64 [rows]; a row with the label IGNORED has neither loss nor gradient.
     """
     torch.log_softmax(logits, 1, out=logits)
     ignored = labels == IGNORED

@@ -1,4 +1,4 @@
-"""What a training call brings: sequences with their targets or output gradients, and which gradients it asks for."""
+"""The data classes of a training call: its examples, sequences with targets, and the gradients that it requests."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -16,10 +16,10 @@ ParameterForm = Literal["none", "smallest", "dense", "norms"]
 class Example:
     """One sequence of a call, of at least one step; arrays of the model's data type, which may be read-only.
 
-    xs: [T, D]. loss: None where output_gradients, dL/do [T, O], are given instead of targets. targets: int32 [T] for
-    cross_entropy, -100 where a step does not count; [T, O] for mse; int32 [L] for ctc, none of them the blank 0, and
-    T >= L + repeats. scale: the loss and what follows from it are multiplied by it. initial_state and
-    final_state_gradient: [rows, 1, width] for each part of spec.state_shapes(); zeros where None.
+    xs: [T, D]. loss: None if output_gradients, dL/do [T, O], are given instead of targets. targets: int32 [T] for
+    cross_entropy, -100 for steps to ignore; [T, O] for mse; int32 [L] for ctc, without the blank 0, and T >= L +
+    repeats. scale: multiplies the loss and its gradients. initial_state, final_state_gradient: [rows, 1, width] for
+    each part of spec.state_shapes(); None for zeros.
     """
 
     xs: Array
@@ -58,7 +58,7 @@ class GradientCall(Protocol):
 
 
 def stack_rows(arrays: list[Array], out: torch.Tensor) -> torch.Tensor:
-    """Copies the rows of all arrays, one after the other, to `out`, and returns it."""
+    """Copies the concatenated arrays to `out`, and returns it."""
     if out.device.type == "cpu":
         np.concatenate(arrays, out=out.numpy())
     else:

@@ -1,1 +1,1 @@
-"""The recurrences of training, forward and back, layer by layer over packed rows, in pieces that can be interrupted."""
+"""The recurrent layers in training: forward and backward over packed rows, in pieces that can be interrupted."""

@@ -1,16 +1,13 @@
-"""The recurrence of a GRU's layer over packed rows, forward and back.
+"""The forward and backward pass of a GRU layer over packed rows.
 
-Its bias b_wn is inside the product with r, so it has two deltas: that of r, z, n on the side of the inputs, and on the
-side of the states one whose n part has the factor r besides.
+The bias b_wn is inside the product with r, so there are two deltas: of r, z, n for the inputs' side, and the same with
+the factor r in its n part for the states' side.
 """
 
 import torch
 
-from seqloom_server.nn.recurrence.layer_scan import LayerScan
+from seqloom_server.nn.recurrence.layer_scan import LayerScan, sigmoid_backward, tanh_backward
 from seqloom_server.nn.recurrence.yield_points import FLOPS_PER_ELEMENT, Pieces, product
-
-_sigmoid_backward = torch.ops.aten.sigmoid_backward  # (d, y): d * y * (1 - y)
-_tanh_backward = torch.ops.aten.tanh_backward  # (d, y): d * (1 - y * y)
 
 
 class GruScan(LayerScan):
@@ -56,15 +53,15 @@ class GruScan(LayerScan):
         packed, w = self.packed, self.weights.w
         hidden = w.shape[1]
         before = packed.before(self.states)
-        # per dL/ds: the factors of (r delta_n, delta_r, delta_z, delta_n), so that both deltas are neighbours in it
+        # the factors of dL/ds in (r delta_n, delta_r, delta_z, delta_n), in which both deltas are contiguous
         factors = before.new_empty(packed.cells, 4, hidden)
         for block in self._blocks(5 * hidden):
             r, z, n = self._gates[block].chunk(3, 1)
-            f_n = _tanh_backward(1 - z, n)
+            f_n = tanh_backward(1 - z, n)
             factors[block, 3] = f_n
             torch.mul(f_n, r, out=factors[block, 0])
-            factors[block, 1] = _sigmoid_backward(f_n.mul_(self._recurrent[block]), r)
-            factors[block, 2] = _sigmoid_backward(before[block] - n, z)
+            factors[block, 1] = sigmoid_backward(f_n.mul_(self._recurrent[block]), r)
+            factors[block, 2] = sigmoid_backward(before[block] - n, z)
             if self.budget.due(FLOPS_PER_ELEMENT * 5 * r.numel()):
                 yield
         del self._recurrent, before

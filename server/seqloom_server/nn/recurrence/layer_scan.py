@@ -1,7 +1,7 @@
-"""The recurrence of one layer in one direction over packed rows, forward and back, in pieces; Elman's here.
+"""The forward and backward pass of one recurrent layer over packed rows: the base class, and that of Elman networks.
 
-dL/da_t is linear in dL/ds_t, so whatever stands between the two is computed for all rows in a few large calls first.
-The walks over the steps are then a few calls of torch a step, into buffers that are there already.
+dL/da_t is linear in dL/ds_t, so the factor between them is first computed for all rows in a few large calls. The loops
+over the steps then make a few calls of torch a step, into buffers that are already allocated.
 """
 
 from typing import ClassVar, NamedTuple
@@ -11,9 +11,12 @@ import torch
 from seqloom_server.nn.recurrence.packed_rows import PackedRows
 from seqloom_server.nn.recurrence.yield_points import FLOPS_PER_ELEMENT, Pieces, YieldBudget, product, step_flops
 
+sigmoid_backward = torch.ops.aten.sigmoid_backward  # (d, y): d * y * (1 - y)
+tanh_backward = torch.ops.aten.tanh_backward  # (d, y): d * (1 - y * y)
+
 
 class LayerWeights(NamedTuple):
-    """One layer's and direction's: u [gates H, D], w [gates H, H], b_u and b_w [gates H]."""
+    """The weights of one layer and direction: u [gates H, D], w [gates H, H], b_u and b_w [gates H]."""
 
     u: torch.Tensor
     w: torch.Tensor
@@ -22,11 +25,10 @@ class LayerWeights(NamedTuple):
 
 
 class LayerScan:
-    """A layer's pass over one batch, which keeps what its way back needs.
+    """A layer's pass over one batch; keeps what its backward pass needs.
 
-    states: [N + cells, H], the N first ones those before the first step. cells: the same of an LSTM, else None.
-    delta_in, delta_rec: [cells, gates H], after the way back: dL/da_t on the side of the inputs, and on that of the
-    states.
+    states: [N + cells, H]; the first N are those before the first step. cells: the same of an LSTM, else None.
+    delta_in, delta_rec: [cells, gates H], set by the backward pass: dL/da_t for the inputs' side and the states' side.
     """
 
     gates: ClassVar[int]
@@ -42,17 +44,17 @@ class LayerScan:
         self.costs = [step_flops(size, weights.w.numel()) for size in packed.sizes]
 
     def forward(self, rows: torch.Tensor, initial: tuple[torch.Tensor, ...] | None) -> Pieces:
-        """Runs packed rows [cells, D] from the states `initial`, [N, H] per part; zeros where there are none."""
+        """Runs packed rows [cells, D] from the states `initial`, [N, H] per part, or zeros."""
         raise NotImplementedError
 
     def backward(self, d_states: torch.Tensor, d_cell: torch.Tensor | None) -> Pieces:
-        """Runs back. d_states: [N + cells, H], the gradient of each state by what is not this layer; what comes from
-        later steps is added to it. d_cell: [N, H], an LSTM's dL/dc_T, which becomes dL/dc_0.
+        """Runs backward. d_states: [N + cells, H], the gradient of each state from outside this layer, to which the
+        gradients from later steps are added. d_cell: [N, H], an LSTM's dL/dc_T, which becomes dL/dc_0.
         """
         raise NotImplementedError
 
     def _buffer(self, rows: torch.Tensor, initial: torch.Tensor | None) -> torch.Tensor:
-        """Returns a buffer for states, filled as far as they are known."""
+        """Returns a buffer for states, with the initial states filled in."""
         count = self.packed.count
         states = rows.new_empty(count + self.packed.cells, self.weights.w.shape[1])
         if initial is None:
@@ -62,7 +64,7 @@ class LayerScan:
         return states
 
     def _blocks(self, width: int) -> list[slice]:
-        """Cuts the packed rows where functions of `width` numbers a row are computed for all of them."""
+        """Splits the packed rows into blocks for functions of `width` numbers a row."""
         cells = self.packed.cells
         block = min(self.budget.block(FLOPS_PER_ELEMENT * width, cells), max(16, 2**18 // width))
         return [slice(start, start + block) for start in range(0, cells, block)]
@@ -93,7 +95,7 @@ class ElmanScan(LayerScan):
         after = self.states[self.packed.count :]
         delta = torch.empty_like(after)
         for block in self._blocks(delta.shape[1]):
-            # phi'(a), out of s: no state of relu is below 0
+            # phi'(a), computed from s: states of relu are never negative
             if self._relu:
                 torch.sign(after[block], out=delta[block])
             else:

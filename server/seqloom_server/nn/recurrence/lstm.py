@@ -1,12 +1,9 @@
-"""The recurrence of an LSTM's layer over packed rows, forward and back; dL/dc is carried from step to step."""
+"""The forward and backward pass of an LSTM layer over packed rows; dL/dc is carried from step to step."""
 
 import torch
 
-from seqloom_server.nn.recurrence.layer_scan import LayerScan
+from seqloom_server.nn.recurrence.layer_scan import LayerScan, sigmoid_backward, tanh_backward
 from seqloom_server.nn.recurrence.yield_points import FLOPS_PER_ELEMENT, Pieces, product
-
-_sigmoid_backward = torch.ops.aten.sigmoid_backward  # (d, y): d * y * (1 - y)
-_tanh_backward = torch.ops.aten.tanh_backward  # (d, y): d * (1 - y * y)
 
 
 class LstmScan(LayerScan):
@@ -61,18 +58,18 @@ class LstmScan(LayerScan):
         hidden = w.shape[1]
         before = packed.before(self.cells)
         forget = before.new_empty(packed.cells, hidden)
-        # the gates become the factors of the deltas: the first three of dL/dc, the last of dL/ds; tanh(c) becomes that
-        # of dL/dc in dL/ds
+        # the gates are replaced by the deltas' factors: of dL/dc for the first three, of dL/ds for the last; tanh(c) by
+        # the factor of dL/ds in dL/dc
         for block in self._blocks(6 * hidden):
             i, f, g, o = self._gates[block].chunk(4, 1)
             tanh_c = self._tanh[block]
             forget[block] = f
-            f.copy_(_sigmoid_backward(before[block], f))
-            f_i = _sigmoid_backward(g, i)
-            g.copy_(_tanh_backward(i, g))
+            f.copy_(sigmoid_backward(before[block], f))
+            f_i = sigmoid_backward(g, i)
+            g.copy_(tanh_backward(i, g))
             i.copy_(f_i)
-            f_o = _sigmoid_backward(tanh_c, o)
-            tanh_c.copy_(_tanh_backward(o, tanh_c))
+            f_o = sigmoid_backward(tanh_c, o)
+            tanh_c.copy_(tanh_backward(o, tanh_c))
             o.copy_(f_o)
             if self.budget.due(FLOPS_PER_ELEMENT * 6 * i.numel()):
                 yield

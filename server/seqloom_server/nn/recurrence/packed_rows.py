@@ -1,11 +1,10 @@
-"""From sequences of unequal lengths to packed rows and back: indices only, computed once a batch.
+"""Computes the indices between sequences of unequal lengths and packed rows, once for each training batch.
 
-Packed: sequences ranked longest first, time-major, each step a prefix of them, so that no padding is computed or
-stored. Row (t, r), step t of the sequence of rank r, lies at offset[t] + r. The other order is that of the sequences as
-they were given, one after the other.
+Packed rows: sequences ranked longest first, time-major, each step a prefix of them, so that there is no padding. Row
+(t, r), step t of the sequence of rank r, is at offset[t] + r. The other order is sequence-major, as the call sent them.
 
-States have N rows more, in front: what was before the first step. So the state before a packed row, and the last state
-of a sequence, are rows of the same buffer.
+Buffers of states have N more rows in front: the states before the first step. So the state before a packed row, and the
+last state of a sequence, are rows of the same buffer.
 """
 
 import functools
@@ -21,10 +20,10 @@ _WINDOW = 64
 
 
 class PackedRows:
-    """Where the rows of sequences of `lengths` [N] lie; every length is at least 1.
+    """The packing of sequences of `lengths` [N]; every length is at least 1.
 
-    order: [N], the sequence of each rank. batch_sizes: int64 [T], how many sequences each step has. to_packed: [cells],
-    the row that each packed row takes from the sequences' own order; from_packed: [cells], the way back.
+    order: [N], the sequence of each rank. batch_sizes: int64 [T], the number of sequences at each step. to_packed:
+    [cells], the sequence-major row of each packed row; from_packed: [cells], the inverse.
     """
 
     def __init__(self, lengths: Index, device: torch.device) -> None:
@@ -52,12 +51,12 @@ class PackedRows:
 
     @functools.cached_property
     def reverse(self) -> torch.Tensor:
-        """[cells]: each row's counterpart where every sequence runs from its last step to its first; an involution."""
+        """[cells]: the row of each packed row when every sequence is reversed in time; its own inverse."""
         return self._tensor(self._offsets[self._ranked[self._ranks] - 1 - self._steps] + self._ranks)
 
     @functools.cached_property
     def last(self) -> torch.Tensor:
-        """[N]: by rank, the row of a buffer of states that holds a sequence's last one."""
+        """[N]: by rank, the row of a sequence's last state in a buffer of states."""
         return self._tensor(self.count + self._offsets[self._ranked - 1] + np.arange(self.count))
 
     @functools.cached_property
@@ -68,17 +67,17 @@ class PackedRows:
         return self._tensor(starts[self._steps] + self._ranks)
 
     def before(self, states: torch.Tensor) -> torch.Tensor:
-        """Returns the state before each packed row, [cells, H], out of a buffer of states [N + cells, H]."""
+        """Returns the state before each packed row, [cells, H], from a buffer of states [N + cells, H]."""
         if self._before is None:  # all of one length
             return states[: self.cells]
         return states.index_select(0, self._before)
 
     def steps(self, rows: torch.Tensor, *, back: bool = False) -> Iterator[torch.Tensor]:
-        """Gives the rows of each step, views of packed rows; from the last step on if `back`."""
+        """Yields the rows of each step, views of packed rows; backward from the last step if `back`."""
         return self._views(rows, self._offsets, self.sizes, back)
 
     def steps_before(self, states: torch.Tensor, *, back: bool = False) -> Iterator[torch.Tensor]:
-        """Gives for each step the states of its sequences before it, views of a buffer of states."""
+        """Yields for each step the states before it, views of a buffer of states; backward if `back`."""
         starts = np.concatenate([[0], self.count + self._offsets[:-1]])
         blocks = self._views(states, starts, [self.count, *self.sizes[:-1]], back)
         sizes = reversed(self.sizes) if back else self.sizes
@@ -86,10 +85,10 @@ class PackedRows:
 
     @staticmethod
     def _views(rows: torch.Tensor, starts: Index, sizes: list[int], back: bool) -> Iterator[torch.Tensor]:
-        # some at a time: views of very many steps would take as long as a piece of work
+        # some steps at a time: making the views of very many steps would take as long as a piece of work
         windows = range(0, len(sizes), _WINDOW)
         for first in reversed(windows) if back else windows:
-            own = sizes[first : first + _WINDOW]
+            window = sizes[first : first + _WINDOW]
             start = int(starts[first])
-            views = rows[start : start + sum(own)].split_with_sizes(own)
+            views = rows[start : start + sum(window)].split_with_sizes(window)
             yield from reversed(views) if back else views

@@ -1,1 +1,1 @@
-"""Every formula in plain NumPy, as it is written: what the tests hold the fast paths against."""
+"""Reference implementations of every formula in plain NumPy, against which tests compare the fast ones."""

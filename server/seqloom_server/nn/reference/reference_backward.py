@@ -1,19 +1,17 @@
-"""The slow plain twin of the way back: every cell's step in numpy, one sequence and one layer, as the formulas are.
+"""The reference backward pass: every cell's step in plain NumPy, for one sequence and one layer.
 
-Nothing here is fast and nothing is shared with the fast path: the tests hold the one against the other. `d_` before a
-name is the gradient of the loss by it: d_s is dL/ds_t, of which two arrows leave s_t, one to o_t and one to s_(t+1).
+It shares no code with the fast implementation, which tests compare with it. The prefix `d_` means the gradient of the
+loss: d_s is dL/ds_t, the sum of the gradients through o_t and through s_(t+1).
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from seqloom_server.nn.reference import reference_forward
+from seqloom_server.nn.reference.reference_forward import Array
 from seqloom_server.nn.spec import ModelSpec
 
-Array = npt.NDArray[Any]
 # d_s, d_c, x, s_(t-1), c_(t-1), U, W, b_u, b_w to: delta_in, delta_rec, d_s_(t-1) less W' delta_rec, d_c_(t-1)
 Step = Callable[[Array, Array, Array, Array, Array, Array, Array, Array, Array], tuple[Array, Array, Array, Array]]
 
@@ -42,7 +40,7 @@ def elman_tanh(
 def elman_relu(
     d_s: Array, d_c: Array, x: Array, s: Array, c: Array, u: Array, w: Array, b_u: Array, b_w: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """delta_t = dL/ds_t where s_t > 0, else 0; else as elman_tanh."""
+    """delta_t = dL/ds_t where s_t > 0, else 0; otherwise as elman_tanh."""
     s_t, _ = reference_forward.elman_relu(x, s, c, u, w, b_u, b_w)
     delta = d_s * (s_t > 0)
     return delta, delta, np.zeros_like(s), d_c
@@ -51,7 +49,7 @@ def elman_relu(
 def gru(
     d_s: Array, d_c: Array, x: Array, s: Array, c: Array, u: Array, w: Array, b_u: Array, b_w: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """Two deltas: (delta_r, delta_z, delta_n) by the inputs' side, (delta_r, delta_z, r * delta_n) by the states'.
+    """Two deltas: (delta_r, delta_z, delta_n) for the inputs' side, (delta_r, delta_z, r * delta_n) for the states'.
 
     delta_n = dL/ds * (1 - z) * (1 - n * n), delta_z = dL/ds * (s_(t-1) - n) * z * (1 - z),
     delta_r = delta_n * (W_n s_(t-1) + b_wn) * r * (1 - r); and z * dL/ds goes on to s_(t-1).
@@ -97,7 +95,7 @@ _STEPS: dict[tuple[str, str], tuple[Step, Callable[..., tuple[Array, Array]]]] =
 
 
 def backward(spec: ModelSpec, parameters: Mapping[str, Array], xs: Array, d_o: Array) -> dict[str, Array]:
-    """Gradients of one sequence of a network of one layer, from s_0 = 0: of every parameter, "inputs", "initial_state".
+    """Returns the gradients of one sequence, for one layer and s_0 = 0: by parameter, "inputs" and "initial_state".
 
     xs: [T, D]; d_o: dL/do_t, [T, O].
     """
@@ -112,7 +110,7 @@ def backward(spec: ModelSpec, parameters: Mapping[str, Array], xs: Array, d_o: A
         c.append(after[1])
     found = {name: np.zeros_like(array) for name, array in parameters.items()}
     found["inputs"] = np.zeros_like(xs)
-    d_s = d_c = np.zeros(spec.hidden_size, xs.dtype)  # by what comes after the step
+    d_s = d_c = np.zeros(spec.hidden_size, xs.dtype)  # through later steps
     for t in reversed(range(len(xs))):
         d_s = v.T @ d_o[t] + d_s
         delta_in, delta_rec, direct, d_c = step_back(d_s, d_c, xs[t], s[t], c[t], u, w, b_u, b_w)

@@ -1,7 +1,7 @@
-"""The slow plain twin: every cell in numpy, one sequence, one layer, one step at a time, as the formulas are written.
+"""The reference forward pass: every cell in plain NumPy, one sequence and one step at a time.
 
-Nothing here is fast and nothing is shared with the fast path: the tests hold the one against the other. Weights are
-given by torch.nn's names; U is weight_ih, W is weight_hh, and b the sum of the two biases where nothing comes between.
+It shares no code with the fast implementation, which tests compare with it. Weights have torch.nn's names; U is
+weight_ih, W is weight_hh, and b the sum of both biases, except for a GRU.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,12 +22,12 @@ def elman_tanh(x: Array, s: Array, c: Array, u: Array, w: Array, b_u: Array, b_w
 
 
 def elman_relu(x: Array, s: Array, c: Array, u: Array, w: Array, b_u: Array, b_w: Array) -> tuple[Array, Array]:
-    """s_t = max(0, U x_t + W s_(t-1) + b); else as elman_tanh."""
+    """s_t = max(0, U x_t + W s_(t-1) + b); otherwise as elman_tanh."""
     return np.maximum(u @ x + w @ s + b_u + b_w, 0), c
 
 
 def gru(x: Array, s: Array, c: Array, u: Array, w: Array, b_u: Array, b_w: Array) -> tuple[Array, Array]:
-    """The gated recurrent unit as torch.nn.GRU has it; u is [3H, D], w [3H, H], gates in the order r, z, n.
+    """A gated recurrent unit, as torch.nn.GRU; u is [3H, D], w [3H, H], gates in the order r, z, n.
 
     r = sigmoid(U_r x + W_r s + b_r), z = sigmoid(U_z x + W_z s + b_z), n = tanh(U_n x + b_un + r * (W_n s + b_wn)),
     s_t = (1 - z) * n + z * s.
@@ -40,7 +40,7 @@ def gru(x: Array, s: Array, c: Array, u: Array, w: Array, b_u: Array, b_w: Array
 
 
 def lstm(x: Array, s: Array, c: Array, u: Array, w: Array, b_u: Array, b_w: Array) -> tuple[Array, Array]:
-    """Long short-term memory as torch.nn.LSTM has it; u is [4H, D], w [4H, H], gates in the order i, f, g, o.
+    """Long short-term memory, as torch.nn.LSTM; u is [4H, D], w [4H, H], gates in the order i, f, g, o.
 
     i, f, o = sigmoid(U x + W s + b), g = tanh(U x + W s + b), c_t = f * c + i * g, s_t = o * tanh(c_t).
     """
@@ -50,9 +50,9 @@ def lstm(x: Array, s: Array, c: Array, u: Array, w: Array, b_u: Array, b_w: Arra
 
 
 def conv(xs: Array, inputs: Array, k: Array, b: Array) -> Array:
-    """y_t = max(0, sum over j of K_j x_(t-width+1+j) + b) for every step; K_j is k[:, :, j], the last for x_t itself.
+    """y_t = max(0, sum over j of K_j x_(t-width+1+j) + b) for every step; K_j is k[:, :, j], the last one for x_t.
 
-    xs: [T, D]; inputs: [width - 1, D], those before x_1; k: [C, D, width]; b: [C]; returns [T, C].
+    xs: [T, D]; inputs: [width - 1, D], the inputs before x_1; k: [C, D, width]; b: [C]; returns [T, C].
     """
     width = k.shape[2]
     past = np.concatenate([inputs, xs])
@@ -92,14 +92,14 @@ def forward(
         hidden = np.empty((len(xs), spec.outputs_width), xs.dtype)
         for direction, name in enumerate(("", "_reverse")[: spec.directions]):
             row = layer * spec.directions + direction
-            own = hidden[:, direction * spec.hidden_size : (direction + 1) * spec.hidden_size]
+            columns = hidden[:, direction * spec.hidden_size : (direction + 1) * spec.hidden_size]
             weights = [
-                parameters[f"rnn.{each}_l{layer}{name}"] for each in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+                parameters[f"rnn.{kind}_l{layer}{name}"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             ]
             s, c = parts["hidden"][row], parts.get("cell", parts["hidden"])[row]
             for t in reversed(range(len(xs))) if direction else range(len(xs)):
                 s, c = _STEPS[spec.cell, spec.activation](xs[t], s, c, *weights)
-                own[t] = s
+                columns[t] = s
             parts["hidden"][row] = s
             if "cell" in parts:
                 parts["cell"][row] = c
@@ -114,7 +114,7 @@ def logits(parameters: Mapping[str, Array], hidden: Array) -> Array:
 
 
 def log_softmax(o: Array) -> Array:
-    """log p_t = o_t - log sum exp(o_t), each step's largest taken out first. o: [T, O]."""
+    """log p_t = o_t - log sum exp(o_t), with each step's maximum subtracted first. o: [T, O]."""
     shifted = o - o.max(1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
 

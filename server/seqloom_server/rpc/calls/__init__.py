@@ -1,1 +1,1 @@
-"""What every call shares: checks of fields, statuses of errors, parts, metrics and memory. Knows no servicer."""
+"""Shared by all gRPC calls: field checks, error statuses, requests in parts, metrics, memory limits. No servicers."""

@@ -1,6 +1,6 @@
-"""Messages to what the engine takes, every field checked, and the engine's outcomes to messages.
+"""Converts protobuf messages to the engine's arrays and specs, checking every field, and results back to messages.
 
-What is wrong is refused by the field's path, with what was sent and what is expected.
+Errors name the field's path, what was sent and what is expected.
 """
 
 import math
@@ -11,9 +11,9 @@ from seqloom import tensors, wire
 from seqloom.v1 import tensor_pb2
 
 from seqloom_server.config import ServerConfig
-from seqloom_server.engine.core.sequence import Array, OutputKind, OutputSpec, StateArrays
-from seqloom_server.errors import Reason, ServerError, invalid
-from seqloom_server.nn.spec import ModelSpec
+from seqloom_server.engine.core.sequence import Array, OutputSpec, StateArrays
+from seqloom_server.errors import invalid, over_limit
+from seqloom_server.nn.spec import ModelSpec, OutputKind
 
 _KINDS: dict[int, OutputKind] = {
     tensor_pb2.OUTPUT_KIND_UNSPECIFIED: "logits",
@@ -24,54 +24,54 @@ _KINDS: dict[int, OutputKind] = {
     tensor_pb2.OUTPUT_KIND_HIDDEN: "hidden",
     tensor_pb2.OUTPUT_KIND_TOP_K: "top_k",
 }
-_OF_CLASSES = ("probs", "log_probs", "labels", "top_k")
+_CLASS_KINDS = ("probs", "log_probs", "labels", "top_k")  # outputs that compare classes
 _MODEL_DTYPES = {name: np.dtype(name) for name in ("float32", "float64")}
-_FEW_BYTES = 128 << 10
+_SMALL_BYTES = 128 << 10
 _STATE_PARTS = ("hidden", "cell", "inputs")
-_WITHOUT = {"cell": "{cell}", "inputs": "a model without a convolution over earlier inputs"}
-_NO_SPEC = {kind: OutputSpec(kind) for kind in _KINDS.values()}
+_MODELS_WITHOUT = {"cell": "{cell}", "inputs": "a model without a convolution over earlier inputs"}
+_OUTPUT_SPECS = {kind: OutputSpec(kind) for kind in _KINDS.values()}
 
 
 def output_spec(message: tensor_pb2.OutputSpec, spec: ModelSpec, field: str) -> OutputSpec:
-    """Raises ServerError for an unknown kind, one that tells nothing of such a model, or a top_k that it has not."""
+    """Returns a checked OutputSpec. Raises ServerError for a kind or a top_k that the model does not have."""
     kind = _KINDS.get(message.kind)
     if kind is None:
         raise invalid(f"{field}.kind", f"is {message.kind}: expected an OutputKind")
-    if spec.output_size == 1 and kind in _OF_CLASSES:
+    if spec.output_size == 1 and kind in _CLASS_KINDS:
         raise invalid(
             f"{field}.kind",
-            f"is {kind}: the model has one output, of which softmax makes 1, and the label 0, whatever it is: expected "
+            f"is {kind}: the model has one output, whose softmax is always 1 and whose label is always 0: expected "
             "logits or hidden",
         )
     if kind != "top_k":
-        return _NO_SPEC[kind]
+        return _OUTPUT_SPECS[kind]
     if not 1 <= message.top_k <= spec.output_size:
         raise invalid(f"{field}.top_k", f"is {message.top_k}: expected 1 to {spec.output_size}")
     return OutputSpec(kind, message.top_k)
 
 
 def array(message: tensor_pb2.Tensor, dtype: str, field: str) -> Array:
-    """A finite array of the model's dtype, a view on the message. Raises ServerError."""
+    """Returns a finite array of the model's dtype, a view on the message. Raises ServerError."""
     data = message.data
     try:
         decoded = tensors.from_bytes(message.data_type, tuple(message.shape), data)
     except tensors.MalformedTensor as error:
         raise invalid(field, str(error)) from None
     if decoded.dtype != _MODEL_DTYPES[dtype]:
-        raise invalid(field, f"is {decoded.dtype.name}: the model takes {dtype}")
-    if _suspicious(data, decoded) and not np.isfinite(decoded).all():
+        raise invalid(field, f"is {decoded.dtype.name}: expected {dtype}, the model's data type")
+    if _may_be_non_finite(data, decoded) and not np.isfinite(decoded).all():
         index = np.argwhere(~np.isfinite(decoded))[0].tolist()
         raise invalid(field, f"is {decoded[tuple(index)]} at {index}: expected finite numbers")
     return decoded
 
 
-def _suspicious(data: bytes, decoded: Array) -> bool:
-    """Whether some number may be infinite or none: a look that is cheap, after which each number is looked at.
+def _may_be_non_finite(data: bytes, decoded: Array) -> bool:
+    """Returns whether a number may be infinite or NaN: a cheap test before numpy tests each number.
 
-    numpy lets go of the interpreter, which then comes back only when the device thread lets go of it; worth it only for
-    much. The highest byte of what is no finite number, in little-endian IEEE 754, is 0x7f or 0xff.
+    numpy releases the interpreter lock, and then waits for the device thread to release it: only worth it for large
+    arrays. In little-endian IEEE 754 the highest byte of an infinite number or NaN is 0x7f or 0xff.
     """
-    if len(data) <= _FEW_BYTES:
+    if len(data) <= _SMALL_BYTES:
         width = len(data) // max(1, decoded.size)  # on the wire
         highest = data[width - 1 :: width] if width else b""
         return b"\x7f" in highest or b"\xff" in highest
@@ -81,7 +81,7 @@ def _suspicious(data: bytes, decoded: Array) -> bool:
 
 
 def frames(message: tensor_pb2.Tensor, spec: ModelSpec, field: str) -> Array:
-    """Frames [k, D], k may be 0."""
+    """Returns frames, [k, D]; k may be 0."""
     rows = array(message, spec.dtype, field)
     if rows.ndim != 2 or rows.shape[1] != spec.input_size:
         raise invalid(field, f"has shape {list(rows.shape)}: expected [steps, {spec.input_size}]")
@@ -89,42 +89,42 @@ def frames(message: tensor_pb2.Tensor, spec: ModelSpec, field: str) -> Array:
 
 
 def sequences(message: tensor_pb2.SequenceBatch, spec: ModelSpec, max_sequences: int, max_steps: int) -> list[Array]:
-    """N sequences [T_i, D], views on the message's rows."""
+    """Returns N sequences [T_i, D], views on the message's rows."""
     rows = frames(message.rows, spec, "sequences.rows")
     lengths = checked_lengths(message.lengths, len(rows), max_sequences, max_steps, "sequences")
-    return cut(rows, lengths)
+    return split(rows, lengths)
 
 
 def checked_lengths(lengths: Iterable[int], rows: int, max_sequences: int, max_steps: int, field: str) -> list[int]:
-    """The lengths of N sequences that have so many rows together."""
+    """Returns the lengths of N sequences of `rows` rows in total."""
     lengths, field = list(lengths), f"{field}.lengths"
     if not lengths:
         raise invalid(field, "is empty: expected at least one sequence")
     if len(lengths) > max_sequences:
-        raise over_limit(field, f"has {len(lengths)} sequences: at most {max_sequences} are taken")
+        raise over_limit(field, f"has {len(lengths)} sequences: expected at most {max_sequences}")
     if min(lengths) < 1:
         raise invalid(field, f"has {min(lengths)} at {lengths.index(min(lengths))}: expected at least 1")
     if max(lengths) > max_steps:
-        raise over_limit(field, f"has {max(lengths)} steps: at most {max_steps} are taken")
+        raise over_limit(field, f"has {max(lengths)} steps: expected at most {max_steps}")
     if sum(lengths) != rows:
-        raise invalid(field, f"add up to {sum(lengths)}: rows has {rows}")
+        raise invalid(field, f"add up to {sum(lengths)}: expected {rows}, the number of rows")
     return lengths
 
 
-def cut(rows: Array, lengths: list[int]) -> list[Array]:
-    """Cuts rows that follow one another into arrays of these lengths; views."""
+def split(rows: Array, lengths: list[int]) -> list[Array]:
+    """Splits concatenated rows into one view for each length."""
     ends = np.cumsum(lengths).tolist()
     return [rows[end - length : end] for length, end in zip(lengths, ends, strict=True)]
 
 
 def state(message: tensor_pb2.State, spec: ModelSpec, count: int, field: str) -> StateArrays:
-    """The state of `count` sequences: [rows, count, width] per part of spec.state_shapes()."""
+    """Returns the state of `count` sequences: [rows, count, width] per part of spec.state_shapes()."""
     shapes = spec.state_shapes()
     parts = []
     for part in _STATE_PARTS:
         if part not in shapes:
             if message.HasField(part):
-                raise invalid(f"{field}.{part}", f"is given: {_WITHOUT[part].format(cell=spec.cell)} has none")
+                raise invalid(f"{field}.{part}", f"is set: {_MODELS_WITHOUT[part].format(cell=spec.cell)} has none")
             continue
         values = array(getattr(message, part), spec.dtype, f"{field}.{part}")
         rows, width = shapes[part]
@@ -135,20 +135,20 @@ def state(message: tensor_pb2.State, spec: ModelSpec, count: int, field: str) ->
 
 
 def max_steps(spec: ModelSpec, config: ServerConfig) -> int:
-    """How long a whole sequence may be: one of a bidirectional model runs at once."""
+    """Returns the most steps of a whole sequence; one of a bidirectional model must fit one slice."""
     most = config.max_steps_per_sequence
     return min(most, config.max_batch_steps) if spec.bidirectional else most
 
 
 def timeout(seconds: float, field: str) -> float | None:
-    """Seconds, or None for 0."""
+    """Returns the seconds, or None for 0."""
     if not (math.isfinite(seconds) and seconds >= 0):
         raise invalid(field, f"is {seconds}: expected seconds, at least 0, or 0 for none")
     return seconds or None
 
 
 def output_bytes(output: OutputSpec, spec: ModelSpec) -> int:
-    """Bytes of the output of one step."""
+    """Returns the bytes of one step's output."""
     item = 8 if spec.dtype == "float64" else 4
     match output.kind:
         case "labels":
@@ -161,30 +161,27 @@ def output_bytes(output: OutputSpec, spec: ModelSpec) -> int:
             return item * spec.output_size
 
 
-_LENGTH_BYTES = 5  # the most that a length takes on the wire
+_MAX_LENGTH_BYTES = 5  # of one length on the wire
 
 
 def state_bytes(spec: ModelSpec) -> int:
-    """Bytes of the state of one sequence."""
+    """Returns the bytes of one sequence's state."""
     item = 8 if spec.dtype == "float64" else 4
     return item * sum(rows * width for rows, width in spec.state_shapes().values())
 
 
 def reply_bytes(output: OutputSpec, spec: ModelSpec, steps: int, count: int, limit: int) -> int:
-    """About how large a reply will be. Refuses a call whose reply could not be sent in one message."""
-    size = steps * output_bytes(output, spec) + count * (state_bytes(spec) + _LENGTH_BYTES)
+    """Returns the approximate bytes of a reply. Raises OVER_LIMIT if it does not fit one message."""
+    size = steps * output_bytes(output, spec) + count * (state_bytes(spec) + _MAX_LENGTH_BYTES)
     if size + 1024 > limit:
-        raise over_limit("output", f"would take {size} bytes: a reply has at most {limit}; cut the call, or stream")
+        raise over_limit(
+            "output", f"needs {size} bytes: expected at most {limit} in a reply; split the call, or stream"
+        )
     return size
 
 
-def over_limit(field: str, message: str) -> ServerError:
-    """The error of a field that is longer or wider than this server ever takes."""
-    return ServerError(Reason.OVER_LIMIT, f"{field}: {message}", field=field)
-
-
 def fill_outputs(message: tensor_pb2.Outputs, values: Array | None, labels: Array | None) -> None:
-    """Fills an output message in its place; protobuf would copy one that is put in later."""
+    """Fills an output message in place; protobuf copies messages that are assigned."""
     if values is not None:
         tensors.encode_into(values, message.values)
     if labels is not None:
@@ -192,7 +189,7 @@ def fill_outputs(message: tensor_pb2.Outputs, values: Array | None, labels: Arra
 
 
 def outputs_field(field: int, values: Array | None, labels: Array | None) -> wire.Buffers:
-    """Returns a field that holds an output message, the values not copied yet: for many of them."""
+    """Returns a field that holds an output message, without copying the values: for large arrays."""
     message = tensor_pb2.Outputs()
     fill_outputs(message, None, labels)
     parts: wire.Buffers = [message.SerializeToString()]
@@ -202,13 +199,13 @@ def outputs_field(field: int, values: Array | None, labels: Array | None) -> wir
 
 
 def fill_state(message: tensor_pb2.State, parts: Iterable[str], arrays: StateArrays) -> None:
-    """Fills a state message in its place; arrays are [rows, N, width] per part."""
+    """Fills a state message in place; arrays are [rows, N, width] per part."""
     for part, values in zip(parts, arrays, strict=True):
         tensors.encode_into(values, getattr(message, part))
 
 
 def empty_outputs(output: OutputSpec, spec: ModelSpec) -> tuple[Array | None, Array | None]:
-    """The values and labels of a chunk of 0 steps."""
+    """Returns the values and labels of a chunk of 0 steps."""
     width = {"hidden": spec.outputs_width, "top_k": output.top_k}.get(output.kind, spec.output_size)
     values = None if output.kind == "labels" else np.empty((0, width), spec.dtype)
     labels = {"labels": np.empty(0, "i4"), "top_k": np.empty((0, output.top_k), "i4")}.get(output.kind)

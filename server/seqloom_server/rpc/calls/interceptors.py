@@ -1,4 +1,4 @@
-"""What every call goes through: an id, its bytes parsed, its errors made a rich status, and a line in the metrics."""
+"""The gRPC interceptor of every call: assigns request ids, parses messages, maps errors to statuses, counts metrics."""
 
 import asyncio
 import contextvars
@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -21,11 +21,14 @@ from seqloom_server.rpc.calls.status import status_of
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+# messages of any type: one interceptor serves all methods
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Behaviour = Callable[[Any, Context], Any]
 
-_PROCESS = secrets.token_hex(4)
+_PROCESS_ID = secrets.token_hex(4)
 _numbers = itertools.count(1)
 
 
@@ -39,20 +42,20 @@ _current: contextvars.ContextVar[_Call] = contextvars.ContextVar("call")
 
 
 def request_id() -> str:
-    """The id of the call that this code runs for, as the log has it; "" outside of one."""
+    """Returns the id of the current call, as it is logged; "" outside of a call."""
     call = _current.get(None)
-    return "" if call is None else f"{_PROCESS}-{call.number:x}"
+    return "" if call is None else f"{_PROCESS_ID}-{call.number:x}"
 
 
 def set_model(name: str) -> None:
-    """Tells the metrics which served model the call is for; never with a name that no model has."""
+    """Sets the model that the current call is counted for in the metrics: the name of a served model."""
     call = _current.get(None)
     if call is not None:
         call.model = name
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Wraps the handler of each method, once, so that a call pays for nothing twice."""
+    """Wraps the handler of each method; a wrapped handler is kept for all later calls."""
 
     def __init__(self, request_metrics: RequestMetrics) -> None:
         self._request_metrics = request_metrics
@@ -73,20 +76,24 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return wrapped
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
-        """Takes bytes instead of messages, to tell what is none; see grpc.RpcMethodHandler for the four kinds."""
+        """Returns a handler that takes bytes and parses them itself, so that malformed messages get a rich status.
+
+        See grpc.RpcMethodHandler for the four kinds.
+        """
         kind = f"{_ARITY[handler.request_streaming]}_{_ARITY[handler.response_streaming]}"
         deserialize = handler.request_deserializer
         assert deserialize is not None, "a handler of generated code has one"
         parse = functools.partial(_parse, deserialize)
         behaviour: Behaviour = getattr(handler, kind)
 
-        async def handle(request: Any, context: Context) -> Any:
+        async def handle(request: Any, context: Context) -> object:
             parsed = _parse_each(parse, request) if handler.request_streaming else parse(request)
             result = behaviour(parsed, context)
             if not hasattr(result, "__aiter__"):
                 return await result
             async for response in result:
                 await context.write(response)
+            return None
 
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         serialize = handler.response_serializer
@@ -96,7 +103,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         )
         return wrapped
 
-    async def _run(self, method: str, handle: Behaviour, request: Any, context: Context) -> Any:
+    async def _run(self, method: str, handle: Behaviour, request: object, context: Context) -> object:
         call = _Call(next(_numbers))
         _current.set(call)
         start = time.perf_counter()
@@ -104,7 +111,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         try:
             return await handle(request, context)
         except ServerError as error:
-            if error.reason in (Reason.INTERNAL, Reason.STORAGE_FAILED):  # a bug's traceback was logged where it was
+            if error.reason in (Reason.INTERNAL, Reason.STORAGE_FAILED):  # the traceback was logged where it was raised
                 log.error("request %s: %s: %s", request_id(), method, error)
             status = rpc_status.to_status(status_of(error, request_id()))
             code = status.code.name
@@ -116,12 +123,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         except grpc.aio.AbortError:
             code = _name(context.code())
             raise
-        except grpc.aio.InternalError:  # the caller went away while we answered
+        except grpc.aio.InternalError:  # the caller disconnected while its response was written
             code = "CANCELLED"
             raise asyncio.CancelledError from None
         except Exception:
             log.exception("request %s: %s failed", request_id(), method)
-            bug = ServerError(Reason.INTERNAL, f"a bug in the server: its log has more under request {request_id()}")
+            bug = ServerError(Reason.INTERNAL, f"internal error: see the server's log for request {request_id()}")
             status = rpc_status.to_status(status_of(bug, request_id()))
             code = status.code.name
             await context.abort(status.code, status.details, status.trailing_metadata)
@@ -132,26 +139,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 _ARITY = {False: "unary", True: "stream"}
 
 
-def _serialize(serialize: Callable[[Any], bytes], response: Any) -> bytes:
-    """Some write their messages' bytes themselves."""
+def _serialize(serialize: Callable[[T], bytes], response: T | bytes) -> bytes:
+    """Serializes a response; some handlers return serialized bytes."""
     return response if isinstance(response, bytes) else serialize(response)
 
 
-def _parse(parse: Callable[[bytes], Any], raw: bytes) -> Any:
+def _parse(parse: Callable[[bytes], T], raw: bytes) -> T:
     try:
         return parse(raw)
     except DecodeError:
         name = getattr(getattr(parse, "__self__", None), "__name__", "message")
-        raise ServerError(Reason.MALFORMED_MESSAGE, f"{len(raw)} bytes came that are no {name}") from None
+        raise ServerError(Reason.MALFORMED_MESSAGE, f"malformed request: {len(raw)} bytes are not a {name}") from None
 
 
-async def _parse_each(parse: Callable[[bytes], Any], requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+async def _parse_each(parse: Callable[[bytes], T], requests: AsyncIterator[bytes]) -> AsyncIterator[T]:
     async for raw in requests:
         yield parse(raw)
 
 
-def _name(code: Any) -> str:
-    """Of a grpc.StatusCode, or of its number, which is what a context that was aborted has."""
+def _name(code: object) -> str:
+    """Returns the name of a grpc.StatusCode, or of its number, which an aborted context has."""
     if isinstance(code, grpc.StatusCode):
         return code.name
-    return next((each.name for each in grpc.StatusCode if each.value[0] == code), "UNKNOWN")
+    return next((known.name for known in grpc.StatusCode if known.value[0] == code), "UNKNOWN")

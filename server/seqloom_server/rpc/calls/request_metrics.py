@@ -1,20 +1,20 @@
-"""Counts the requests that ended, by method, model and code: unary calls, streams, and the sessions within them."""
+"""Counts completed requests by method, model and code: unary calls, streams, and the sessions of streams."""
 
-from typing import Any
+from prometheus_client import Counter, Histogram
 
 from seqloom_server.metrics import Metrics
 
 
 class RequestMetrics:
-    """The request metrics; a watcher of the registry, so that there are never more series than models have."""
+    """The metrics of requests; watches the registry of models, to remove the series of models that are gone."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._models = {""}
-        self._children: dict[tuple[str, str, str], tuple[Any, Any]] = {}
+        self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
 
     def count(self, method: str, model: str, code: str, seconds: float | None) -> None:
-        """Counts one request. code: a gRPC code's name. model: "" where it has none. seconds: None for one refused."""
+        """Counts one request. code: a gRPC code's name. model: "" for none. seconds: None for a refused session."""
         key = (method, model if model in self._models else "", code)
         children = self._children.get(key)
         if children is None:  # looked up once, since labels() costs more than the counting
@@ -30,10 +30,10 @@ class RequestMetrics:
         self._models.add(name)
 
     def unloaded(self, name: str) -> None:
-        """Its open sessions are still to end."""
+        """Does nothing: sessions of the model may still be open."""
 
     def gone(self, name: str) -> None:
-        """Takes the model's series away."""
+        """Removes the model's series."""
         self._models.remove(name)
         keys = [key for key in self._children if key[1] == name]
         for key in keys:

@@ -1,6 +1,6 @@
-"""The one table from the reason of an error to its gRPC status, and the rich status that travels.
+"""Maps each error reason to its gRPC status code, and builds the rich status (google.rpc.Status) that is sent.
 
-Under 4 KB whatever the message: what a caller sent may be quoted in it, and metadata has its bounds.
+A status stays under 4 KB: messages quote what a caller sent, and gRPC bounds the size of metadata.
 """
 
 from google.protobuf.any_pb2 import Any
@@ -10,9 +10,9 @@ from seqloom_server.errors import Reason, ServerError
 
 DOMAIN = "seqloom"
 
-_MAX_MESSAGE_BYTES = 800  # it travels three times: as the status' text, in it, and as a field violation
+_MAX_MESSAGE_BYTES = 800  # sent three times: as gRPC's text, in the status, and as a field violation
 _MAX_FIELD_BYTES = 200
-_RETRY_AFTER = 1.0  # seconds, where load is the reason and the error names no time
+_RETRY_AFTER = 1.0  # seconds, for OVERLOADED errors that name no time
 
 CODES: dict[Reason, int] = {
     Reason.INVALID_FIELD: code_pb2.INVALID_ARGUMENT,
@@ -38,7 +38,7 @@ CODES: dict[Reason, int] = {
     Reason.CALL_FORGOTTEN: code_pb2.FAILED_PRECONDITION,
     Reason.CHECKPOINT_NOT_FOUND: code_pb2.NOT_FOUND,
     Reason.CHECKPOINT_BROKEN: code_pb2.FAILED_PRECONDITION,
-    Reason.STORAGE_FAILED: code_pb2.INTERNAL,  # nothing that the caller could do otherwise
+    Reason.STORAGE_FAILED: code_pb2.INTERNAL,  # the caller cannot mend it
     Reason.VERSION_MISMATCH: code_pb2.FAILED_PRECONDITION,
     Reason.OVERLOADED: code_pb2.RESOURCE_EXHAUSTED,
     Reason.DEADLINE_EXCEEDED: code_pb2.DEADLINE_EXCEEDED,
@@ -50,8 +50,7 @@ CODES: dict[Reason, int] = {
 
 
 def status_of(error: ServerError, request_id: str) -> status_pb2.Status:
-    """Returns the status of an error: ErrorInfo always, RetryInfo where a repeat may succeed, BadRequest where a field
-    is at fault."""
+    """Returns the status of an error: with ErrorInfo, RetryInfo if a repeat may succeed, BadRequest for a field."""
     message = _cut(error.message, _MAX_MESSAGE_BYTES)
     status = status_pb2.Status(code=CODES[error.reason], message=message)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={"request_id": request_id})
@@ -80,7 +79,7 @@ def _attach(
 
 
 def _cut(text: str, most: int) -> str:
-    """At most so many bytes of UTF-8; what is no text, such as half of a surrogate pair, becomes "?"."""
+    """Cuts a text to at most `most` bytes of UTF-8; lone surrogates become "?"."""
     encoded = text.encode("utf-8", "replace")
     if len(encoded) <= most:
         return encoded.decode()

@@ -1,1 +1,1 @@
-"""Whole sequences and live streams over gRPC: from messages to the engine and back. Knows nothing of training."""
+"""InferenceService: whole sequences and live streams over gRPC. Knows nothing of training."""

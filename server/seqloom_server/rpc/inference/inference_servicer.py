@@ -1,11 +1,9 @@
-"""InferenceService: whole sequences in one call, and calls that carry many sessions."""
+"""InferenceService: Infer for whole sequences, StreamInfer for many sessions in one call."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Any
 
-import grpc
 import numpy as np
 from seqloom import wire
 from seqloom.v1 import inference_service_pb2, inference_service_pb2_grpc
@@ -16,17 +14,15 @@ from seqloom_server.engine.engine import Engine
 from seqloom_server.errors import ServerError
 from seqloom_server.rpc.calls import converters
 from seqloom_server.rpc.calls.byte_budget import ByteBudget
-from seqloom_server.rpc.calls.interceptors import set_model
+from seqloom_server.rpc.calls.interceptors import Context, set_model
 from seqloom_server.rpc.calls.request_metrics import RequestMetrics
 from seqloom_server.rpc.inference.stream_call import StreamCall
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 _OUTPUTS = inference_service_pb2.InferResponse.OUTPUTS_FIELD_NUMBER
 
 
 class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
-    """Decodes and checks, hands to the engine, encodes."""
+    """Decodes and checks requests, feeds the engine, encodes results. outputs: the limit of unread outputs."""
 
     def __init__(
         self, engine: Engine, config: ServerConfig, request_metrics: RequestMetrics, outputs: ByteBudget
@@ -35,7 +31,7 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self._config = config
         self._request_metrics = request_metrics
         self._budget = outputs
-        self._calls: dict[StreamCall, asyncio.Task[Any]] = {}
+        self._calls: dict[StreamCall, asyncio.Task[object]] = {}
         self._draining = False
 
     async def Infer(self, request: inference_service_pb2.InferRequest, context: Context) -> bytes:
@@ -51,11 +47,11 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         if request.HasField("initial_state"):
             initial = converters.state(request.initial_state, spec, len(xs), "initial_state")
         self._budget.take(size)
-        # given back when the caller has read it, or has gone
+        # returned when the caller has read the response or disconnected
         context.add_done_callback(lambda _: self._budget.give(size))  # type: ignore[arg-type]
         remaining = context.time_remaining()
         now = time.monotonic()
-        gathering = BatchSink(len(xs))
+        sink = BatchSink(len(xs))
         opened: list[Sequence] = []
         try:
             for n in range(len(xs)):
@@ -63,7 +59,7 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
                     weights,
                     Op.INFER,
                     output,
-                    gathering,
+                    sink,
                     initial_state=None if initial is None else tuple(part[:, n : n + 1] for part in initial),
                     deadline=None if remaining is None else now + remaining,
                 )
@@ -73,10 +69,10 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
             )
             if refused:
                 raise refused[0][1]
-            pieces = await gathering.done
+            results = await sink.done
         finally:
             self._engine.cancel(opened)
-        return _infer_response(weights.version, spec.state_parts, opened, pieces)
+        return _infer_response(weights.version, spec.state_parts, opened, results)
 
     async def StreamInfer(
         self, requests: AsyncIterator[inference_service_pb2.StreamInferRequest], context: Context
@@ -96,33 +92,33 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
             call.close()
 
     def drain(self) -> None:
-        """The server shuts down: calls without sessions end, the others when their last session has."""
+        """Ends calls as soon as they have no session: the server is shutting down."""
         self._draining = True
         for call in self._calls:
             call.drain()
 
     async def finish(self, seconds: float) -> None:
-        """Returns when every call has sent what was due, or after so long."""
+        """Waits until every call has ended, at most `seconds`."""
         if self._calls:
             await asyncio.wait(self._calls.values(), timeout=seconds)
 
 
 class BatchSink:
-    """The sink of one call's sequences: done when the last has ended, or at the first failure.
+    """Collects the results of one call's sequences, until the last has ended or one has failed.
 
-    done: the pieces of each sequence, in order.
+    done: the slice results of each sequence, in order.
     """
 
     def __init__(self, count: int) -> None:
         self.done: asyncio.Future[dict[Sequence, list[SliceResult]]] = asyncio.get_running_loop().create_future()
-        self._pieces: dict[Sequence, list[SliceResult]] = {}
-        self._missing = count
+        self._results: dict[Sequence, list[SliceResult]] = {}
+        self._running = count
 
     def deliver(self, sequence: Sequence, result: SliceResult) -> None:
-        self._pieces.setdefault(sequence, []).append(result)
-        self._missing -= result.final_state is not None
-        if not self._missing and not self.done.done():
-            self.done.set_result(self._pieces)
+        self._results.setdefault(sequence, []).append(result)
+        self._running -= result.final_state is not None
+        if not self._running and not self.done.done():
+            self.done.set_result(self._results)
 
     def fail(self, sequence: Sequence, error: ServerError) -> None:
         if not self.done.done():
@@ -130,16 +126,16 @@ class BatchSink:
 
 
 def _infer_response(
-    version: int, state_parts: tuple[str, ...], opened: list[Sequence], pieces: dict[Sequence, list[SliceResult]]
+    version: int, state_parts: tuple[str, ...], opened: list[Sequence], results: dict[Sequence, list[SliceResult]]
 ) -> bytes:
-    """The bytes of an InferResponse."""
+    """Returns the bytes of an InferResponse."""
 
-    def joined(arrays: list[Array | None]) -> Array | None:
+    def concatenate(arrays: list[Array | None]) -> Array | None:
         present = [array for array in arrays if array is not None]
         return (np.concatenate(present) if len(present) > 1 else present[0]) if present else None
 
-    ordered = [result for sequence in opened for result in pieces[sequence]]
-    finals = [pieces[sequence][-1].final_state for sequence in opened]
+    ordered = [result for sequence in opened for result in results[sequence]]
+    finals = [results[sequence][-1].final_state for sequence in opened]
     parts = zip(*(final for final in finals if final is not None), strict=True)
     response = inference_service_pb2.InferResponse(
         lengths=[sequence.steps_done for sequence in opened], weights_version=version
@@ -147,5 +143,6 @@ def _infer_response(
     converters.fill_state(response.final_state, state_parts, tuple(np.concatenate(part, axis=1) for part in parts))
     response.timing.queue_seconds = max(sequence.queue_seconds for sequence in opened)
     response.timing.compute_seconds = max(sequence.compute_seconds for sequence in opened)
-    values, labels = joined([result.values for result in ordered]), joined([result.labels for result in ordered])
+    values = concatenate([result.values for result in ordered])
+    labels = concatenate([result.labels for result in ordered])
     return wire.joined([response.SerializeToString(), *converters.outputs_field(_OUTPUTS, values, labels)])

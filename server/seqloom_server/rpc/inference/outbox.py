@@ -1,6 +1,6 @@
-"""What is due to the caller of one StreamInfer call, and how it is packed into messages.
+"""The queue of outgoing entries of one StreamInfer call, and how they are packed into messages.
 
-Whatever is due when the transport is free travels in one message, so that messages grow fewer as load grows.
+All entries that are queued when the transport is free are sent in one message, so messages get fewer as load grows.
 """
 
 import asyncio
@@ -15,9 +15,9 @@ from seqloom_server.engine.core.sequence import Array, StateArrays
 from seqloom_server.rpc.calls import converters
 from seqloom_server.rpc.calls.byte_budget import ByteBudget
 
-# Of outputs that were promised or computed: a caller that has not read so much is read from no longer.
+# of outputs, promised or computed, beyond which no more requests are read from the caller
 _MAX_UNREAD_BYTES = 64 << 20
-_LARGE_BYTES = 16 << 10  # of values; below, protobuf's copies cost less than more of Python
+_LARGE_BYTES = 16 << 10  # of values; below it protobuf's copies are cheaper than more Python
 
 _ENTRIES = inference_service_pb2.StreamInferResponse.ENTRIES_FIELD_NUMBER
 _OUTPUTS = inference_service_pb2.SessionResponse.OUTPUTS_FIELD_NUMBER
@@ -26,10 +26,10 @@ _OUTPUTS_OUTPUTS = inference_service_pb2.SessionOutputs.OUTPUTS_FIELD_NUMBER
 
 @dataclass(slots=True)
 class Outgoing:
-    """One entry that is due: arrays, not messages, which are written when the message that takes them is.
+    """One outgoing entry; its arrays are encoded when the message that carries it is.
 
-    opened: the version of the weights and the window. steps: the session's steps up to the snapshot or the end. parts:
-    of the state, by name. timing: queue and compute seconds. promised: bytes that were promised for it.
+    opened: (weights version, window). steps: the session's steps up to the snapshot or the end. parts: names of the
+    state's parts. timing: (queue seconds, compute seconds). promised: bytes charged for its outputs.
     """
 
     number: int
@@ -47,7 +47,7 @@ class Outgoing:
 
     @property
     def size(self) -> int:
-        """About how many bytes the entry takes."""
+        """The approximate bytes of the entry."""
         size = 64 if self.error is None else 4096
         if self.values is not None:
             size += self.values.nbytes + 24
@@ -60,11 +60,11 @@ class Outgoing:
 
     @property
     def large(self) -> bool:
-        """Whether its values are better written straight into the message's bytes than through protobuf."""
+        """Whether it is faster to write its values into the message's bytes without protobuf."""
         return self.values is not None and self.values.nbytes >= _LARGE_BYTES
 
     def buffers(self) -> wire.Buffers:
-        """Returns this, which has values, as an entry of a StreamInferResponse; they are not copied yet."""
+        """Returns an entry with values as a field of a StreamInferResponse, without copying the values."""
         first = inference_service_pb2.SessionOutputs(first_step=self.first_step).SerializeToString()
         outputs = [first, *converters.outputs_field(_OUTPUTS_OUTPUTS, self.values, self.labels)]
         self.values = self.labels = None
@@ -73,7 +73,7 @@ class Outgoing:
         return wire.message(_ENTRIES, [entry.SerializeToString(), *wire.message(_OUTPUTS, outputs)])
 
     def fill(self, entry: inference_service_pb2.SessionResponse) -> None:
-        """Writes this into an empty entry of a message."""
+        """Fills an empty entry of a message."""
         entry.session = self.number
         if self.opened is not None:
             entry.opened.weights_version, entry.opened.window_steps = self.opened
@@ -92,10 +92,10 @@ class Outgoing:
 
 
 class Outbox:
-    """Entries in the order in which they became due. `changed` is set whenever one is added.
+    """A queue of outgoing entries. `changed` is set whenever one is added.
 
-    max_message_bytes: what a message takes, unless its one entry is larger. budget: what outputs are charged to. full:
-    whether the caller has to read before it is read from.
+    max_message_bytes: of a message, unless a single entry is larger. budget: charged for outputs. full: whether the
+    call's unread outputs have reached their limit.
     """
 
     def __init__(self, max_message_bytes: int, budget: ByteBudget) -> None:
@@ -113,32 +113,32 @@ class Outbox:
         return len(self._entries)
 
     def promise(self, size: int) -> None:
-        """Says that outputs of so many bytes will come. Raises ServerError OVERLOADED, and then promises nothing."""
+        """Charges `size` bytes for outputs to come. Raises ServerError OVERLOADED, and then charges nothing."""
         self._budget.take(size)
         self._promised += size
-        self._look()
+        self._update_full()
 
     def withdraw(self, size: int) -> None:
-        """Says that they will not come after all."""
+        """Returns `size` charged bytes of outputs that will not come."""
         self._budget.give(size)
         self._promised -= size
-        self._look()
+        self._update_full()
 
     def put(self, outgoing: Outgoing) -> None:
-        """Adds an entry, with which what was promised of it is there."""
+        """Adds an entry, whose outputs have been promised."""
         size = outgoing.size
         self._entries.append((outgoing, size))
         self._bytes += size
         self._promised -= outgoing.promised
-        self._look()
+        self._update_full()
         self.changed.set()
 
     async def has_room(self) -> None:
-        """Returns when the caller has read enough of what was due to it."""
+        """Waits until the caller has read enough outputs."""
         await self._room.wait()
 
     def next_message(self) -> bytes:
-        """Takes out as many entries as one message holds, there must be one; returns a StreamInferResponse's bytes."""
+        """Removes as many entries as fit one message, at least one; returns the bytes of a StreamInferResponse."""
         parts: wire.Buffers = []
         message = inference_service_pb2.StreamInferResponse()
         room = self._max_message_bytes
@@ -152,17 +152,17 @@ class Outbox:
             room -= size
             self._bytes -= size
             self._budget.give(outgoing.promised)
-        self._look()
+        self._update_full()
         return wire.joined([*parts, message.SerializeToString()])
 
     def clear(self) -> None:
-        """Forgets what nobody will read."""
+        """Drops all entries."""
         self._budget.give(sum(outgoing.promised for outgoing, _ in self._entries))
         self._entries.clear()
         self._bytes = 0
-        self._look()
+        self._update_full()
 
-    def _look(self) -> None:
+    def _update_full(self) -> None:
         full = self._bytes + self._promised > _MAX_UNREAD_BYTES
         if full != self.full:
             self.full = full

@@ -1,12 +1,10 @@
-"""One StreamInfer call: its sessions by the caller's numbers, what goes into the engine, and what comes back out."""
+"""One StreamInfer call: its sessions by number, their frames into the engine, and their outputs to the caller."""
 
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from typing import Any
 
-import grpc
 from google.rpc import code_pb2
 from seqloom.v1 import inference_service_pb2
 
@@ -14,10 +12,10 @@ from seqloom_server.config import ServerConfig
 from seqloom_server.engine.core.sequence import Chunk, Op
 from seqloom_server.engine.core.session_window import SessionWindow, empty_frames
 from seqloom_server.engine.engine import Engine
-from seqloom_server.errors import Reason, ServerError, invalid
+from seqloom_server.errors import Reason, ServerError, invalid, over_limit
 from seqloom_server.rpc.calls import converters
 from seqloom_server.rpc.calls.byte_budget import ByteBudget
-from seqloom_server.rpc.calls.interceptors import request_id
+from seqloom_server.rpc.calls.interceptors import Context, request_id
 from seqloom_server.rpc.calls.request_metrics import RequestMetrics
 from seqloom_server.rpc.calls.status import status_of
 from seqloom_server.rpc.inference.outbox import Outbox, Outgoing
@@ -25,16 +23,16 @@ from seqloom_server.rpc.inference.stream_session import StreamSession, only_ackn
 
 log = logging.getLogger(__name__)
 
-_METHOD = "seqloom.v1.InferenceService/StreamInfer/session"  # what sessions are counted as
+_METHOD = "seqloom.v1.InferenceService/StreamInfer/session"  # the method's name for sessions in the metrics
 
-_MIN_WINDOW_STEPS = 64  # what a caller may send before it has been told its window
-_WINDOW_BYTES = 8 << 20  # of outputs that one session may leave unread
+_MIN_WINDOW_STEPS = 64  # that a caller may send before it receives its window
+_WINDOW_BYTES = 8 << 20  # of unread outputs of one session
 _MAX_ENTRIES = 16_384  # in one message, each of which may be answered by an error
-_REMEMBERED = 4096  # sessions that are over, so that what still comes for them is told from what is wrong
+_MAX_ENDED_SESSIONS = 4096  # remembered, to tell entries that crossed a session's end from wrong ones
 
 
 class StreamCall:
-    """The sessions of one call. `read_from` takes messages, `write_to` sends until the call is over."""
+    """The sessions of one call. `read_from` receives messages, `write_to` sends until the call ends."""
 
     def __init__(
         self, engine: Engine, config: ServerConfig, request_metrics: RequestMetrics, budget: ByteBudget
@@ -42,8 +40,8 @@ class StreamCall:
         self._engine = engine
         self._config = config
         self._request_metrics = request_metrics
-        self._sinks: dict[int, StreamSession] = {}
-        self._over: OrderedDict[int, bool] = OrderedDict()  # by number: whether the caller has been told of an error
+        self._sessions: dict[int, StreamSession] = {}
+        self._ended: OrderedDict[int, bool] = OrderedDict()  # by number: whether the session ended with an error
         self._outbox = Outbox(config.max_stream_message_bytes, budget)
         self._half_closed = False
         self._draining = False
@@ -51,7 +49,7 @@ class StreamCall:
         self._request_id = request_id()
 
     async def read_from(self, requests: AsyncIterator[inference_service_pb2.StreamInferRequest]) -> None:
-        """Takes messages until the caller sends no more. What is no message of ours ends the call, by `write_to`."""
+        """Receives messages until the caller closes the stream; `write_to` raises the error of a malformed one."""
         try:
             async for request in requests:
                 await self._receive(request)
@@ -62,28 +60,28 @@ class StreamCall:
             self._failure = error
         self._outbox.changed.set()
 
-    async def write_to(self, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
-        """Sends what is due, as long as there is or may come something. Raises what ended the call."""
+    async def write_to(self, context: Context) -> None:
+        """Sends entries until the call ends, with or without an error, which it raises."""
         while True:
             while self._outbox and self._failure is None:
                 await context.write(self._outbox.next_message())
             if self._failure is not None:
                 raise self._failure
-            if not self._sinks and self._half_closed:
+            if not self._sessions and self._half_closed:
                 return
-            if not self._sinks and self._draining:
+            if not self._sessions and self._draining:
                 raise ServerError(Reason.SHUTTING_DOWN, "the server is shutting down")
             self._outbox.changed.clear()
             await self._outbox.changed.wait()
 
     def drain(self) -> None:
-        """The server shuts down: the call ends when its last session has."""
+        """Ends the call as soon as it has no session: the server is shutting down."""
         self._draining = True
         self._outbox.changed.set()
 
     def close(self) -> None:
-        """Drops whatever is still open."""
-        for number in list(self._sinks):
+        """Drops the sessions that are still open."""
+        for number in list(self._sessions):
             self._drop(number)
         self._outbox.clear()
 
@@ -94,28 +92,24 @@ class StreamCall:
         self._outbox.promise(size)
 
     def fail(self, number: int, error: ServerError) -> None:
-        """Tells the caller that this session has failed; it is gone, and what still comes for it is passed over."""
+        """Ends a session with an error; its later entries are ignored."""
         status = status_of(error, self._request_id)
-        self._gone(number, code_pb2.Code.Name(status.code))
+        self._remove(number, code_pb2.Code.Name(status.code))
         if error.reason is Reason.INTERNAL:  # its traceback was logged where it happened
             log.error("request %s: session %d: %s", self._request_id, number, error)
         self.send(Outgoing(number, error=status))
 
     def ended(self, number: int) -> None:
-        self._gone(number, "OK")
+        self._remove(number, "OK")
 
     async def _receive(self, request: inference_service_pb2.StreamInferRequest) -> None:
-        """Takes a message; what is wrong with an entry fails that entry's session alone."""
+        """Handles one message; an invalid entry fails only that entry's session."""
         if len(request.entries) > _MAX_ENTRIES:
-            raise ServerError(
-                Reason.OVER_LIMIT,
-                f"entries: has {len(request.entries)}: at most {_MAX_ENTRIES} are taken in a message",
-                field="entries",
-            )
+            raise over_limit("entries", f"has {len(request.entries)}: expected at most {_MAX_ENTRIES} in a message")
         now = time.monotonic()
         work: dict[StreamSession, list[Chunk]] = {}
         for entry in request.entries:
-            if self._outbox.full:  # one message may ask for more than there is memory
+            if self._outbox.full:  # the outputs of one message may need more memory than there is
                 self._feed(work)
                 work.clear()
                 await self._outbox.has_room()
@@ -125,117 +119,118 @@ class StreamCall:
                 self._drop(number)
                 continue
             try:
-                sink = self._open(entry, now) if entry.HasField("open") else self._sinks.get(number)
-                if sink is None:
+                session = self._open(entry, now) if entry.HasField("open") else self._sessions.get(number)
+                if session is None:
                     self._check_late(entry)
                     continue
-                chunks = work.setdefault(sink, [])
-                chunks += sink.chunks(entry, now, len(chunks))
+                chunks = work.setdefault(session, [])
+                chunks += session.chunks(entry, now, len(chunks))
             except ServerError as error:
-                if number in self._sinks:
-                    self._engine.cancel([self._sinks[number].session.sequence])
+                if number in self._sessions:
+                    self._engine.cancel([self._sessions[number].window.sequence])
                 self.fail(number, error)
         self._feed(work)
 
     def _half_close(self) -> None:
-        """The caller sends nothing more: sessions that it left open end after what is queued."""
+        """Ends the open sessions after their queued frames: the caller has closed the stream."""
         self._half_closed = True
         now = time.monotonic()
-        left_open = [sink for sink in self._sinks.values() if not sink.session.ended]
+        left_open = [session for session in self._sessions.values() if not session.window.ended]
         end = inference_service_pb2.SessionRequest(end=True)
-        self._feed({sink: sink.chunks(end, now, 0) for sink in left_open})
+        self._feed({session: session.chunks(end, now, 0) for session in left_open})
 
     def _feed(self, work: dict[StreamSession, list[Chunk]]) -> None:
-        items = [(sink.session.sequence, chunks) for sink, chunks in work.items() if chunks]
+        items = [(session.window.sequence, chunks) for session, chunks in work.items() if chunks]
         for sequence, error in self._engine.feed(items) if items else ():
             sequence.sink.fail(sequence, error)
 
     def _check_late(self, entry: inference_service_pb2.SessionRequest) -> None:
-        """An entry for a session that is not open: no matter where it only acknowledges, or crossed an error."""
-        reported = self._over.get(entry.session)
+        """Raises for an entry of a session that is not open, unless it only acknowledges or crossed an error."""
+        reported = self._ended.get(entry.session)
         if reported or only_acknowledges(entry):
             return
         if reported is None:
             raise ServerError(
                 Reason.SESSION_NOT_OPEN,
-                f"session {entry.session} is not open: the first entry of a session has `open`",
+                f"session {entry.session} is not open: expected `open` in a session's first entry",
                 field="entries.open",
             )
-        raise ServerError(Reason.SESSION_ENDED, f"session {entry.session} has ended: it takes nothing more")
+        raise ServerError(Reason.SESSION_ENDED, f"session {entry.session} has ended: expected no more entries for it")
 
     def _open(self, entry: inference_service_pb2.SessionRequest, now: float) -> StreamSession:
-        number, wanted = entry.session, entry.open
-        if number in self._sinks:
+        number, request = entry.session, entry.open
+        if number in self._sessions:
             raise ServerError(
-                Reason.SESSION_EXISTS, f"session {number} is open already: it has been dropped", field="entries.session"
+                Reason.SESSION_EXISTS, f"session {number} is open already: it was dropped", field="entries.session"
             )
-        weights = self._engine.registry.current(wanted.model, wanted.weights_version)
+        weights = self._engine.registry.current(request.model, request.weights_version)
         spec = weights.network.spec
-        output = converters.output_spec(wanted.output, spec, "entries.open.output")
+        output = converters.output_spec(request.output, spec, "entries.open.output")
         initial = None
-        if wanted.HasField("initial_state"):
-            initial = converters.state(wanted.initial_state, spec, 1, "entries.open.initial_state")
-        timeout = converters.timeout(wanted.timeout_seconds, "entries.open.timeout_seconds")
-        whole = wanted.whole_sequence or (entry.HasField("frames") and entry.end)
+        if request.HasField("initial_state"):
+            initial = converters.state(request.initial_state, spec, 1, "entries.open.initial_state")
+        timeout = converters.timeout(request.timeout_seconds, "entries.open.timeout_seconds")
+        whole = request.whole_sequence or (entry.HasField("frames") and entry.end)
         if spec.bidirectional:
-            _check_whole(wanted, whole)
-        sink = StreamSession(self, number, spec, output)
+            _check_whole(request, whole)
+        session = StreamSession(self, number, spec, output)
         sequence = self._engine.open(
             weights,
             Op.INFER if whole else Op.STREAM,
             output,
-            sink,
+            session,
             initial_state=initial,
             deadline=None if timeout is None else now + timeout,
-            snapshot_interval=wanted.snapshot_interval_steps,
+            snapshot_interval=request.snapshot_interval_steps,
         )
-        if wanted.snapshot_interval_steps:
-            sink.step_bytes += converters.state_bytes(spec) // wanted.snapshot_interval_steps
-        window = min(self._config.window_steps, _WINDOW_BYTES // sink.step_bytes)
-        window = max(window, _MIN_WINDOW_STEPS)
-        if spec.bidirectional:  # nothing can be acknowledged before all is there; one more, so that too much is told
-            window = converters.max_steps(spec, self._config) + 1
-        sink.session = SessionWindow(sequence, window, empty_frames(spec.input_size, spec.dtype))
-        sink.model, sink.opened_at = weights.model, now
-        sink.max_steps = converters.max_steps(spec, self._config) if whole else None
-        self._sinks[number] = sink
-        self._over.pop(number, None)
-        sink.opened = weights.version, window
-        if not entry.end:  # else it travels with the first output
-            self.send(sink.outgoing())
-        return sink
+        if request.snapshot_interval_steps:
+            session.step_bytes += converters.state_bytes(spec) // request.snapshot_interval_steps
+        window_steps = min(self._config.window_steps, _WINDOW_BYTES // session.step_bytes)
+        window_steps = max(window_steps, _MIN_WINDOW_STEPS)
+        if spec.bidirectional:  # no output before the last frame; one step more, so that OVER_LIMIT is raised instead
+            window_steps = converters.max_steps(spec, self._config) + 1
+        session.window = SessionWindow(sequence, window_steps, empty_frames(spec.input_size, spec.dtype))
+        session.model, session.opened_at = weights.model, now
+        session.max_steps = converters.max_steps(spec, self._config) if whole else None
+        self._sessions[number] = session
+        self._ended.pop(number, None)
+        session.opened = weights.version, window_steps
+        if not entry.end:  # else it is sent with the first output
+            self.send(session.outgoing())
+        return session
 
     def _drop(self, number: int) -> None:
-        """The caller no longer wants the session."""
-        sink = self._sinks.pop(number, None)
-        if sink is not None:
-            self._engine.cancel([sink.session.sequence])
-            self._outbox.withdraw(sink.promised)
-            self._count(sink, "CANCELLED")
+        """Cancels a session without an error."""
+        session = self._sessions.pop(number, None)
+        if session is not None:
+            self._engine.cancel([session.window.sequence])
+            self._outbox.withdraw(session.promised)
+            self._count(session, "CANCELLED")
             self._outbox.changed.set()
 
-    def _gone(self, number: int, code: str) -> None:
-        sink = self._sinks.pop(number, None)
-        self._count(sink, code)
-        if sink is not None:
-            self._outbox.withdraw(sink.promised)
-        self._over[number] = code != "OK"
-        if len(self._over) > _REMEMBERED:
-            self._over.popitem(last=False)
+    def _remove(self, number: int, code: str) -> None:
+        session = self._sessions.pop(number, None)
+        self._count(session, code)
+        if session is not None:
+            self._outbox.withdraw(session.promised)
+        self._ended[number] = code != "OK"
+        if len(self._ended) > _MAX_ENDED_SESSIONS:
+            self._ended.popitem(last=False)
 
-    def _count(self, sink: StreamSession | None, code: str) -> None:
-        model, seconds = ("", None) if sink is None else (sink.model, time.monotonic() - sink.opened_at)
+    def _count(self, session: StreamSession | None, code: str) -> None:
+        model, seconds = ("", None) if session is None else (session.model, time.monotonic() - session.opened_at)
         self._request_metrics.count(_METHOD, model, code, seconds)
 
 
-def _check_whole(wanted: inference_service_pb2.OpenSession, whole: bool) -> None:
-    """What a session of a bidirectional model may be: its layers also run from the last step to the first."""
+def _check_whole(request: inference_service_pb2.OpenSession, whole: bool) -> None:
+    """Raises for what a bidirectional model, whose layers also run from the last step to the first, cannot do."""
     if not whole:
         raise invalid(
-            "entries.open.whole_sequence", "is not set: the model is bidirectional, only whole sequences can be run"
+            "entries.open.whole_sequence",
+            "is not set: expected true, as the model is bidirectional and runs only whole sequences",
         )
-    if wanted.snapshot_interval_steps:
+    if request.snapshot_interval_steps:
         raise invalid(
             "entries.open.snapshot_interval_steps",
-            f"is {wanted.snapshot_interval_steps}: the model is bidirectional, only whole sequences can be run",
+            f"is {request.snapshot_interval_steps}: expected 0, as the model is bidirectional and has no snapshots",
         )

@@ -1,1 +1,1 @@
-"""Models over gRPC: listed, described, imported and exported in parts."""
+"""ModelService: lists, creates, loads, imports and exports models over gRPC."""

@@ -1,4 +1,4 @@
-"""Models and their specifications, to and from messages."""
+"""Converts models and their specifications to and from protobuf messages."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -25,7 +25,7 @@ _DTYPES: "dict[tensor_pb2.DataType, DType]" = {
 
 
 def model_spec(message: pb.ModelSpec) -> ModelSpec:
-    """Raises ServerError naming the field that no network can have."""
+    """Returns a checked ModelSpec. Raises ServerError, which names the invalid field."""
     cell = _CELLS.get(message.cell)
     if cell is None:
         raise invalid("spec.cell", f"is {message.cell}: expected a CellType")
@@ -39,24 +39,28 @@ def model_spec(message: pb.ModelSpec) -> ModelSpec:
     if precision is None:
         raise invalid("spec.precision", f"is {message.precision}: expected a Precision")
     sizes = {name: getattr(message, name) for name in _SIZES}
-    both = message.bidirectional
     try:
         return ModelSpec(
-            cell=cell, activation=activation, dtype=dtype, bidirectional=both, precision=precision, **sizes
+            cell=cell,
+            activation=activation,
+            dtype=dtype,
+            bidirectional=message.bidirectional,
+            precision=precision,
+            **sizes,
         )
     except InvalidSpec as error:
         raise invalid(f"spec.{error.field}", str(error).partition(": ")[2]) from None
 
 
 def model_message(info: ModelInfo) -> pb.Model:
-    """The message of a served model."""
+    """Returns the message of a served model."""
     message = pb.Model(name=info.name, weights_version=info.weights_version, parameter_count=info.parameter_count)
     message.spec.CopyFrom(spec_message(info.spec))
     return message
 
 
 def spec_message(spec: ModelSpec) -> pb.ModelSpec:
-    """The message of a specification."""
+    """Returns the message of a specification."""
     message = pb.ModelSpec(
         cell=_number(_CELLS, spec.cell),
         activation=_number(_ACTIVATIONS, spec.activation),

@@ -1,40 +1,36 @@
-"""ModelService: what is served, creating, loading, moving models in and out, and the server's limits."""
+"""ModelService: lists, creates, loads, imports and exports models, and reports the server's limits."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
-import grpc
 from seqloom._version import __version__
 from seqloom.v1 import model_service_pb2 as pb
 from seqloom.v1 import model_service_pb2_grpc
 
 from seqloom_server.config import ServerConfig
 from seqloom_server.engine.core.names import check_name
-from seqloom_server.engine.core.overload import ONE_SECOND, TEN_SECONDS, no_memory_for_the_model, overloaded
+from seqloom_server.engine.core.overload import ONE_SECOND, TEN_SECONDS, model_memory_exhausted, overloaded
 from seqloom_server.engine.engine import Engine
 from seqloom_server.engine.models.registry import ModelInfo
-from seqloom_server.errors import Reason, ServerError, invalid
+from seqloom_server.errors import Reason, ServerError, invalid, over_limit
 from seqloom_server.nn.files.model_folder import BrokenModel, max_weights_bytes, most_weights_bytes
-from seqloom_server.rpc.calls.interceptors import set_model
+from seqloom_server.rpc.calls.interceptors import Context, set_model
 from seqloom_server.rpc.calls.request_parts import SECONDS_WITHOUT_PROGRESS, parts_of, pass_over
 from seqloom_server.rpc.models.model_messages import model_message, model_spec
 
-Context = grpc.aio.ServicerContext[Any, Any]
-
 _PART_BYTES = 1 << 20
-_MAX_EXPORTS = 2  # at once: each is a whole model in memory
+_MAX_EXPORTS = 2  # at once: each holds a whole model in memory
 
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
-    """The registry's face."""
+    """Serves the registry's models over gRPC."""
 
     def __init__(self, engine: Engine, config: ServerConfig) -> None:
         self._engine = engine
         self._registry = engine.registry
         self._config = config
-        self._import_bytes = 0  # of parts that have come, of all imports that are under way
-        self._max_import_bytes = most_weights_bytes(config.max_model_bytes)  # so that one may always come
+        self._import_bytes = 0  # of parts received, over all running imports
+        self._max_import_bytes = most_weights_bytes(config.max_model_bytes)  # so that one import always fits
         self._exports = 0
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
@@ -88,42 +84,43 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         except BrokenModel as error:
             raise invalid("config", str(error)) from None
         if most > self._max_import_bytes:
-            raise ServerError(
-                Reason.OVER_LIMIT,
-                f"the configuration needs up to {most} bytes of weights: at most {self._max_import_bytes} are taken",
-                field="config",
+            raise over_limit(
+                "config", f"needs up to {most} bytes of weights: expected at most {self._max_import_bytes}"
             )
-        taken: list[bytes] = []
+        received: list[bytes] = []
         try:
-            await self._collect(taken, first.weights, parts, most)
-            return await self._registry.import_(first.name, first.config, b"".join(taken))
+            await self._collect(received, first.weights, parts, most)
+            return await self._registry.import_(first.name, first.config, b"".join(received))
         except MemoryError:
-            raise no_memory_for_the_model() from None
+            raise model_memory_exhausted() from None
         except ServerError as error:
-            if error.reason is Reason.MODEL_BROKEN:  # here it is the caller's argument
+            if error.reason is Reason.MODEL_BROKEN:  # here the files are the caller's argument
                 raise invalid("weights", error.message) from None
             raise
         finally:
-            self._import_bytes -= sum(map(len, taken))
+            self._import_bytes -= sum(map(len, received))
 
     async def _collect(
-        self, taken: list[bytes], weights: bytes, parts: AsyncIterator[pb.ImportModelRequest], most: int
+        self, received: list[bytes], weights: bytes, parts: AsyncIterator[pb.ImportModelRequest], most: int
     ) -> None:
-        """Appends the parts of model.safetensors to `taken`, and counts them.
+        """Appends the parts of model.safetensors to `received`, and counts their bytes.
 
-        Raises INVALID_FIELD as soon as there are more bytes than `most`; OVERLOADED where all imports together are
-        more than the server takes; what parts_of() raises.
+        Raises INVALID_FIELD for more bytes than `most`; OVERLOADED if all imports together exceed the limit; and what
+        parts_of() raises.
         """
         size = 0
         while True:
             size += len(weights)
             if size > most:
-                raise invalid("weights", f"has more than {most} bytes, which is what the configuration can need")
+                raise invalid("weights", f"has more than {most} bytes: expected at most that for the configuration")
             if self._import_bytes + len(weights) > self._max_import_bytes:
-                raise overloaded("other models are being imported", TEN_SECONDS)
+                raise overloaded(
+                    f"import limit reached: other imports hold {self._import_bytes - size + len(weights)} bytes",
+                    TEN_SECONDS,
+                )
             self._import_bytes += len(weights)
             if weights:
-                taken.append(weights)
+                received.append(weights)
             part = await anext(parts, None)
             if part is None:
                 return
@@ -135,16 +132,16 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         self, request: pb.ExportModelRequest, context: Context
     ) -> AsyncIterator[pb.ExportModelResponse]:
         if self._exports >= _MAX_EXPORTS:
-            raise overloaded("other models are being exported", ONE_SECOND)
+            raise overloaded(f"export limit reached: {self._exports} exports are running", ONE_SECOND)
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        assert task is not None, "a handler runs as one"
+        assert task is not None, "a handler runs as a task"
         self._exports += 1
         try:
             config, weights = await self._registry.export(request.name)
             set_model(request.name)
             yield pb.ExportModelResponse(config=config)
             for start in range(0, len(weights), _PART_BYTES):
-                # what is yielded is written by the same task, which waits for a caller that does not read
+                # this task also writes what is yielded, and blocks while the caller does not read
                 watch = loop.call_later(SECONDS_WITHOUT_PROGRESS, task.cancel)
                 try:
                     yield pb.ExportModelResponse(weights=weights[start : start + _PART_BYTES])

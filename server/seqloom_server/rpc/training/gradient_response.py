@@ -1,4 +1,4 @@
-"""What ComputeGradients answers: a summary that names the tensors, then their bytes in parts."""
+"""Encodes the response of ComputeGradients: a summary that names the tensors, then their bytes in parts."""
 
 from collections.abc import Iterator
 
@@ -27,7 +27,7 @@ _ROLES = {
 
 
 def predicted_bytes(spec: ModelSpec, request: GradientRequest, sequences: int, steps: int) -> int:
-    """The most bytes that the tensors of a reply take."""
+    """Returns an upper bound of the bytes of a response's tensors."""
     item = 8 if spec.dtype == "float64" else 4
     state = sum(rows * width for rows, width in spec.state_shapes().values())
     numbers = sequences * state * (1 + request.initial_state)
@@ -42,7 +42,7 @@ def predicted_bytes(spec: ModelSpec, request: GradientRequest, sequences: int, s
 
 
 class GradientResponse:
-    """The parts of one reply, made one after the other as they are sent."""
+    """The parts of one response, built one after the other as they are sent."""
 
     def __init__(self, spec: ModelSpec, gradients: CallGradients, version: int, *, bfloat16: bool) -> None:
         self.summary = pb.GradientSummary(
@@ -64,20 +64,20 @@ class GradientResponse:
                     self._add(role, name, part)
 
     def parts(self, max_bytes: int) -> Iterator[pb.ComputeGradientsResponse]:
-        """Yields the messages, each of at most so many bytes of tensors: the summary comes with the first of them."""
+        """Yields the messages, each with at most `max_bytes` of tensors; the first also has the summary."""
         message = pb.ComputeGradientsResponse(summary=self.summary)
-        room, pieces = max_bytes - message.ByteSize(), []
+        room, chunks = max_bytes - message.ByteSize(), []
         for array in self._arrays:
             view = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
             while len(view):
-                piece = view[: max(room, 0)]
-                pieces.append(piece)
-                view, room = view[len(piece) :], room - len(piece)
+                chunk = view[: max(room, 0)]
+                chunks.append(chunk)
+                view, room = view[len(chunk) :], room - len(chunk)
                 if room <= 0:
-                    message.data = b"".join(pieces)
+                    message.data = b"".join(chunks)
                     yield message
-                    message, pieces, room = pb.ComputeGradientsResponse(), [], max_bytes
-        message.data = b"".join(pieces)
+                    message, chunks, room = pb.ComputeGradientsResponse(), [], max_bytes
+        message.data = b"".join(chunks)
         if message.ByteSize():
             yield message
 

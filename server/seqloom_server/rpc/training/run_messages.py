@@ -1,4 +1,4 @@
-"""Runs, optimizers and progress, to and from messages."""
+"""Converts runs, optimizers and progress to and from protobuf messages."""
 
 from seqloom.v1 import training_service_pb2 as pb
 
@@ -14,7 +14,7 @@ _KINDS: "dict[pb.OptimizerKind, OptimizerKind]" = {
     pb.OPTIMIZER_KIND_ADAM: "adam",
     pb.OPTIMIZER_KIND_ADAMW: "adamw",
 }
-# by the message's field, that of OptimizerSpec
+# field of the message: field of OptimizerSpec
 _FIELDS = {
     "learning_rate": "lr",
     "momentum": "momentum",
@@ -26,23 +26,23 @@ _FIELDS = {
 
 
 def optimizer(message: pb.Optimizer) -> OptimizerSpec:
-    """Raises ServerError naming the field that no optimizer can have."""
+    """Returns a checked OptimizerSpec. Raises ServerError, which names the invalid field."""
     kind = _KINDS.get(message.kind)
     if kind is None:
         raise invalid("optimizer.kind", f"is {message.kind}: expected an OptimizerKind")
-    wanted = {own: getattr(message, name) for name, own in _FIELDS.items()}
+    values = {spec_field: getattr(message, field) for field, spec_field in _FIELDS.items()}
     if kind == "sgd":  # which has none of these
-        for own in ("beta1", "beta2", "epsilon"):
-            del wanted[own]
+        for spec_field in ("beta1", "beta2", "epsilon"):
+            del values[spec_field]
     try:
-        return OptimizerSpec(kind, **wanted)
+        return OptimizerSpec(kind, **values)
     except InvalidSpec as error:
-        name = next((name for name, own in _FIELDS.items() if own == error.field), error.field)
+        name = next((field for field, spec_field in _FIELDS.items() if spec_field == error.field), error.field)
         raise invalid(f"optimizer.{name}", str(error).partition(": ")[2]) from None
 
 
 def run(run: TrainingRun, client: str = "") -> pb.Run:
-    """client: whose calls are told of."""
+    """Returns the message of a run. client: whose calls it reports."""
     meta, progress = run.meta, run.progress(client)
     message = pb.Run(
         id=meta.id,
@@ -61,19 +61,19 @@ def run(run: TrainingRun, client: str = "") -> pb.Run:
     )
     message.spec.CopyFrom(spec_message(run.weights.network.spec))
     message.optimizer.kind = next(number for number, kind in _KINDS.items() if kind == meta.optimizer.kind)
-    for name, own in _FIELDS.items():
-        setattr(message.optimizer, name, getattr(meta.optimizer, own))
+    for field, spec_field in _FIELDS.items():
+        setattr(message.optimizer, field, getattr(meta.optimizer, spec_field))
     return message
 
 
 def runs(runs: RunTable) -> list[pb.Run]:
-    """All of them, by id; of those that are broken only why."""
+    """Returns the messages of all runs, by id; a broken run has only its id and the reason."""
     broken = [pb.Run(id=run_id, broken=why) for run_id, why in runs.broken.items()]
     return sorted([*map(run, runs.all()), *broken], key=lambda message: message.id)
 
 
 def fill_progress(message: pb.RunProgress, progress: Progress) -> None:
-    """Fills a message in its place."""
+    """Fills a progress message in place."""
     message.step = progress.step
     message.durable_step = progress.durable_step
     message.calls_durable = progress.calls_durable
