@@ -61,30 +61,30 @@ protos: $(INSTALLED)
 	$(BIN)/python tools/generate_blocking.py
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/bench_server.py $(RECORDINGS) $(ARGS)
+	$(BIN)/python -m benchmarks.bench_server $(RECORDINGS) $(ARGS)
 
 bench-training: $(INSTALLED)
-	$(BIN)/python benchmarks/bench_training.py $(RECORDINGS) $(ARGS)
+	$(BIN)/python -m benchmarks.bench_training $(RECORDINGS) $(ARGS)
 
 bench-sweeps: $(INSTALLED)
-	$(BIN)/python benchmarks/bench_sweeps.py $(RECORDINGS) $(ARGS)
+	$(BIN)/python -m benchmarks.bench_sweeps $(RECORDINGS) $(ARGS)
 
 bench-gpu: $(INSTALLED)
-	$(BIN)/python benchmarks/bench_gpu.py $(ARGS)
+	$(BIN)/python -m benchmarks.bench_gpu $(ARGS)
 
 bench-front-end: $(INSTALLED)
-	$(BIN)/python benchmarks/bench_front_end.py $(ARGS)
+	$(BIN)/python -m benchmarks.bench_front_end $(ARGS)
 
 bench-quick: $(INSTALLED)
-	$(BIN)/python benchmarks/bench_server.py --quick --only callers connections streams realtime blocking padding $(RECORDINGS) $(ARGS)
-	$(BIN)/python benchmarks/bench_training.py --quick $(RECORDINGS) $(ARGS)
-	$(BIN)/python benchmarks/bench_sweeps.py --quick $(RECORDINGS) $(ARGS)
+	$(BIN)/python -m benchmarks.bench_server --quick --only callers connections streams realtime blocking padding $(RECORDINGS) $(ARGS)
+	$(BIN)/python -m benchmarks.bench_training --quick $(RECORDINGS) $(ARGS)
+	$(BIN)/python -m benchmarks.bench_sweeps --quick $(RECORDINGS) $(ARGS)
 
 peers: $(INSTALLED)
 	PYTHON=$(or $(PEERS_PYTHON),$(BIN)/python) TORCH_INDEX="$(TORCH_INDEX)" benchmarks/peers/setup.sh
 
 compare: $(INSTALLED)
-	$(BIN)/python benchmarks/compare.py "$(BEFORE)" "$(AFTER)" $(ARGS)
+	$(BIN)/python -m benchmarks.compare "$(BEFORE)" "$(AFTER)" $(ARGS)
 
 compose-test: $(INSTALLED)
 	$(BIN)/python tools/compose_test.py $(ARGS)

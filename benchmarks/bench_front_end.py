@@ -1,6 +1,6 @@
 """Measures what one process can feed: the CPU time that each kind of message costs a server, beside bare gRPC.
 
-    python benchmarks/bench_front_end.py [--quick] [--only streams calls]
+    python -m benchmarks.bench_front_end [--quick] [--only streams calls]
 
 The network is tiny, so that nearly all of the time goes into messages. The load has the machine's cores in common with
 the server, so the server's CPU time is the number to go by, and rates are what both reached together. It prints a table
@@ -10,11 +10,10 @@ and keeps it, with every round, in benchmarks/results/. Only ratios of one run c
 import sys
 import time
 
-import paths  # noqa: F401  puts examples/ on the path
-from front_end_parts import MODELS, PARTS, FrontEndBench, table
-from programs import program
-from rows import measured
-from sitting import leave, parser, sitting
+from benchmarks.harness.child_process import program
+from benchmarks.harness.table_rows import measured
+from benchmarks.parts.front_end import MODELS, PARTS, FrontEndBench, table
+from benchmarks.setup.server_setup import leave, parser, sitting
 
 
 def main() -> int:
@@ -24,8 +23,8 @@ def main() -> int:
     begun = time.perf_counter()
     with (
         sitting(options, MODELS, {"rounds": rounds, "seconds a round": seconds}) as held,
-        program("front_end_load") as load,
-        program("front_end_echo") as echo,
+        program("loads.front_end_load") as load,
+        program("baselines.grpc_echo") as echo,
     ):
         rows = measured(PARTS, options.only, FrontEndBench(held.server, load, echo, rounds, seconds))
     leave(options, "front-end", held.conditions, table(rows), rows)

@@ -1,6 +1,6 @@
 """Measures what a GPU does: right, forward and back beside cuDNN, and through a server of its own.
 
-    python benchmarks/bench_gpu.py [--device cuda|cpu] [--quick] [--only forward realtime]
+    python -m benchmarks.bench_gpu [--device cuda|cpu] [--quick] [--only forward realtime]
 
 It prints a table and keeps it, with every round, in benchmarks/results/. It is meant to take 8 minutes on a large GPU.
 On the CPU, with --quick, sizes are tiny: that the program itself works is all that is to be learned there.
@@ -12,16 +12,16 @@ import re
 import sys
 import time
 
-import gpu_parts
-import gpu_served
-import paths  # noqa: F401  puts examples/ on the path
-import report
 import torch
-from gpu_networks import GpuBench
-from rows import Row, measured
 from seqloom_server.nn.spec import ModelSpec
-from sitting import leave, parser, recordings, sitting
-from workload import MODELS
+
+from benchmarks.harness import results_file as report
+from benchmarks.harness.table_rows import Row, measured
+from benchmarks.loads.workload import MODELS
+from benchmarks.parts import gpu_kernels as gpu_parts
+from benchmarks.parts import gpu_serving as gpu_served
+from benchmarks.setup.gpu_bench import GpuBench
+from benchmarks.setup.server_setup import leave, parser, recordings, sitting
 
 _ON_DEVICE = {
     "correctness": gpu_parts.correctness,

@@ -1,7 +1,7 @@
 """What bfloat16 costs trained networks: those that the service trains on real speech, and those of public packages.
 
-    python benchmarks/bench_precision.py --data FOLDER-OF-WAV-FILES [--seeds 3] [--epochs 15]
-    python benchmarks/bench_precision.py --data FOLDER-OF-WAV-FILES --pretrained
+    python -m benchmarks.bench_precision --data FOLDER-OF-WAV-FILES [--seeds 3] [--epochs 15]
+    python -m benchmarks.bench_precision --data FOLDER-OF-WAV-FILES --pretrained
 
 The folder and the training are those of examples/cnn_rnn.py. --pretrained installs the packages, 60 MB, into a folder
 that it removes again, and takes 3 minutes. The tables go to benchmarks/results/.
@@ -18,12 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import paths  # noqa: F401  puts examples/ on the path
-import precision_errors
-import pretrained
-import pretrained_speech
-import pretrained_text
-import report
 import seqloom
 import torch
 from cnn_rnn import KINDS, Data, Kind, accuracy
@@ -32,7 +26,13 @@ from own_server import own_server
 from recordings import Corpus, folder
 from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.spec import ModelSpec
-from sitting import RESULTS
+
+from benchmarks.harness import results_file as report
+from benchmarks.parts import precision_errors
+from benchmarks.pretrained import packages as pretrained
+from benchmarks.pretrained import speech as pretrained_speech
+from benchmarks.pretrained import text as pretrained_text
+from benchmarks.setup.server_setup import RESULTS
 
 
 @dataclass

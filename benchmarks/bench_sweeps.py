@@ -1,6 +1,6 @@
 """Measures how the cost of a server's work grows: with callers, streams, chunks, lengths, widths, and with company.
 
-    python benchmarks/bench_sweeps.py [--quick] [--only streams mixed] [--streams 1 100 1000] [--chunks 5 20]
+    python -m benchmarks.bench_sweeps [--quick] [--only streams mixed] [--streams 1 100 1000] [--chunks 5 20]
 
 It prints a table and keeps it, with every round and a plot, in benchmarks/results/. Only ratios of one run can be
 compared.
@@ -10,17 +10,16 @@ import argparse
 import sys
 import time
 
-import live_sweeps
-import mixed_traffic
-import paths  # noqa: F401  puts examples/ on the path
-import plot
-import report
-import sweeps
-from programs import program
-from rows import Part, measured
-from sitting import flags, leave, parser, recordings, sitting
-from sweep_bench import SweepBench, add_axes, axes
-from workload import MODELS
+from benchmarks.harness import plot
+from benchmarks.harness import results_file as report
+from benchmarks.harness.child_process import program
+from benchmarks.harness.table_rows import Part, measured
+from benchmarks.loads.workload import MODELS
+from benchmarks.parts import mixed_traffic
+from benchmarks.parts import sequence_sweeps as sweeps
+from benchmarks.parts import stream_sweeps as live_sweeps
+from benchmarks.setup.server_setup import flags, leave, parser, recordings, sitting
+from benchmarks.setup.sweep_bench import SweepBench, add_axes, axes
 
 PARTS: dict[str, Part] = {
     "callers": sweeps.callers,
@@ -47,7 +46,7 @@ def main() -> int:
     begun = time.perf_counter()
     with (
         sitting(options, models, {"rounds": rounds, "seconds a round": seconds}) as held,
-        program("alone", *flags(options), *data) as alone,
+        program("baselines.network_alone", *flags(options), *data) as alone,
     ):
         bench = SweepBench(held, alone, spoken, along, rounds, seconds, flags(options))
         rows = measured(PARTS, options.only, bench)

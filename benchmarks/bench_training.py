@@ -1,6 +1,6 @@
 """Measures how a server of its own trains: callers' gradients and runs, beside one autograd pass in one process.
 
-    python benchmarks/bench_training.py [--quick] [--only gradients mixed] [--data FOLDER-OF-WAV-FILES]
+    python -m benchmarks.bench_training [--quick] [--only gradients mixed] [--data FOLDER-OF-WAV-FILES]
 
 It prints a table and keeps it, with every round, in benchmarks/results/. Only ratios of one run can be compared.
 """
@@ -9,13 +9,12 @@ import argparse
 import sys
 import time
 
-import paths  # noqa: F401  puts examples/ on the path
-import report
-from programs import program
-from rows import measured
-from sitting import flags, leave, parser, recordings, sitting
-from training_parts import PARTS, TrainingBench
-from training_workload import TRAINED
+from benchmarks.harness import results_file as report
+from benchmarks.harness.child_process import program
+from benchmarks.harness.table_rows import measured
+from benchmarks.loads.training_workload import TRAINED
+from benchmarks.parts.training import PARTS, TrainingBench
+from benchmarks.setup.server_setup import flags, leave, parser, recordings, sitting
 
 
 def main() -> int:
@@ -32,7 +31,7 @@ def main() -> int:
     begun = time.perf_counter()
     with (
         sitting(options, TRAINED, {"rounds": rounds, "seconds a round": seconds}) as held,
-        program("autograd", *flags(options), *data) as autograd,
+        program("baselines.autograd_pass", *flags(options), *data) as autograd,
     ):
         bench = TrainingBench(
             held,

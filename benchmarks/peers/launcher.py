@@ -16,9 +16,10 @@ from typing import Any
 import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from peers.environment import Environment
-from programs import Program, program
 from safetensors.numpy import load_file
+
+from benchmarks.harness.child_process import Program, program
+from benchmarks.peers.environment import Environment
 
 _HERE = pathlib.Path(__file__).resolve().parent
 _ROOT = _HERE.parents[1]
@@ -131,10 +132,10 @@ class Triton:
             self._running.callback(self._process.wait)
             self._running.callback(self._kill)
             self._wait_until_ready()
-            paths = os.pathsep.join(str(_ROOT / name) for name in ("client", "benchmarks", "examples"))
+            paths = os.pathsep.join(str(_ROOT / name) for name in (".", "client"))
             variables = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
             load = program(
-                "peers/load",
+                "peers.load",
                 self._recordings,
                 python=self._environment.python,
                 variables=variables,

@@ -12,12 +12,12 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Any, Self
 
 import numpy as np
-import sequence_load
-import stream_load
 import tritonclient.grpc.aio as triton
-from measuring import Loop, Result
-from programs import questions, say
-from workload import FRAME, chunks
+
+from benchmarks.harness.child_process import questions, say
+from benchmarks.harness.rounds import Loop, Result
+from benchmarks.loads import sequence_load, stream_load
+from benchmarks.loads.workload import FRAME, chunks
 
 CHUNK = 10  # frames
 _PATIENCE = 60  # seconds that a round may take beyond its own

@@ -5,18 +5,19 @@ import pathlib
 import subprocess
 import sys
 
-import gpu_parts
 import pytest
 import torch
-from gpu_networks import GpuBench
 from seqloom_server.nn.spec import ModelSpec
 
-_PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "bench_gpu.py"
+from benchmarks.parts import gpu_kernels as gpu_parts
+from benchmarks.setup.gpu_bench import GpuBench
+
+_PROGRAM = ["-m", "benchmarks.bench_gpu"]
 _COUNTS = [1, 4]
 
 
 def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(_PROGRAM), "--quick", "--seconds", "0.1", *map(str, arguments)]
+    command = [sys.executable, *_PROGRAM, "--quick", "--seconds", "0.1", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 

@@ -9,10 +9,12 @@ import wave
 
 import numpy as np
 import pytest
-import report
-from rows import Row
 
-_PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "bench_server.py"
+from benchmarks.harness import results_file as report
+from benchmarks.harness.table_rows import Row
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_PROGRAM = ["-m", "benchmarks.bench_server"]
 
 
 _NETWORKS = ["H=1000 O=6000", "H=1000 O=6000 bf16", "H=64 O=40"]
@@ -20,8 +22,8 @@ _NETWORKS = ["H=1000 O=6000", "H=1000 O=6000 bf16", "H=64 O=40"]
 
 def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
     """Without Triton, whether or not this machine has one."""
-    command = [sys.executable, str(_PROGRAM), "--quick", "--seconds", "0.1", *map(str, arguments)]
-    environment = os.environ | {"PEERS_HOME": str(_PROGRAM.parent / "nowhere")}
+    command = [sys.executable, *_PROGRAM, "--quick", "--seconds", "0.1", *map(str, arguments)]
+    environment = os.environ | {"PEERS_HOME": str(_ROOT / "nowhere")}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -93,11 +95,11 @@ def test_the_table_says_whether_a_goal_was_reached(taken: pathlib.Path, rows: li
 def test_a_result_names_the_commit_that_it_was_taken_at_and_no_folder(taken: pathlib.Path):
     (path,) = taken.glob("*.json")
     conditions = json.loads(path.read_text())["conditions"]
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=_PROGRAM.parent, capture_output=True, text=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=_ROOT, capture_output=True, text=True)
     named = conditions["commit"].removesuffix(" changed")
     assert head.stdout.startswith(named) if head.returncode == 0 else named == "unknown"
     assert len(named) >= 7
-    assert str(_PROGRAM.parents[1]) not in path.read_text()
+    assert str(_ROOT) not in path.read_text()
 
 
 @pytest.mark.parametrize(

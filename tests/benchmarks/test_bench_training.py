@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-_PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "bench_training.py"
+_PROGRAM = ["-m", "benchmarks.bench_training"]
 _NETWORKS = ["elman H=1000 O=6000 D=160", "elman H=64 O=40 D=40"]
 
 
 def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(_PROGRAM), "--quick", "--seconds", "0.1", "--threads", "1", *map(str, arguments)]
+    command = [sys.executable, *_PROGRAM, "--quick", "--seconds", "0.1", "--threads", "1", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 

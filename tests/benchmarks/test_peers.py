@@ -12,12 +12,13 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from peers.environment import Environment, PeerMissing
-from peers.launcher import PeerFailed, Triton, tritons
 from safetensors.torch import save_file
-from workload import synthetic
 
-_PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "bench_server.py"
+from benchmarks.loads.workload import synthetic
+from benchmarks.peers.environment import Environment, PeerMissing
+from benchmarks.peers.launcher import PeerFailed, Triton, tritons
+
+_PROGRAM = ["-m", "benchmarks.bench_server"]
 
 try:
     Environment()
@@ -113,7 +114,7 @@ def test_where_it_cannot_go_on_it_is_given_up_and_says_so_whenever_it_is_asked(
 
 
 def test_it_stands_beside_seqloom_in_the_table(tmp_path: pathlib.Path):
-    command = [sys.executable, str(_PROGRAM), "--quick", "--seconds", "0.1", "--only", "callers"]
+    command = [sys.executable, *_PROGRAM, "--quick", "--seconds", "0.1", "--only", "callers"]
     command += ["--callers", "2", "--out", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=170)
     assert result.returncode == 0, result.stderr

@@ -5,9 +5,10 @@ import pathlib
 
 import matplotlib.image
 import numpy as np
-import plot
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from benchmarks.harness import plot
 
 NETWORKS = ("H=1000 O=6000", "H=64 O=40")
 CONDITIONS = {"date": "2026-01-02", "device": "cpu", "cores": 2, "rounds": 3}

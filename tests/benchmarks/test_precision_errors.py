@@ -1,12 +1,13 @@
 """What is measured of networks in bfloat16: against numbers that are known beforehand."""
 
 import numpy as np
-import precision_errors
 import pytest
 import torch
-from pretrained import Pretrained, Said, layer
 from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.spec import ModelSpec
+
+from benchmarks.parts import precision_errors
+from benchmarks.pretrained.packages import Pretrained, Said, layer
 
 
 def drawn(cell: str, units: int = 32) -> dict[str, torch.Tensor]:

@@ -1,12 +1,13 @@
 """What the table says where Triton was there and not every round, or no count, brought numbers."""
 
 import pytest
-import report
-from bench import beside, peer_row
-from goals import TRITON
-from live_parts import found
-from searching import ON_TIME, Search
-from workload import LARGE
+
+from benchmarks.harness import results_file as report
+from benchmarks.harness.capacity_search import ON_TIME, Search
+from benchmarks.loads.workload import LARGE
+from benchmarks.parts.streams import found
+from benchmarks.setup.goals import TRITON
+from benchmarks.setup.serving_bench import beside, peer_row
 
 _ROUNDS = [{"frames_per_second": 30.0}, {"frames_per_second": 50.0}]
 

@@ -5,8 +5,9 @@ from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
-from measuring import Result
-from searching import ON_TIME, Search
+
+from benchmarks.harness.capacity_search import ON_TIME, Search
+from benchmarks.harness.rounds import Result
 
 _COUNTS = st.lists(st.integers(1, 1000), min_size=1, max_size=60, unique=True).map(sorted)
 

@@ -1,0 +1,1 @@
+"""Trained networks that public packages ship."""
