@@ -7,101 +7,78 @@ On the CPU, with --quick, sizes are tiny: that the program itself works is all t
 """
 
 import argparse
-import os
 import re
 import sys
-import time
 
 import torch
 from seqloom_server.nn.spec import ModelSpec
 
-from benchmarks.harness import results_file as report
-from benchmarks.harness.table_rows import Row, measured
-from benchmarks.loads.workload import MODELS
-from benchmarks.parts import gpu_kernels as gpu_parts
-from benchmarks.parts import gpu_serving as gpu_served
+from benchmarks.harness.child_process import run
+from benchmarks.harness.table_rows import Part, measured
+from benchmarks.loads.training_workload import NARROW, TRAINED
+from benchmarks.loads.workload import SERVED
+from benchmarks.parts import costs, gpu_kernels, gpu_serving, training
 from benchmarks.setup.gpu_bench import GpuBench
-from benchmarks.setup.server_setup import leave, parser, recordings, sitting
+from benchmarks.setup.server_bench import measure, parser
 
-_ON_DEVICE = {
-    "correctness": gpu_parts.correctness,
-    "ceiling": gpu_parts.ceiling,
-    "forward": gpu_parts.forwards,
-    "precisions": gpu_parts.precisions,
-    "backward": gpu_parts.backwards,
+_ON_DEVICE: dict[str, Part] = {
+    "correctness": gpu_kernels.correctness,
+    "ceiling": gpu_kernels.ceiling,
+    "forward": gpu_kernels.forwards,
+    "precisions": gpu_kernels.precisions,
+    "backward": gpu_kernels.backwards,
 }
-_SERVED = {
-    "callers": gpu_served.callers,
-    "streams": gpu_served.streams,
-    "realtime": gpu_served.real_time,
-    "training": gpu_served.training,
-    "mixed": gpu_served.mixed,
+_SERVED: dict[str, Part] = {
+    "callers": gpu_serving.callers,
+    "streams": gpu_serving.streams,
+    "realtime": gpu_serving.real_time,
+    "gradients": training.gradients,
+    "mixed": gpu_serving.mixed,
+    "padding": costs.padding,
 }
+_STREAMS = [100, 1000, 3000, 6000, 10_000]
+_MANY = ("--max-sessions", "20000", "--max-queue-items", "65536", "--max-batch-sequences", "1024")
 
 
 def main() -> int:
-    options = _parser().parse_args()
+    own = parser(__doc__, _ON_DEVICE | _SERVED)
+    own.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what is measured (cuda)")
+    own.add_argument("--streams", nargs="+", type=int, metavar="N", help="streams in real time that are tried")
+    options = own.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         print("bench_gpu: there is no CUDA device: --device cpu --quick tries the program", file=sys.stderr)
         return 1
-    begun = time.perf_counter()
-    rounds = options.rounds or (1 if options.quick else 3)
-    seconds = options.seconds or (0.2 if options.quick else 3.0)
-    on_device = [name for name in _ON_DEVICE if name in options.only]
-    served = [name for name in _SERVED if name in options.only]
-    rows: list[Row] = []
     try:
-        heard = recordings(options) if served else []
-    except ValueError as error:
-        print(f"bench_gpu: {error}", file=sys.stderr)
-        return 1
-    try:
-        rows += measured(_ON_DEVICE, on_device, _gpu_bench(options, rounds))
-    except gpu_parts.Wrong as error:
+        rows = measured(_ON_DEVICE, [name for name in options.only if name in _ON_DEVICE], _gpu_bench(options))
+    except gpu_kernels.Wrong as error:
         print(f"bench_gpu: {error}", file=sys.stderr)
         return 1
     torch.cuda.empty_cache()
-    settings = {"rounds": rounds, "seconds a round": seconds}
-    with sitting(options, MODELS, settings, _server_options(options)) as held:
-        taken = held.conditions | {"device": _device_name(options.device)}
-        bench = gpu_served.ServedBench(
-            held,
-            heard,
-            callers=4 if options.quick else 256,
-            trainers=2 if options.quick else 32,
-            streams=[2, 4] if options.quick else options.streams,
-            programs=2 if options.quick else max(1, min(8, (os.cpu_count() or 2) // 2)),
-            rounds=rounds,
-            seconds=seconds,
-        )
-        rows += measured(_SERVED, served, bench)
-    leave(options, "gpu", taken, report.table(rows), rows)
-    print(f"\n{time.perf_counter() - begun:.0f} s in all")
+    sizes = {"callers": 256, "trainers": 32, "axes": {"streams": options.streams or _STREAMS}}
+    if options.quick:
+        sizes = {"callers": 4, "trainers": 2, "axes": {"streams": [2, 4]}}
+    measure(
+        "gpu",
+        options,
+        _SERVED,
+        SERVED | {NARROW: TRAINED[NARROW]},
+        rounds=3,
+        seconds=(3.0, 0.2),
+        server_flags=("--device", options.device, *(() if options.quick else _MANY)),
+        device=_device_name(options.device),
+        rows=rows,
+        **sizes,
+    )
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    options = parser(__doc__, {**_ON_DEVICE, **_SERVED})
-    options.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what is measured (cuda)")
-    counts = [100, 1000, 3000, 6000, 10_000]
-    options.add_argument(
-        "--streams", nargs="+", type=int, default=counts, metavar="N", help="streams in real time that are tried"
-    )
-    return options
-
-
-def _gpu_bench(options: argparse.Namespace, rounds: int) -> GpuBench:
-    cells = [("elman", "elman"), ("gru", "gru"), ("lstm", "lstm")]
+def _gpu_bench(options: argparse.Namespace) -> GpuBench:
     sizes = (8, 16, 12) if options.quick else (160, 1000, 6000)
-    specs = {f"{cell} H={sizes[1]} O={sizes[2]}": ModelSpec(name, *sizes) for cell, name in cells}
+    specs = {f"{cell} H={sizes[1]} O={sizes[2]}": ModelSpec(cell, *sizes) for cell in ("elman", "gru", "lstm")}
     counts = [1, 4] if options.quick else [1, 4, 16, 64, 256, 1024]
     steps, size = (20, 64) if options.quick else (100, 8192)
+    rounds = options.rounds or (1 if options.quick else 3)
     return GpuBench(torch.device(options.device), specs, counts, steps, size, rounds)
-
-
-def _server_options(options: argparse.Namespace) -> tuple[str, ...]:
-    more = ("--max-sessions", "20000", "--max-queue-items", "65536", "--max-batch-sequences", "1024")
-    return ("--device", options.device, *(() if options.quick else more))
 
 
 def _device_name(device: str) -> str:
@@ -111,4 +88,4 @@ def _device_name(device: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

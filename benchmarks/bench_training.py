@@ -5,60 +5,29 @@
 It prints a table and keeps it, with every round, in benchmarks/results/. Only ratios of one run can be compared.
 """
 
-import argparse
-import sys
-import time
-
-from benchmarks.harness import results_file as report
-from benchmarks.harness.child_process import program
-from benchmarks.harness.table_rows import measured
+from benchmarks.harness.child_process import run
+from benchmarks.harness.table_rows import Part
 from benchmarks.loads.training_workload import TRAINED
-from benchmarks.parts.training import PARTS, TrainingBench
-from benchmarks.setup.server_setup import flags, leave, parser, recordings, sitting
+from benchmarks.parts import training
+from benchmarks.setup.server_bench import measure, parser
+
+PARTS: dict[str, Part] = {
+    "forward_backward": training.forward_backward,
+    "gradients": training.gradients,
+    "mixed": training.mixed,
+    "cells": training.cells,
+}
 
 
 def main() -> int:
-    options = _parser().parse_args()
-    try:
-        spoken = recordings(options)
-    except ValueError as error:
-        print(f"bench_training: {error}", file=sys.stderr)
-        return 1
-    rounds = options.rounds or (1 if options.quick else 5)
-    seconds = options.seconds or (0.5 if options.quick else 3.0)
-    steps, samples = options.steps or (1000 if options.quick else 10_000), 8 if options.quick else 64
-    data = ("--data", options.data) if options.data else ()
-    begun = time.perf_counter()
-    with (
-        sitting(options, TRAINED, {"rounds": rounds, "seconds a round": seconds}) as held,
-        program("baselines.autograd_pass", *flags(options), *data) as autograd,
-    ):
-        bench = TrainingBench(
-            held,
-            autograd,
-            spoken,
-            data,
-            rounds,
-            seconds,
-            options.callers,
-            options.streams,
-            steps,
-            samples,
-            ahead=True,
-        )
-        rows = measured(PARTS, options.only, bench)
-    leave(options, "training", held.conditions, report.table(rows), rows)
-    print(f"\n{time.perf_counter() - begun:.0f} s in all")
+    own = parser(__doc__, PARTS)
+    own.add_argument("--callers", type=int, default=32, metavar="N", help="callers of a recording each (32)")
+    own.add_argument("--streams", type=int, default=20, metavar="N", help="streams in real time (20)")
+    options = own.parse_args()
+    sizes = {"trainers": options.callers, "streams": options.streams}
+    measure("training", options, PARTS, TRAINED, rounds=5, seconds=(3.0, 0.5), **sizes)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    options = parser(__doc__, PARTS)
-    options.add_argument("--callers", type=int, default=32, metavar="N", help="callers of a recording each (32)")
-    options.add_argument("--streams", type=int, default=20, metavar="N", help="streams in real time (20)")
-    options.add_argument("--steps", type=int, metavar="N", help="steps of the long call (10000)")
-    return options
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -1,6 +1,6 @@
 """A bare grpc.aio server that answers messages with as many of their bytes as their head says: what gRPC alone costs.
 
-A program of bench_front_end.py: it says its address and the number of its process, and serves until its input ends.
+It says its address and the number of its process, and serves until its input ends.
 """
 
 import asyncio
@@ -12,8 +12,7 @@ from typing import Any
 import grpc
 
 from benchmarks.harness.child_process import say
-from benchmarks.loads.front_end_load import ECHO
-from benchmarks.loads.sequence_load import ANSWER
+from benchmarks.loads.sequence_load import ANSWER, ECHO
 
 
 async def _echo(request: bytes, _: Any) -> bytes:

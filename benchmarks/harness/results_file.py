@@ -26,9 +26,12 @@ _COLUMNS = {
     "device_ms": ("device ms", "{:.3f}"),
     "tflops": ("TFLOP/s", "{:.3g}"),
     "ceiling_share": ("of the ceiling", "{:.0%}"),
-    "times_faster": ("times faster", "{:.1f}"),
     "worst_error": ("worst error", "{:.0e}"),
-    "us_a_frame": ("µs a frame", "{:.1f}"),
+    "messages_per_second": ("messages/s", "{:,.0f}"),
+    "entries_per_second": ("entries/s", "{:,.0f}"),
+    "cpu_us_a_message": ("server's CPU µs a message", "{:,.0f}"),
+    "cpu_us_an_entry": ("µs an entry", "{:,.1f}"),
+    "echo_cpu_us_a_message": ("the echo's CPU µs a message", "{:,.0f}"),
     "server_us_a_frame": ("server's CPU µs a frame", "{:.1f}"),
     "device_us_a_frame": ("device µs a frame", "{:.1f}"),
     "device_share": ("share of the device", "{:.0%}"),
@@ -36,8 +39,6 @@ _COLUMNS = {
     "of_what_streams_leave": ("of what streams leave", "{:.2f}"),
     "max_ms": ("longest ms", "{:.1f}"),
     "kb_a_stream": ("kB a stream", "{:.1f}"),
-    "before_mb": ("MB before", "{:,.0f}"),
-    "peak_mb": ("MB at most", "{:,.0f}"),
     "reply_kb": ("kB", "{:,.0f}"),
 }
 
@@ -67,7 +68,7 @@ def _commit() -> str:
 
 
 def table(rows: Sequence[Any]) -> str:
-    """A Markdown table of rows (rows.Row): the columns that any of them has."""
+    """A Markdown table of rows (table_rows.Row): the columns that any of them has."""
     shown = [name for name in _COLUMNS if any(name in row.values for row in rows)]
     lines = [["work", "network", *(_COLUMNS[name][0] for name in shown), "beside"]]
     for row in rows:
@@ -94,11 +95,12 @@ def markdown(lines: list[list[str]]) -> str:
 
 
 def save(folder: pathlib.Path, name: str, taken: dict[str, Any], text: str, rows: Iterable[Any]) -> pathlib.Path:
-    """Writes NAME.json and NAME.md, with the date before the name; returns the path of the JSON."""
+    """Writes NAME.json and NAME.md, with the date before the name; returns the path of the JSON, which has a line for
+    each row."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{taken['date']}-{name}"
-    content = {"conditions": taken, "rows": [dataclasses.asdict(row) for row in rows]}
-    path.with_suffix(".json").write_text(json.dumps(_rounded(content), indent=1) + "\n")
+    lines = ",\n".join(json.dumps(_rounded(dataclasses.asdict(row))) for row in rows)
+    path.with_suffix(".json").write_text(f'{{"conditions": {json.dumps(_rounded(taken))},\n"rows": [\n{lines}\n]}}\n')
     under = ", ".join(f"{key} {value}" for key, value in taken.items())
     path.with_suffix(".md").write_text(f"{text}\n\nMedians of interleaved rounds. {under}.\n")
     return path.with_suffix(".json")

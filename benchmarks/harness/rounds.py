@@ -1,4 +1,4 @@
-"""How one round is measured, and what a row says of its rounds: rates, latencies, and the server's own numbers."""
+"""How one round is measured, and what is made of several: rates, latencies, medians, ratios."""
 
 import asyncio
 import contextlib
@@ -6,15 +6,15 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-if TYPE_CHECKING:  # a peer's load needs the rest in an environment without what this imports
-    from own_server import OwnServer
-
 Result = dict[str, float]
 """Numbers of one round by name, such as frames_per_second."""
+
+Name = TypeVar("Name")
+Taken = TypeVar("Taken")
 
 
 @dataclass
@@ -49,30 +49,9 @@ def delays(latencies: list[float]) -> Result:
     return {"p50_ms": float(p50), "p99_ms": float(p99), "max_ms": max(latencies) * 1e3}
 
 
-@contextlib.contextmanager
-def observed(server: "OwnServer", result: Result):
-    """Adds what /metrics say of the time within the block: batches, padding, and the device's time.
-
-    That time is the device's own, in which a slice counts once, whatever kinds of work share it.
-    """
-    before, start = server.metrics(), time.perf_counter()
-    yield
-    seconds = time.perf_counter() - start
-    grown = server.metrics()
-    grown.subtract(before)
-    steps, padded = grown["seqloom_steps_total"], grown["seqloom_padded_steps_total"]
-    slices = grown["seqloom_batch_sequences_count"]
-    result["batch_sequences"] = grown["seqloom_batch_sequences_sum"] / max(slices, 1)
-    result["batch_steps"] = steps / max(slices, 1)
-    result["padding_share"] = padded / max(steps + padded, 1)
-    busy = grown["seqloom_device_busy_seconds_total"]
-    result["device_busy_share"] = busy / seconds
-    result["device_us_a_frame"] = 1e6 * busy / max(steps, 1)
-
-
-def interleaved(measurings: Mapping[str, Callable[[], Result]], rounds: int) -> dict[str, list[Result]]:
+def interleaved(measurings: Mapping[Name, Callable[[], Taken]], rounds: int) -> dict[Name, list[Taken]]:
     """Runs the measurings in turn, `rounds` times over, so that a busy minute of the machine meets all of them."""
-    results: dict[str, list[Result]] = {name: [] for name in measurings}
+    results: dict[Name, list[Taken]] = {name: [] for name in measurings}
     for _ in range(rounds):
         for name, measure in measurings.items():
             results[name].append(measure())

@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from sys import stderr
-from typing import Any
+from typing import Any, Self
 
-from benchmarks.harness.rounds import Result, median
+from benchmarks.harness.rounds import Result, median, ratio
 
 
 @dataclass
@@ -15,6 +15,8 @@ class Row:
 
     goal: what the ratio is to be at least, where something was promised. lower_is_better: of the ratio, whose goal is
     then the most that it is to be. note: what is to be known of the row beside its numbers.
+    Of a sweep's point also: sweep: its name. who: whose numbers they are, such as "served" or "alone". at: where on
+    which axes it stands.
     """
 
     work: str
@@ -26,6 +28,9 @@ class Row:
     goal: float | None = None
     lower_is_better: bool = False
     note: str = ""
+    sweep: str = ""
+    who: str = ""
+    at: dict[str, float] | None = None
 
     @property
     def reached(self) -> bool | None:
@@ -35,9 +40,16 @@ class Row:
         return self.ratio <= self.goal if self.lower_is_better else self.ratio >= self.goal
 
     @classmethod
-    def of(cls, work: str, model: str, rounds: list[Result], *compared: Any, **more: Any) -> "Row":
+    def of(cls, work: str, model: str, rounds: list[Result], *compared: Any, **more: Any) -> Self:
         """Its values are the medians of the rounds; the other arguments are fields, from `ratio` on."""
         return cls(work, model, median(rounds), rounds, *compared, **more)
+
+    def against(self, others: list[Result], number: str, beside: str, goal: float | None = None) -> Self:
+        """Gives it the ratio of a number of its rounds to that of the others', and returns it. More is better of rates
+        alone."""
+        self.ratio, self.beside, self.goal = ratio(self.rounds, others, number), beside, goal
+        self.lower_is_better = not number.endswith("_per_second")
+        return self
 
 
 Part = Callable[[Any], Iterator[Row]]

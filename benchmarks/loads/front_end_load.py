@@ -1,6 +1,6 @@
 """A load that costs as little as it can: messages that were built beforehand, sent as bytes over bare gRPC.
 
-A program of bench_front_end.py: asked [address, kind, model, entries, frames, answer bytes, seconds], it answers with
+Asked [address, kind, model, entries, frames, answer bytes, seconds], it answers with
 the round's numbers. kind: "StreamInfer", whose messages have so many entries of so many frames, or "Infer", whose calls
 have so many sequences. answer bytes: None for a server of ours; else an echo of messages of the same sizes is asked.
 """

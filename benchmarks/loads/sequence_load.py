@@ -15,7 +15,7 @@ from benchmarks.harness.rounds import Result, Tally
 
 Call = Callable[[np.ndarray], Awaitable[None]]
 
-ECHO = "/benchmark.Echo/Echo"
+ECHO = "benchmark.Echo"
 ANSWER = struct.Struct("<I")
 """Stands before an echo's request: how many of its bytes to answer with."""
 
@@ -60,7 +60,7 @@ async def echo_calls(address: str, answer_bytes: Callable[[int], int], count: in
             size = answer_bytes(len(frames))
             assert len(await method(ANSWER.pack(size) + frames.tobytes())) == size
 
-        yield [_bound(call, channel.unary_unary(ECHO)) for channel in channels]
+        yield [_bound(call, channel.unary_unary(f"/{ECHO}/Infer")) for channel in channels]
 
 
 def _bound(call: Callable[..., Awaitable[None]], through: object) -> Call:

@@ -1,10 +1,10 @@
 """Streams that speak in real time to a server, in a process of their own, since one cannot feed thousands.
 
-A program of bench_gpu.py: started with an address and a model, asked [streams, seconds], it answers with the round's
-numbers, as stream_load.real_time has them.
+Started with an address and a model, asked [streams, seconds], it answers with the round's numbers, as
+stream_load.real_time has them.
 """
 
-import argparse
+import sys
 
 import seqloom
 
@@ -21,16 +21,13 @@ async def _client(address: str) -> seqloom.AsyncClient:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("address")
-    parser.add_argument("model")
-    options = parser.parse_args()
+    address, model = sys.argv[1:]
     spoken = chunks(synthetic(), CHUNK)
     with Loop() as loop:
-        client = loop.run(_client(options.address))
+        client = loop.run(_client(address))
         say("ready")
         for count, seconds in questions():
-            say(loop.run(stream_load.real_time(client, options.model, spoken, count, seconds)))
+            say(loop.run(stream_load.real_time(client, model, spoken, count, seconds)))
         loop.run(client.close())
 
 

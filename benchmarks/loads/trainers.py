@@ -1,8 +1,7 @@
 """Trainers that saturate a server: each has a run of its own, calls in flight, and a step after every few of them.
 
-A program of bench_training.py, so that its encoding delays nobody's clock: started with an address, a model and a
-number of trainers, asked [seconds], it answers with the round's numbers; asked ["long", steps], it has one call of
-that many steps done, and answers with the seconds that took.
+A process of its own, so that its encoding delays nobody's clock: started with an address, a model and a number of
+trainers, asked a number of seconds, it answers with the round's numbers.
 """
 
 import argparse
@@ -15,7 +14,7 @@ import seqloom
 
 from benchmarks.harness.child_process import questions, say
 from benchmarks.harness.rounds import Loop, Result, Tally
-from benchmarks.loads.training_workload import TRAINED, Labelled, labelled, long_recording
+from benchmarks.loads.training_workload import TRAINED, Labelled, labelled
 from benchmarks.loads.workload import batches, from_folder, synthetic
 
 IN_FLIGHT = 4
@@ -41,14 +40,6 @@ async def saturate(runs: list[seqloom.AsyncRun], examples: list[Labelled], secon
     return tally.result()
 
 
-async def long_call(run: seqloom.AsyncRun, steps: int) -> Result:
-    """One recording of that many steps, in one call."""
-    example = long_recording(TRAINED[run.model], steps)
-    begun = time.perf_counter()
-    await run.forward_backward([example.frames], [example.labels])
-    return {"seconds": time.perf_counter() - begun}
-
-
 async def _begin(address: str, model: str, count: int) -> tuple[seqloom.AsyncClient, list[seqloom.AsyncRun]]:
     client = seqloom.AsyncClient(address, timeout=math.inf)
     return client, [await client.create_run(model, optimizer=seqloom.SGD(lr=1e-6)) for _ in range(count)]
@@ -72,9 +63,8 @@ def main() -> None:
     with Loop() as loop:
         client, runs = loop.run(_begin(options.address, options.model, options.trainers))
         say("ready")
-        for question in questions():
-            long = question[0] == "long"
-            say(loop.run(long_call(runs[0], question[1]) if long else saturate(runs, examples, question[0])))
+        for seconds in questions():
+            say(loop.run(saturate(runs, examples, seconds)))
         loop.run(_end(client, runs))
 
 

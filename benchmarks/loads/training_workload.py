@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from seqloom import ModelSpec
 
-from benchmarks.loads.workload import FRAME, LARGE, MODELS, SMALL
+from benchmarks.loads.workload import LARGE, MODELS, SMALL
 
 BINS = 40  # numbers of a frame, as log-mel frames have
 NARROW, GRU, LSTM = "small-narrow", "gru", "lstm"
@@ -42,9 +42,3 @@ def labelled(recordings: Sequence[np.ndarray], spec: ModelSpec) -> list[Labelled
         )
         for frames in recordings
     ]
-
-
-def long_recording(spec: ModelSpec, steps: int) -> Labelled:
-    """Returns one recording of that many steps."""
-    noise = np.random.default_rng(3).normal(0, 0.1, (steps, FRAME)).astype("f4")
-    return labelled([noise], spec)[0]

@@ -13,7 +13,7 @@ from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.gradients.batch_gradients import Example, GradientRequest
 
 from benchmarks.harness.table_rows import Row
-from benchmarks.setup.gpu_bench import GpuBench, differentiate, examples_of, forward, forward_flops, row, torch_module
+from benchmarks.setup.gpu_bench import GpuBench, differentiate, examples_of, forward, forward_flops, torch_module
 
 _LENGTHS = [100, 97, 80, 100, 33, 7]  # of what is checked
 _OUTPUTS_WITHIN, _GRADIENTS_WITHIN = 1e-4, 1e-3  # of the largest number, in float32 beside float64
@@ -60,7 +60,6 @@ def forwards(bench: GpuBench) -> Iterator[Row]:
     for title, spec in bench.specs.items():
         weights = bench.weights(title)
         rnn = torch_module(weights.network)["rnn"].eval()
-        alone = None
         for count in bench.counts:
             xs = torch.randn(bench.steps, count, spec.input_size, device=bench.device)
 
@@ -70,12 +69,8 @@ def forwards(bench: GpuBench) -> Iterator[Row]:
 
             runs = {"ours": forward(weights, count, bench.steps), "torch.nn": theirs}
             rounds = bench.interleaved(runs, forward_flops(spec, count * bench.steps))
-            work = f"forward, N={count} by t={bench.steps}"
-            yield row(work, title, rounds, "torch.nn", "torch.nn")
-            alone = alone or rounds
-            if count > 1 and bench.counts[0] == 1:
-                times = alone["ours"][0]["device_ms"] * count / rounds["ours"][0]["device_ms"]
-                yield Row.of(f"{work}, batched", title, [{"times_faster": times}], None, "one by one")
+            row = Row.of(f"forward, N={count} by t={bench.steps}", title, rounds["ours"])
+            yield row.against(rounds["torch.nn"], "device_ms", "torch.nn")
 
 
 def precisions(bench: GpuBench) -> Iterator[Row]:
@@ -88,7 +83,8 @@ def precisions(bench: GpuBench) -> Iterator[Row]:
             runs = {"ours": forward(bench.weights(other), count, bench.steps)}
             runs["full"] = forward(bench.weights(title), count, bench.steps)
             rounds = bench.interleaved(runs, forward_flops(spec, count * bench.steps))
-            yield row(f"forward, N={count} by t={bench.steps}", other, rounds, "full", "full precision")
+            row = Row.of(f"forward, N={count} by t={bench.steps}", other, rounds["ours"])
+            yield row.against(rounds["full"], "device_ms", "full precision")
         del bench.specs[other]
 
 
@@ -118,10 +114,10 @@ def backwards(bench: GpuBench) -> Iterator[Row]:
             cells = count * bench.steps
             flops = 3 * (forward_flops(spec, cells) + 2.0 * spec.outputs_width * spec.output_size * cells)
             rounds = bench.interleaved(runs, flops)
-            work = f"forward and back, N={count} by t={bench.steps}"
-            yield row(f"{work}, summed", title, rounds, "torch.nn", "torch.nn")
-            if "own" in rounds:
-                yield row(f"{work}, each its own", title, rounds | {"ours": rounds["own"]}, "torch.nn", "torch.nn")
+            for name, told in (("ours", "summed"), ("own", "each its own")):
+                if name in rounds:
+                    row = Row.of(f"forward and back, N={count} by t={bench.steps}, {told}", title, rounds[name])
+                    yield row.against(rounds["torch.nn"], "device_ms", "torch.nn")
 
 
 def _outputs(weights: ServedWeights, frames: list[np.ndarray]) -> list[np.ndarray]:

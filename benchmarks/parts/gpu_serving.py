@@ -3,82 +3,50 @@
 import asyncio
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator
 
-import numpy as np
-
+from benchmarks.harness.capacity_search import ON_TIME
 from benchmarks.harness.child_process import program
-from benchmarks.harness.rounds import Result, interleaved, observed, ratio
+from benchmarks.harness.rounds import Result, interleaved
 from benchmarks.harness.table_rows import Row
 from benchmarks.loads import sequence_load, stream_load, training_load
-from benchmarks.loads.streamers import CHUNK
-from benchmarks.loads.training_workload import Labelled, labelled
-from benchmarks.loads.workload import LARGE, MODELS, TITLES, chunks
-from benchmarks.setup.server_setup import Sitting
+from benchmarks.loads.workload import LARGE, MODELS, TITLES
+from benchmarks.setup.server_bench import CHUNK, ServerBench
 
-ON_TIME = 100.0  # milliseconds: a chunk's outputs are there before the next chunk
+_MOST_PROGRAMS = 8  # processes that speak
 
 
-@dataclass
-class ServedBench:
-    """What the parts need. callers: of whole recordings, and streams of a closed loop. trainers: callers of gradients.
-
-    streams: in real time, counts that are tried one after the other. programs: processes that they are spread over.
-    """
-
-    held: Sitting
-    recordings: list[np.ndarray]
-    callers: int
-    trainers: int
-    streams: list[int]
-    programs: int
-    rounds: int
-    seconds: float
-
-    def watched(self, work: Callable[[], Awaitable[Result]]) -> Result:
-        """Runs one round and adds what the server says of it."""
-        with observed(self.held.server, extra := {}):
-            result = self.held.loop.run(work())
-        return result | extra
-
-    @functools.cached_property
-    def examples(self) -> list[Labelled]:
-        return labelled(self.recordings, MODELS[LARGE])
-
-
-def callers(bench: ServedBench) -> Iterator[Row]:
+def callers(bench: ServerBench) -> Iterator[Row]:
     """Whole recordings: one caller at a time, and many."""
     for model in MODELS:
-        measurings: dict[str, Callable[[], Result]] = {}
-        with contextlib.ExitStack() as stack:
-            for count in (1, bench.callers):
-                opened = sequence_load.sdk_calls(bench.held.server.address, model, count, connections=1)
-                calls = stack.enter_context(bench.held.loop.entered(opened))
-                load = functools.partial(sequence_load.closed_loop, calls, bench.recordings, bench.seconds)
-                measurings[str(count)] = functools.partial(bench.watched, load)
-            rounds = interleaved(measurings, 1 + bench.rounds)
-        for count in (1, bench.callers):
-            own = rounds[str(count)][1:]  # the first warms up
-            share = ratio(own, rounds["1"][1:], "frames_per_second")
-            yield Row.of(f"whole recordings, {count} callers", TITLES[model], own, share, "one caller")
+        opened = sequence_load.sdk_calls(bench.server.address, model, bench.callers, connections=1)
+        with bench.loop.entered(opened) as calls:
+
+            def serve(count: int, calls: list[sequence_load.Call] = calls) -> Result:
+                return bench.watched(sequence_load.closed_loop(calls[:count], bench.recordings, bench.seconds))
+
+            serve(bench.callers)  # warm up
+            rounds = interleaved({n: functools.partial(serve, n) for n in (1, bench.callers)}, bench.rounds)
+        for count, taken in rounds.items():
+            row = Row.of(f"whole recordings, {count} callers", TITLES[model], taken)
+            yield row.against(rounds[1], "frames_per_second", "one caller")
 
 
-def streams(bench: ServedBench) -> Iterator[Row]:
+def streams(bench: ServerBench) -> Iterator[Row]:
     """Live streams as fast as they are answered."""
-    spoken = chunks(bench.recordings, CHUNK)
     for model in MODELS:
-        load = functools.partial(
-            stream_load.closed_loop, bench.held.client, model, spoken, bench.callers, bench.seconds
-        )
-        rounds = [bench.watched(load) for _ in range(bench.rounds)]
+        rounds = [
+            bench.watched(stream_load.closed_loop(bench.client, model, bench.chunks(), bench.callers, bench.seconds))
+            for _ in range(bench.rounds)
+        ]
         yield Row.of(f"{bench.callers} streams, chunks of {CHUNK}, closed loop", TITLES[model], rounds)
 
 
-def real_time(bench: ServedBench) -> Iterator[Row]:
+def real_time(bench: ServerBench) -> Iterator[Row]:
     """Streams at the speed of speech, more and more of them until they are late."""
-    for count in bench.streams:
-        result = _speak(bench, count, min(bench.programs, count))
+    for count in bench.axes["streams"]:
+        result = _speak(bench, count)
         late = result["p99_ms"] >= ON_TIME
         title = f"{count} streams in real time, {CHUNK} frames every 100 ms"
         yield Row.of(title, TITLES[LARGE], [result], None, "late" if late else "on time")
@@ -86,61 +54,39 @@ def real_time(bench: ServedBench) -> Iterator[Row]:
             break
 
 
-def training(bench: ServedBench) -> Iterator[Row]:
-    """Callers of one run, and callers of gradients of their own."""
-    own = training_load.callers_of_gradients(bench.held.client, LARGE, bench.trainers)
-    opened = training_load.callers_of_one_run(bench.held.client, LARGE, bench.trainers)
-    with bench.held.loop.entered(opened) as summed:
-        measurings = {
-            name: functools.partial(
-                bench.watched, functools.partial(training_load.waves, calls, bench.examples, bench.seconds)
-            )
-            for name, calls in (("own", own), ("summed", summed))
-        }
-        rounds = interleaved(measurings, 1 + bench.rounds)
-    share = ratio(rounds["own"][1:], rounds["summed"][1:], "device_us_a_frame")
-    title = f"{bench.trainers} callers at once"
-    yield Row.of(
-        f"gradients of {title}", TITLES[LARGE], rounds["own"][1:], share, "the sum's device time", lower_is_better=True
-    )
-    yield Row.of(f"forward_backward of {title}, one run", TITLES[LARGE], rounds["summed"][1:])
-
-
-def mixed(bench: ServedBench) -> Iterator[Row]:
+def mixed(bench: ServerBench) -> Iterator[Row]:
     """Live streams, whole recordings and training at once."""
-    spoken = chunks(bench.recordings, CHUNK)
-    opened = sequence_load.sdk_calls(bench.held.server.address, LARGE, bench.callers, connections=1)
-    own = training_load.callers_of_gradients(bench.held.client, LARGE, bench.trainers)
-    with bench.held.loop.entered(opened) as calls:
+    opened = sequence_load.sdk_calls(bench.server.address, LARGE, bench.callers, connections=1)
+    own = training_load.callers_of_gradients(bench.client, LARGE, bench.trainers)
+    with bench.loop.entered(opened) as calls:
 
         async def everything() -> Result:
             live, whole, trained = await asyncio.gather(
-                stream_load.real_time(bench.held.client, LARGE, spoken, bench.callers, bench.seconds),
+                stream_load.real_time(bench.client, LARGE, bench.chunks(), bench.callers, bench.seconds),
                 sequence_load.closed_loop(calls, bench.recordings, bench.seconds),
-                training_load.waves(own, bench.examples, bench.seconds),
+                training_load.waves(own, bench.examples(LARGE), bench.seconds),
             )
             rates = [each["frames_per_second"] for each in (live, whole, trained)]
             return live | {"frames_per_second": sum(rates)}
 
-        rounds = [bench.watched(everything) for _ in range(bench.rounds)]
+        rounds = [bench.watched(everything()) for _ in range(bench.rounds)]
     title = f"{bench.callers} streams in real time, beside {bench.callers} callers and {bench.trainers} trainers"
     yield Row.of(title, TITLES[LARGE], rounds)
 
 
-def _speak(bench: ServedBench, count: int, processes: int) -> Result:
+def _speak(bench: ServerBench, count: int) -> Result:
     """One round of streams spread over processes: the frames of all, the delays of whichever is latest."""
+    processes = min(count, _MOST_PROGRAMS, max(2, (os.cpu_count() or 2) // 2))
     shares = [count // processes + (number < count % processes) for number in range(processes)]
     with contextlib.ExitStack() as stack:
-        address = bench.held.server.address
-        speakers = [stack.enter_context(program("loads.streamers", address, LARGE)) for _ in shares]
+        speakers = [stack.enter_context(program("loads.streamers", bench.server.address, LARGE)) for _ in shares]
 
-        async def together() -> list[Result]:
-            asked = ([share, bench.seconds] for share in shares)
-            return await asyncio.gather(
-                *(asyncio.to_thread(speaker.ask, each) for speaker, each in zip(speakers, asked, strict=True))
+        async def together() -> Result:
+            asked = zip(speakers, shares, strict=True)
+            results = await asyncio.gather(
+                *(asyncio.to_thread(speaker.ask, [share, bench.seconds]) for speaker, share in asked)
             )
+            worst = {name: max(result[name] for result in results) for name in results[0]}
+            return worst | {"frames_per_second": sum(result["frames_per_second"] for result in results)}
 
-        with observed(bench.held.server, extra := {}):
-            results = bench.held.loop.run(together())
-    worst = {name: max(result[name] for result in results) for name in results[0]}
-    return worst | {"frames_per_second": sum(result["frames_per_second"] for result in results)} | extra
+        return bench.watched(together())

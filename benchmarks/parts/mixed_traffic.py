@@ -1,16 +1,14 @@
 """Live streams, whole recordings and training on one server: each alone, then all at once."""
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
 
 from benchmarks.harness.rounds import Result, interleaved
+from benchmarks.harness.table_rows import Row
 from benchmarks.loads import sequence_load, stream_load, training_load
-from benchmarks.loads.training_workload import labelled
-from benchmarks.loads.workload import LARGE, MODELS, TITLES
-from benchmarks.parts.stream_sweeps import CHUNK, streams_told
-from benchmarks.setup.sweep_bench import Point, SweepBench, beside, point
+from benchmarks.loads.workload import LARGE, TITLES
+from benchmarks.parts.stream_sweeps import streams_told
+from benchmarks.setup.server_bench import ServerBench
 
 SPEAKING, CALLING, TRAINING = 10, 8, 8
 _LONGER = 5  # rounds are, so that the last answers weigh little
@@ -22,22 +20,21 @@ _TITLES = {
 }
 
 
-def mixed(bench: SweepBench) -> Iterator[Point]:
+def mixed(bench: ServerBench) -> Iterator[Row]:
     """Each stands beside itself alone: the streams' p99, the others' frames/s."""
-    held, seconds = bench.held, _LONGER * bench.seconds
-    examples = labelled(bench.recordings, MODELS[LARGE])
+    loop, seconds = bench.loop, _LONGER * bench.seconds
     with (
-        held.loop.entered(sequence_load.sdk_calls(held.server.address, LARGE, CALLING, connections=1)) as calls,
-        held.loop.entered(training_load.callers_of_one_run(held.client, LARGE, TRAINING)) as training,
+        loop.entered(sequence_load.sdk_calls(bench.server.address, LARGE, CALLING, connections=1)) as calls,
+        loop.entered(training_load.callers_of_one_run(bench.client, LARGE, TRAINING)) as training,
     ):
 
         async def speak(others: Callable[[], Awaitable[Result]] | None = None) -> Result:
-            return await stream_load.real_time(held.client, LARGE, bench.chunks(CHUNK), SPEAKING, seconds, others)
+            return await stream_load.real_time(bench.client, LARGE, bench.chunks(), SPEAKING, seconds, others)
 
         kinds = {
             "streams": speak,
             "callers": lambda: sequence_load.closed_loop(calls, bench.recordings, seconds),
-            "trainers": lambda: sequence_load.closed_loop(training, examples, seconds),
+            "trainers": lambda: sequence_load.closed_loop(training, bench.examples(LARGE), seconds),
         }
 
         async def one(who: str) -> dict[str, Result]:
@@ -51,29 +48,17 @@ def mixed(bench: SweepBench) -> Iterator[Point]:
                 results.update(found[0] | found[1])
                 return {}
 
-            results["streams"] = await speak(others)
-            return results
+            return {"streams": await speak(others)} | results
 
-        measurings = {who: lambda who=who: _with_shares(bench, one(who)) for who in kinds}
-        rounds = interleaved(measurings | {"all": lambda: _with_shares(bench, all_three())}, bench.rounds)
+        def shared(work: Callable[[], Awaitable[dict[str, Result]]]) -> dict[str, Result]:
+            results, shares = bench.with_shares(work())
+            return {who: result | {"device_share": shares[_OPS[who]]} for who, result in results.items()}
+
+        measurings = {who: lambda who=who: shared(lambda: one(who)) for who in kinds}
+        rounds = interleaved(measurings | {"all": lambda: shared(all_three)}, bench.rounds)
     for who, title in _TITLES.items():
-        alone = point("mixed", who, {"together": 0}, title, TITLES[LARGE], [each[who] for each in rounds[who]])
-        title += ", all three at once"
-        together = point("mixed", who, {"together": 1}, title, TITLES[LARGE], [each[who] for each in rounds["all"]])
+        alone, together = ([each[who] for each in rounds[name]] for name in (who, "all"))
         number, told = ("p99_ms", "the p99") if who == "streams" else ("frames_per_second", "the frames/s")
-        yield alone
-        yield beside(together, alone, number, f"{told} alone")
-
-
-def _with_shares(bench: SweepBench, work: Coroutine[Any, Any, dict[str, Result]]) -> dict[str, Result]:
-    """Runs one round and adds what each kind had of the device; a slice that two kinds share counts for both."""
-    before, begun = _device_seconds(bench), time.perf_counter()
-    results = bench.held.loop.run(work)
-    seconds = time.perf_counter() - begun
-    after = _device_seconds(bench)
-    return {who: result | {"device_share": (after[who] - before[who]) / seconds} for who, result in results.items()}
-
-
-def _device_seconds(bench: SweepBench) -> dict[str, float]:
-    taken = {who: bench.held.server.metrics(op=op) for who, op in _OPS.items()}
-    return {who: samples["seqloom_compute_duration_seconds_sum"] for who, samples in taken.items()}
+        yield Row.of(title, TITLES[LARGE], alone, sweep="mixed", who=who, at={"together": 0})
+        row = Row.of(f"{title}, all three at once", TITLES[LARGE], together, sweep="mixed", who=who, at={"together": 1})
+        yield row.against(alone, number, f"{told} alone")

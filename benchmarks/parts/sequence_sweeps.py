@@ -1,20 +1,24 @@
 """Sweeps of whole sequences: over callers, over the length of sequences, and over the width of networks."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import numpy as np
 from seqloom import ModelSpec
 
 from benchmarks.harness.rounds import interleaved
+from benchmarks.harness.table_rows import Row
 from benchmarks.loads import sequence_load
 from benchmarks.loads.workload import FRAME, LARGE, MODELS, SMALL, TITLES
-from benchmarks.setup.sweep_bench import Point, SweepBench, beside, point
+from benchmarks.setup.goals import ALONE
+from benchmarks.setup.server_bench import ServerBench
 
 LENGTH_CALLERS = 4
 WIDTH_CALLERS = 64
 CLASSES = 40
 _GATED_WIDTHS = (256, 1024)  # those of GRU and LSTM, where they are among the widths
+_ALONE = "baselines.network_alone", "labels"
 
 
 def wide_models(widths: list[int]) -> dict[str, ModelSpec]:
@@ -24,81 +28,62 @@ def wide_models(widths: list[int]) -> dict[str, ModelSpec]:
     return {f"{cell}-{width}": ModelSpec(cell, FRAME, width, CLASSES) for cell, width in cells}
 
 
-def callers(bench: SweepBench) -> Iterator[Point]:
+def callers(bench: ServerBench) -> Iterator[Row]:
     """Whole recordings of more and more callers, beside the network alone over batches of as many."""
-    loop, most = bench.held.loop, max(bench.axes["callers"])
     for model in MODELS:
-        with loop.entered(sequence_load.sdk_calls(bench.held.server.address, model, most, connections=1)) as calls:
-
-            def served(count: int, calls: list[sequence_load.Call] = calls):
-                return bench.watched(sequence_load.closed_loop(calls[:count], bench.recordings, bench.seconds))
-
-            loop.run(sequence_load.closed_loop(calls, bench.recordings, bench.seconds))  # warm up
-            bench.alone.ask([model, most, 0])
-            measurings = {}
-            for count in bench.axes["callers"]:
-                measurings["served", count] = lambda count=count: served(count)
-                measurings["alone", count] = lambda count=count, model=model: bench.alone.ask(
-                    [model, count, bench.seconds / 2]
-                )
-            rounds = interleaved(measurings, bench.rounds)
-        for count in bench.axes["callers"]:
-            at = {"callers": count}
-            alone = point(
-                "callers", "alone", at, f"the network alone, batches of {count}", TITLES[model], rounds["alone", count]
-            )
-            title = f"whole recordings, {_callers(count)}"
-            one = point("callers", "served", at, title, TITLES[model], rounds["served", count])
-            yield beside(one, alone, "frames_per_second", "the network alone")
-            yield alone
+        for count, served, alone in _beside_alone(bench, model, model, bench.axes["callers"]):
+            who = {"sweep": "callers", "at": {"callers": count}}
+            row = Row.of(f"whole recordings, {_callers(count)}", TITLES[model], served, who="served", **who)
+            yield row.against(alone, "frames_per_second", ALONE)
+            yield Row.of(f"{ALONE}, batches of {count}", TITLES[model], alone, who="alone", **who)
 
 
-def lengths(bench: SweepBench) -> Iterator[Point]:
+def widths(bench: ServerBench) -> Iterator[Row]:
+    """Networks of more and more hidden units, beside the same ones alone over batches of as many recordings."""
+    for model, spec in wide_models(bench.axes["widths"]).items():
+        title, who = f"{spec.cell} H={spec.hidden_size} O={spec.output_size}", {"at": {"hidden": spec.hidden_size}}
+        for count, served, alone in _beside_alone(bench, model, dataclasses.asdict(spec), [WIDTH_CALLERS]):
+            row = Row.of(f"whole recordings, {_callers(count)}", title, served, sweep="widths", who=spec.cell, **who)
+            yield row.against(alone, "frames_per_second", ALONE)
+            told = {"sweep": "widths", "who": f"{spec.cell} alone"}
+            yield Row.of(f"{ALONE}, batches of {count}", title, alone, **told, **who)
+
+
+def lengths(bench: ServerBench) -> Iterator[Row]:
     """Sequences of ever more steps from a fixed number of callers."""
     generator = np.random.default_rng(4)
     sequences = {steps: generator.normal(0, 0.1, (steps, FRAME)).astype("f4") for steps in bench.axes["lengths"]}
     for model in (SMALL, LARGE):
-        opened = sequence_load.sdk_calls(bench.held.server.address, model, LENGTH_CALLERS, connections=1)
-        with bench.held.loop.entered(opened) as calls:
-            rounds = interleaved(
-                {
-                    steps: lambda frames=frames, calls=calls: bench.watched(
-                        sequence_load.closed_loop(calls, [frames], bench.seconds)
-                    )
-                    for steps, frames in sequences.items()
-                },
-                bench.rounds,
-            )
+        opened = sequence_load.sdk_calls(bench.server.address, model, LENGTH_CALLERS, connections=1)
+        with bench.loop.entered(opened) as calls:
+
+            def serve(frames: np.ndarray, calls: list[sequence_load.Call] = calls):
+                return bench.watched(sequence_load.closed_loop(calls, [frames], bench.seconds))
+
+            measurings = {steps: functools.partial(serve, frames) for steps, frames in sequences.items()}
+            rounds = interleaved(measurings, bench.rounds)
         for steps, taken in rounds.items():
             title = f"sequences of {steps:,} steps, {_callers(LENGTH_CALLERS)}"
-            yield point("lengths", "served", {"steps": steps}, title, TITLES[model], taken)
+            yield Row.of(title, TITLES[model], taken, sweep="lengths", who="served", at={"steps": steps})
 
 
-def widths(bench: SweepBench) -> Iterator[Point]:
-    """Networks of more and more hidden units, beside the same ones alone over batches of as many recordings."""
-    for model, spec in wide_models(bench.axes["widths"]).items():
-        fields = dataclasses.asdict(spec)
-        opened = sequence_load.sdk_calls(bench.held.server.address, model, WIDTH_CALLERS, connections=1)
-        with bench.held.loop.entered(opened) as calls:
-            bench.held.loop.run(sequence_load.closed_loop(calls, bench.recordings, bench.seconds / 4))  # warm up
-            bench.alone.ask([fields, WIDTH_CALLERS, 0])
-            rounds = interleaved(
-                {
-                    "served": lambda calls=calls: bench.watched(
-                        sequence_load.closed_loop(calls, bench.recordings, bench.seconds)
-                    ),
-                    "alone": lambda fields=fields: bench.alone.ask([fields, WIDTH_CALLERS, bench.seconds / 2]),
-                },
-                bench.rounds,
-            )
-        title = f"{spec.cell} H={spec.hidden_size} O={spec.output_size}"
-        at = {"hidden": spec.hidden_size}
-        alone_title = f"the network alone, batches of {WIDTH_CALLERS}"
-        alone = point("widths", f"{spec.cell} alone", at, alone_title, title, rounds["alone"])
-        served_title = f"whole recordings, {_callers(WIDTH_CALLERS)}"
-        one = point("widths", spec.cell, at, served_title, title, rounds["served"])
-        yield beside(one, alone, "frames_per_second", "the network alone")
-        yield alone
+def _beside_alone(bench: ServerBench, model: str, network: object, counts: list[int]) -> Iterator[tuple]:
+    """Yields of each count of callers the rounds served, and those of the network alone; network: see there."""
+    opened = sequence_load.sdk_calls(bench.server.address, model, max(counts), connections=1)
+    with bench.loop.entered(opened) as calls:
+
+        def serve(count: int):
+            return bench.watched(sequence_load.closed_loop(calls[:count], bench.recordings, bench.seconds))
+
+        serve(max(counts))  # warm up
+        bench.ask(*_ALONE, network, max(counts), 0)
+        measurings = {}
+        for count in counts:
+            measurings["served", count] = functools.partial(serve, count)
+            measurings["alone", count] = functools.partial(bench.ask, *_ALONE, network, count, bench.seconds / 2)
+        rounds = interleaved(measurings, bench.rounds)
+    for count in counts:
+        yield count, rounds["served", count], rounds["alone", count]
 
 
 def _callers(count: int) -> str:

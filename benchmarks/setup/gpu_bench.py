@@ -15,7 +15,6 @@ from seqloom_server.nn.gradients.batch_gradients import Example, GradientRequest
 from seqloom_server.nn.spec import GATES, ModelSpec
 
 from benchmarks.harness.rounds import Result, interleaved
-from benchmarks.harness.table_rows import Row
 
 _HELD_BYTES = {"cuda": 8 << 30, "cpu": 1 << 30}  # of a training batch's activations
 
@@ -127,9 +126,3 @@ def forward_flops(spec: ModelSpec, cells: int) -> float:
         flops += 2.0 * gates * (width + spec.hidden_size) * cells
         width = spec.hidden_size
     return flops
-
-
-def row(work: str, title: str, rounds: dict[str, list[Result]], other: str, told: str) -> Row:
-    """A row of "ours" beside what stands as `other`: the median of the rounds' ratios of time."""
-    ratios = [one["device_ms"] / two["device_ms"] for one, two in zip(rounds["ours"], rounds[other], strict=True)]
-    return Row.of(work, title, rounds["ours"], float(np.median(ratios)), told, lower_is_better=True)

@@ -156,7 +156,7 @@ def test_real_time_streams_are_counted_up_to_the_first_count_that_is_late_over_r
 
 
 def test_training_and_bounds_on_costs_stand_in_the_same_table_with_their_goals(tmp_path: pathlib.Path):
-    parts = ("training", "growth", "idle", "padding")
+    parts = ("forward_backward", "gradients", "growth", "idle", "padding")
     result = run("--callers", 4, "--threads", 1, "--only", *parts, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     (path,) = tmp_path.glob("*.json")

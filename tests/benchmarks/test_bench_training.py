@@ -19,7 +19,7 @@ def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
 @pytest.fixture(scope="module")
 def taken(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("results")
-    result = run("--callers", 3, "--streams", 2, "--steps", 300, "--out", folder)
+    result = run("--callers", 3, "--streams", 2, "--out", folder)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -44,7 +44,7 @@ def test_every_part_leaves_its_rows_for_each_of_its_networks(rows: list[dict]):
     ]
     for beginning in ("gradients of 3 callers", "forward_backward of 3 callers at once", "the answer to a call"):
         assert [row["model"] for row in of(rows, beginning)] == _NETWORKS
-    for beginning in ("2 streams in real time, beside 2 trainers", "2 trainers", "2 streams in real time, beside a tr"):
+    for beginning in ("2 streams in real time, beside 2 trainers", "2 trainers"):
         assert {row["model"] for row in of(rows, beginning)} == {_NETWORKS[0]}
 
 
@@ -79,14 +79,6 @@ def test_streams_and_trainers_tell_what_each_does_to_the_other(rows: list[dict])
     assert beside["values"]["of_what_streams_leave"] == pytest.approx(left / (1 - share), rel=1e-2)
     (streams,) = of(rows, "2 streams in real time, beside 2 trainers")
     assert 0 < streams["values"]["p50_ms"] <= streams["values"]["p99_ms"] <= streams["values"]["max_ms"]
-
-
-def test_a_very_long_call_tells_memory_and_the_longest_delay(rows: list[dict]):
-    (long,) = of(rows, "2 streams in real time, beside a training call of 300 steps")
-    values = long["values"]
-    assert 0 < values["before_mb"] <= values["peak_mb"]
-    assert values["beside_seconds"] > 0
-    assert long["ratio"] > 0
 
 
 def test_the_table_has_a_line_for_each_row(taken: pathlib.Path, rows: list[dict]):

@@ -5,9 +5,9 @@ import pytest
 from benchmarks.harness import results_file as report
 from benchmarks.harness.capacity_search import ON_TIME, Search
 from benchmarks.loads.workload import LARGE
+from benchmarks.parts.peer_rows import beside, peer_row
 from benchmarks.parts.streams import found
 from benchmarks.setup.goals import TRITON
-from benchmarks.setup.serving_bench import beside, peer_row
 
 _ROUNDS = [{"frames_per_second": 30.0}, {"frames_per_second": 50.0}]
 
