@@ -17,9 +17,9 @@ from benchmarks.harness.child_process import run
 from benchmarks.harness.table_rows import Part, measured
 from benchmarks.loads.training_workload import NARROW, TRAINED
 from benchmarks.loads.workload import SERVED
-from benchmarks.parts import costs, gpu_kernels, gpu_serving, training
+from benchmarks.parts import costs, gpu_kernels, gpu_serving, mixed_traffic, sequence_sweeps, stream_sweeps, training
 from benchmarks.setup.gpu_bench import GpuBench
-from benchmarks.setup.server_bench import measure, parser
+from benchmarks.setup.server_bench import CHUNK, measure, parser
 
 _ON_DEVICE: dict[str, Part] = {
     "correctness": gpu_kernels.correctness,
@@ -29,11 +29,11 @@ _ON_DEVICE: dict[str, Part] = {
     "backward": gpu_kernels.backwards,
 }
 _SERVED: dict[str, Part] = {
-    "callers": gpu_serving.callers,
-    "streams": gpu_serving.streams,
+    "callers": sequence_sweeps.callers,
+    "streams": stream_sweeps.streams,
     "realtime": gpu_serving.real_time,
     "gradients": training.gradients,
-    "mixed": gpu_serving.mixed,
+    "mixed": mixed_traffic.mixed,
     "padding": costs.padding,
 }
 _STREAMS = [100, 1000, 3000, 6000, 10_000]
@@ -42,7 +42,7 @@ _MANY = ("--max-sessions", "20000", "--max-queue-items", "65536", "--max-batch-s
 
 def main() -> int:
     own = parser(__doc__, _ON_DEVICE | _SERVED)
-    own.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what is measured (cuda)")
+    own.set_defaults(device="cuda")
     own.add_argument("--streams", nargs="+", type=int, metavar="N", help="streams in real time that are tried")
     options = own.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -54,9 +54,8 @@ def main() -> int:
         print(f"bench_gpu: {error}", file=sys.stderr)
         return 1
     torch.cuda.empty_cache()
-    sizes = {"callers": 256, "trainers": 32, "axes": {"streams": options.streams or _STREAMS}}
-    if options.quick:
-        sizes = {"callers": 4, "trainers": 2, "axes": {"streams": [2, 4]}}
+    many, trainers, spoken = (4, 2, [2, 4]) if options.quick else (256, 32, options.streams or _STREAMS)
+    axes = {"callers": [1, many], "streams": [many], "chunks": [CHUNK], "realtime": spoken}
     measure(
         "gpu",
         options,
@@ -64,10 +63,11 @@ def main() -> int:
         SERVED | {NARROW: TRAINED[NARROW]},
         rounds=3,
         seconds=(3.0, 0.2),
-        server_flags=("--device", options.device, *(() if options.quick else _MANY)),
+        server_flags=() if options.quick else _MANY,
         device=_device_name(options.device),
         rows=rows,
-        **sizes,
+        axes=axes,
+        trainers=trainers,
     )
     return 0
 

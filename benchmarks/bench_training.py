@@ -5,6 +5,8 @@
 It prints a table and keeps it, with every round, in benchmarks/results/. Only ratios of one run can be compared.
 """
 
+import functools
+
 from benchmarks.harness.child_process import run
 from benchmarks.harness.table_rows import Part
 from benchmarks.loads.training_workload import TRAINED
@@ -12,7 +14,7 @@ from benchmarks.parts import training
 from benchmarks.setup.server_bench import measure, parser
 
 PARTS: dict[str, Part] = {
-    "forward_backward": training.forward_backward,
+    "forward_backward": functools.partial(training.forward_backward, ahead=True),
     "gradients": training.gradients,
     "mixed": training.mixed,
     "cells": training.cells,

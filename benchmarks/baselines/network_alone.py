@@ -30,41 +30,44 @@ _CELLS = {"elman": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
 class Network(torch.nn.Module):
     """Torch's own recurrent and linear layer, with weights drawn as a model's are."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, device: str, spec: ModelSpec) -> None:
         super().__init__()
         self.threads = threads_for(server.ModelSpec.from_json(dataclasses.asdict(spec)))
         self._rnn = _CELLS[spec.cell](spec.input_size, spec.hidden_size)
         self._output = torch.nn.Linear(spec.hidden_size, spec.output_size)
+        self._device = torch.device(device)
+        self.to(self._device)
 
     @torch.inference_mode()
     def labels(self, batch: list[np.ndarray]) -> list[np.ndarray]:
         """Returns [T_i] int32 for each [T_i, D]."""
-        hidden, _ = self._rnn(_packed(batch))
-        best = self._output(hidden.data).argmax(1).to(torch.int32)
+        hidden, _ = self._rnn(self._packed(batch))
+        best = self._output(hidden.data).argmax(1).to(torch.int32).cpu()
         return [each.numpy() for each in unpack_sequence(hidden._replace(data=best))]
 
     def autograd(self, batch: list[Labelled]) -> list[Labelled]:
         """Leaves the gradient of the summed cross-entropy with the parameters; returns the batch."""
         self.zero_grad(set_to_none=True)
-        hidden, _ = self._rnn(_packed(each.frames for each in batch))
-        labels = _packed(each.labels for each in batch).data.long()
+        hidden, _ = self._rnn(self._packed(each.frames for each in batch))
+        labels = self._packed(each.labels for each in batch).data.long()
         loss = torch.nn.functional.cross_entropy(self._output(hidden.data), labels, reduction="sum")
         loss.backward()
         assert loss.item() > 0
         return batch
 
-
-def _packed(sequences: Iterable[np.ndarray]) -> PackedSequence:
-    return pack_sequence([torch.from_numpy(each) for each in sequences], enforce_sorted=False)
+    def _packed(self, sequences: Iterable[np.ndarray]) -> PackedSequence:
+        return pack_sequence([torch.from_numpy(each) for each in sequences], enforce_sorted=False).to(self._device)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--data", type=pathlib.Path)
     options = parser.parse_args()
     recordings = from_folder(options.data) if options.data else synthetic()
-    own_choice, networks = torch.get_num_threads(), functools.cache(Network)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+    own_choice, networks = torch.get_num_threads(), functools.cache(functools.partial(Network, device))
     examples = functools.cache(functools.partial(labelled, tuple(recordings)))
     say("ready")
     for kind, model, size, seconds in questions():

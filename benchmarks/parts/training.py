@@ -20,16 +20,19 @@ TRAINERS = 2
 SAMPLES = 64, 8  # recordings whose answers are weighed; of a quick run
 
 
-def forward_backward(bench: ServerBench) -> Iterator[Row]:
-    """Callers of one run, beside plain autograd passes over as many recordings at once."""
+def forward_backward(bench: ServerBench, *, ahead: bool = False) -> Iterator[Row]:
+    """Callers of one run, beside plain autograd passes over as many recordings at once.
+
+    ahead: whether callers that send the next recording ahead are measured, too.
+    """
     for model in (LARGE, NARROW):
-        yield from _beside_autograd(bench, model)
+        yield from _beside_autograd(bench, model, ahead=ahead)
 
 
 def cells(bench: ServerBench) -> Iterator[Row]:
     """The same for the other cells."""
     for model in (GRU, LSTM):
-        yield from _beside_autograd(bench, model)
+        yield from _beside_autograd(bench, model, ahead=True)
 
 
 def gradients(bench: ServerBench) -> Iterator[Row]:
@@ -82,7 +85,7 @@ def mixed(bench: ServerBench) -> Iterator[Row]:
     yield row.against(rounds["trainers"], "frames_per_second", "the trainers alone")
 
 
-def _beside_autograd(bench: ServerBench, model: str) -> Iterator[Row]:
+def _beside_autograd(bench: ServerBench, model: str, *, ahead: bool) -> Iterator[Row]:
     examples, count = bench.examples(model), bench.trainers
     alone = functools.partial(bench.ask, "baselines.network_alone", "autograd", model, count)
     alone(0)  # warm up
@@ -93,7 +96,9 @@ def _beside_autograd(bench: ServerBench, model: str) -> Iterator[Row]:
             return bench.watched(sequence_load.closed_loop(list(calls) * in_flight, examples, seconds))
 
         served(1, bench.seconds / 4)  # warm up
-        works = {"": lambda: served(1), ", the next sent ahead": lambda: served(2)}
+        works = {"": lambda: served(1)}
+        if ahead:
+            works[", the next sent ahead"] = lambda: served(2)
         rounds = interleaved(works | {"alone": functools.partial(alone, bench.seconds)}, bench.rounds)
     goal = GOALS.get(("forward_backward", model, AUTOGRAD))
     for more in works:

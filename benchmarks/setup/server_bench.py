@@ -40,7 +40,7 @@ AXES: dict[str, tuple[list[int], list[int], str]] = {
 @dataclass(eq=False)
 class ServerBench:
     """What the parts measure with. models: the server's folder of them. conditions: see results_file. seconds: of one
-    round. quick: whether little of everything is to be done. flags, data: options of programs beside the server.
+    round. quick: whether little of everything is to be done. flags: options of servers and programs. data: of these.
 
     callers: of whole recordings. streams: of a closed loop. trainers: callers that train. axes: values to sweep over.
     """
@@ -55,6 +55,7 @@ class ServerBench:
     rounds: int
     seconds: float
     quick: bool = False
+    flags: tuple[str, ...] = ()
     threads: int = 0
     data: tuple[object, ...] = ()
     callers: int = 64
@@ -99,16 +100,11 @@ class ServerBench:
         return result, {op: (after - before[op]) / seconds for op, after in taken().items()}
 
     def ask(self, name: str, *question: object) -> Any:
-        """Asks a program that chooses recordings by --data and takes --threads; it is started when it is first asked,
-        and ends with the benchmark."""
+        """Asks a program that takes the flags and chooses recordings by --data; it is started when it is first
+        asked, and ends with the benchmark."""
         if name not in self.programs:
             self.programs[name] = self.stack.enter_context(program(name, *self.flags, *self.data))
         return self.programs[name].ask(question)
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """What servers and programs are started with."""
-        return ("--threads", str(self.threads)) if self.threads else ()
 
     @functools.cache  # noqa: B019  there is one, for as long as the program runs
     def chunks(self, size: int = CHUNK) -> list[np.ndarray]:
@@ -134,6 +130,7 @@ def parser(description: str | None, parts: Mapping[str, object]) -> argparse.Arg
         "--data", type=pathlib.Path, metavar="DIR", help="a folder of WAV files (synthetic recordings)"
     )
     options.add_argument("--out", type=pathlib.Path, metavar="DIR", help="where the results go (benchmarks/results)")
+    options.add_argument("--device", choices=("cuda", "cpu", "auto"), default="auto", help="what runs the networks")
     options.add_argument("--threads", type=int, default=0, metavar="N", help="torch's, here and there (its own choice)")
     options.add_argument("--rounds", type=int, metavar="N", help="rounds of each measuring")
     options.add_argument("--seconds", type=float, metavar="X", help="length of a round")
@@ -189,7 +186,7 @@ def _opened(
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         loop = stack.enter_context(Loop())
-        flags = ("--threads", str(options.threads)) if options.threads else ()
+        flags = ("--device", options.device, *(("--threads", str(options.threads)) if options.threads else ()))
         server = stack.enter_context(own_server(folder, *flags, *server_flags, launch=child_process))
         client = loop.run(_client_with_models(server.address, models))
         stack.callback(lambda: loop.run(client.close()))
@@ -200,7 +197,7 @@ def _opened(
         }
         conditions = results_file.conditions(loop.run(client.server_info()).device, settings)
         data = ("--data", options.data) if options.data else ()
-        own = {"quick": options.quick, "threads": options.threads, "data": data}
+        own = {"quick": options.quick, "flags": flags, "threads": options.threads, "data": data}
         yield ServerBench(loop, server, client, folder, conditions, stack, *measuring, **own, **sizes)
 
 

@@ -73,17 +73,18 @@ def test_forward_and_back_stand_beside_torch_and_the_ceiling(rows: list[dict]):
 
 def test_all_kinds_of_work_go_through_the_server_and_tell_how_busy_its_device_is(rows: list[dict]):
     for beginning in (
-        "whole recordings, 1 callers",
+        "whole recordings, 1 caller",
         "whole recordings, 4 callers",
-        "4 streams, chunks of 10, closed loop",
+        "4 streams, chunks of 10",
         "2 streams in real time",
         "gradients of 2 callers",
         "forward_backward of 2 callers",
-        "4 streams in real time, beside 4 callers and 2 trainers",
     ):
         for row in of(rows, beginning):
             assert row["values"]["device_busy_share"] > 0
             assert row["values"]["frames_per_second"] > 0
+    assert all(row["values"]["device_share"] > 0 for row in of(rows, "10 streams in real time"))
+    assert [row["goal"] for row in of(rows, "padded steps")] == [0, 0, 0]
 
 
 def test_without_a_device_it_says_so_in_a_line():
