@@ -40,6 +40,12 @@ _COLUMNS = {
     "max_ms": ("longest ms", "{:.1f}"),
     "kb_a_stream": ("kB a stream", "{:.1f}"),
     "reply_kb": ("kB", "{:,.0f}"),
+    "right": ("right in float32", "{:.1%}"),
+    "right_bf16": ("right in bfloat16", "{:.1%}"),
+    "same_labels": ("frames with the same label", "{:.2%}"),
+    "probability": ("farthest probability", "{:.3f}"),
+    "hidden_state": ("hidden state", "{:.3f}"),
+    "logit": ("logit, of the largest", "{:.3f}"),
 }
 
 

@@ -1,1 +1,0 @@
-"""Trained networks that public packages ship."""
