@@ -5,7 +5,7 @@
 #   make lint              the checks alone; `make format` mends what can be mended by itself
 #   make protos            the gRPC stubs, generated again from protos/
 #   make bench [DATA=DIR]  every goal of speed in one sitting, beside Triton and others; 12 minutes
-#   make bench-training    more of training, 9 minutes; `make bench-sweeps` how cost grows, 5 minutes (both: DATA=DIR)
+#   make bench-training    more of training, 7 minutes; `make bench-sweeps` how cost grows, 5 minutes (both: DATA=DIR)
 #   make bench-quick       all three, in short, 2.5 minutes (DATA=DIR)
 #   make bench-front-end   what each kind of message costs the process that serves it; 3 minutes
 #   make bench-gpu         what a GPU does: right, beside cuDNN, through a server; 8 minutes

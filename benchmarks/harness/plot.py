@@ -5,6 +5,7 @@ python -m benchmarks.harness.plot RESULTS.json [PICTURE.png]
 
 import argparse
 import json
+import math
 import pathlib
 import sys
 from typing import Any, NamedTuple
@@ -106,7 +107,7 @@ def _line(point: Point) -> tuple[str, Any, str]:
         size = point["at"]["chunk"]
         if _COLOURS[model] == _LARGE:
             return f"{size}, {model}", _LARGE, "--"
-        return f"{size}", matplotlib.colormaps["viridis"](min(0.95, size / 23)), "-"
+        return f"{size}", matplotlib.colormaps["viridis"](min(0.95, 0.2 * math.log2(size))), "-"
     return (f"{model}, the network alone", _COLOURS[model], "--") if who == "alone" else (model, _COLOURS[model], "-")
 
 

@@ -4,6 +4,9 @@ import json
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow
 _PROGRAM = ["-m", "benchmarks.bench_front_end"]
 
 

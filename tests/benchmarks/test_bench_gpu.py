@@ -9,7 +9,7 @@ import pytest
 import torch
 from seqloom_server.nn.spec import ModelSpec
 
-from benchmarks.parts import gpu_kernels as gpu_parts
+from benchmarks.parts import gpu_kernels
 from benchmarks.setup.gpu_bench import GpuBench
 
 _PROGRAM = ["-m", "benchmarks.bench_gpu"]
@@ -41,6 +41,7 @@ def of(rows: list[dict], beginning: str) -> list[dict]:
     return found
 
 
+@pytest.mark.slow
 def test_every_cell_is_checked_against_the_cpu_before_anything_is_measured(rows: list[dict]):
     checked = [row for row in rows if "worst_error" in row["values"]]
     assert rows[: len(checked)] == checked
@@ -54,10 +55,11 @@ def test_what_is_wrong_ends_the_benchmark():
     weights = bench.weights("elman")
     outputs = weights.network.outputs
     weights.network.outputs = lambda *given: (outputs(*given)[0] * 1.001, None)
-    with pytest.raises(gpu_parts.Wrong, match="outputs, ragged of elman"):
-        list(gpu_parts.correctness(bench))
+    with pytest.raises(gpu_kernels.Wrong, match="outputs, ragged of elman"):
+        list(gpu_kernels.correctness(bench))
 
 
+@pytest.mark.slow
 def test_forward_and_back_stand_beside_torch_and_the_ceiling(rows: list[dict]):
     (ceiling,) = of(rows, "a product of")
     assert ceiling["values"]["tflops"] > 0
@@ -71,6 +73,7 @@ def test_forward_and_back_stand_beside_torch_and_the_ceiling(rows: list[dict]):
     assert {row["model"].split()[-1] for row in rows if row["beside"] == "full precision"} == {"tf32", "bf16"}
 
 
+@pytest.mark.slow
 def test_all_kinds_of_work_go_through_the_server_and_tell_how_busy_its_device_is(rows: list[dict]):
     for beginning in (
         "whole recordings, 1 caller",

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 _PROGRAM = ["-m", "benchmarks.bench_sweeps"]
+pytestmark = pytest.mark.slow
 _NETWORKS = ["H=1000 O=6000", "H=64 O=40"]
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 _PROGRAM = ["-m", "benchmarks.bench_training"]
+pytestmark = pytest.mark.slow
 _NETWORKS = ["elman H=1000 O=6000 D=160", "elman H=64 O=40 D=40"]
 
 

@@ -88,6 +88,7 @@ def test_only_what_was_swept_is_drawn():
     assert len(figure.axes) == 1
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_png_beside_the_results(tmp_path: pathlib.Path, monkeypatch, capsys):
     results = tmp_path / "results.json"
     results.write_text(json.dumps({"conditions": CONDITIONS, "rows": every_row()}))

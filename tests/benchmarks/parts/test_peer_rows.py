@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.harness import results_file as report
+from benchmarks.harness import results_file
 from benchmarks.harness.capacity_search import ON_TIME, Search
 from benchmarks.loads.workload import LARGE
 from benchmarks.parts.peer_rows import beside, peer_row
@@ -13,7 +13,7 @@ _ROUNDS = [{"frames_per_second": 30.0}, {"frames_per_second": 50.0}]
 
 
 def told(row) -> str:
-    return report.table([row]).splitlines()[2].split("|")[-2].strip()
+    return results_file.table([row]).splitlines()[2].split("|")[-2].strip()
 
 
 @pytest.mark.parametrize("theirs", [[{}, {"frames_per_second": 10.0}], [{}, {}]])
