@@ -8,7 +8,7 @@
 #   make bench-training    more of training, 7 minutes; `make bench-sweeps` how cost grows, 5 minutes (both: DATA=DIR)
 #   make bench-quick       all three, in short, 2.5 minutes (DATA=DIR)
 #   make bench-front-end   what each kind of message costs the process that serves it; 3 minutes
-#   make bench-gpu         what a GPU does: right, beside cuDNN, through a server; 8 minutes
+#   make bench-gpu         what a GPU does through a server, beside cuDNN alone; 8 minutes
 #   make peers             sets up Triton, which `make bench` measures beside (benchmarks/peers/README.md)
 #   make compare BEFORE=FILE AFTER=FILE   two results of a benchmark, by ratio
 #   make compose-test      docker-compose.yml, built and run for real

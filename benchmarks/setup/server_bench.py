@@ -19,7 +19,7 @@ from own_server import OwnServer, own_server
 from benchmarks.harness import results_file
 from benchmarks.harness.child_process import Program, child_process, program
 from benchmarks.harness.rounds import Loop, Result
-from benchmarks.harness.table_rows import Part, Row, measured
+from benchmarks.harness.table_rows import Part, measured
 from benchmarks.loads import workload
 from benchmarks.loads.training_workload import TRAINED, Labelled, labelled
 
@@ -147,14 +147,13 @@ def measure(
     seconds: tuple[float, float],
     server_flags: Sequence[str] = (),
     device: str = "",
-    rows: Sequence[Row] = (),
     **sizes: Any,
 ) -> pathlib.Path | None:
     """Runs the parts that were asked for, prints their table, and keeps it, with every round, unless it was made in
     haste; returns the path of the JSON that it is kept in. Ends the program where the recordings cannot be had.
 
-    seconds: of a round, and of a quick one's. device: its name, where the server's word for it is too short. rows: what
-    was measured before. sizes: fields of the bench.
+    seconds: of a round, and of a quick one's. device: its name, where the server's word for it is too short. sizes:
+    fields of the bench.
     """
     begun = time.perf_counter()
     try:
@@ -163,7 +162,7 @@ def measure(
         raise SystemExit(f"{pathlib.Path(sys.argv[0]).stem}: {error}") from None
     taken = (options.rounds or (1 if options.quick else rounds), options.seconds or seconds[options.quick])
     with _opened(options, models, server_flags, (recordings, *taken), sizes) as bench:
-        rows = [*rows, *measured(parts, [part for part in options.only if part in parts], bench)]
+        rows = measured(parts, options.only, bench)
     bench.conditions["device"] = device or bench.conditions["device"]
     text = results_file.table(rows)
     print(f"\n{text}")
