@@ -34,7 +34,7 @@ class InferenceServerClient:
 """
 
 BENCHMARK = """
-import os, pathlib, signal, sys, time
+import contextlib, os, pathlib, signal, sys, time
 from benchmarks.harness.child_process import run
 from benchmarks.peers.launcher import PeerFailed, Triton
 folder = pathlib.Path(sys.argv[1])
@@ -45,11 +45,12 @@ def main():
     triton = Triton(Environment(), folder / "weights.npz", folder / "recordings.npz", 1)
     first = triton.pid
     os.kill(first, signal.SIGKILL)
-    try:
-        triton.ask("labels", 1, 0)
-    except PeerFailed:  # it is there again, and cannot answer
-        print(first, triton.pid, flush=True)
-        time.sleep(1000)
+    with contextlib.closing(triton):
+        try:
+            triton.ask("labels", 1, 0)
+        except PeerFailed:  # it is there again, and cannot answer
+            print(first, triton.pid, flush=True)
+            time.sleep(1000)
 run(main)
 """
 
