@@ -31,7 +31,6 @@ _COLUMNS = {
     "server_us_a_frame": ("server's CPU µs a frame", "{:.1f}"),
     "device_us_a_frame": ("device µs a frame", "{:.1f}"),
     "device_share": ("share of the device", "{:.0%}"),
-    "stream_device_share": ("streams' share", "{:.0%}"),
     "of_what_streams_leave": ("of what streams leave", "{:.2f}"),
     "max_ms": ("longest ms", "{:.1f}"),
     "kb_a_stream": ("kB a stream", "{:.1f}"),

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -68,21 +68,8 @@ def ratio(results: list[Result], others: list[Result], name: str) -> float:
     return statistics.median(one[name] / other[name] for one, other in zip(results, others, strict=True))
 
 
-class Loop:
+class Loop(asyncio.Runner):
     """The one event loop of this process, since grpc.aio serves only one well; coroutines run on it turn by turn."""
-
-    def __init__(self) -> None:
-        self._runner = asyncio.Runner()
-
-    def __enter__(self) -> "Loop":
-        self._runner.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._runner.__exit__(*error)
-
-    def run(self, coroutine: Any) -> Any:
-        return self._runner.run(coroutine)
 
     @contextlib.contextmanager
     def entered(self, manager: contextlib.AbstractAsyncContextManager):

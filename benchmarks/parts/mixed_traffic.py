@@ -3,62 +3,73 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 
+from benchmarks.harness.child_process import program
 from benchmarks.harness.rounds import Result, interleaved
 from benchmarks.harness.table_rows import Row
-from benchmarks.loads import sequence_load, stream_load, training_load
-from benchmarks.loads.workload import LARGE, TITLES
-from benchmarks.parts.stream_sweeps import streams_told
+from benchmarks.loads import sequence_load, stream_load
+from benchmarks.loads.training_workload import TRAINED_TITLES
+from benchmarks.loads.workload import LARGE
 from benchmarks.setup.server_bench import ServerBench
 
-SPEAKING, CALLING, TRAINING = 10, 8, 8
-_LONGER = 5  # rounds are, so that the last answers weigh little
+TRAINERS = 2
+_LEAST = 2.0  # seconds of a round, so that the last answers weigh little
 _OPS = {"streams": "stream", "callers": "infer", "trainers": "train"}
-_TITLES = {
-    "streams": f"{streams_told(SPEAKING)} in real time",
-    "callers": f"whole recordings, {CALLING} callers",
-    "trainers": f"forward_backward of {TRAINING} callers of one run, a recording each",
-}
+
+Results = dict[str, Result]
+"""What each kind of callers did in a round."""
 
 
-def mixed(bench: ServerBench) -> Iterator[Row]:
-    """Each stands beside itself alone: the streams' p99, the others' frames/s."""
-    loop, seconds = bench.loop, _LONGER * bench.seconds
+def mixed(bench: ServerBench, *, speaking: int = 10, calling: int = 8) -> Iterator[Row]:
+    """Streams in real time, callers of whole recordings, if any, and trainers that saturate the server, in a process of
+    their own. Each stands beside itself alone: the streams by their p99, the others by their frames/s."""
+    loop, seconds = bench.loop, bench.seconds if bench.quick else max(bench.seconds, _LEAST)
+    titles = {"streams": f"{speaking} streams in real time"}
+    short = {"streams": f"{speaking} streams", "callers": f"{calling} callers", "trainers": f"{TRAINERS} trainers"}
+    if calling:
+        titles["callers"] = f"whole recordings, {calling} callers"
+    titles["trainers"] = f"{TRAINERS} trainers, a run each"
     with (
-        loop.entered(sequence_load.sdk_calls(bench.server.address, LARGE, CALLING, connections=1)) as calls,
-        loop.entered(training_load.callers_of_one_run(bench.client, LARGE, TRAINING)) as training,
+        program("loads.trainers", bench.server.address, LARGE, TRAINERS, *bench.data) as trainers,
+        loop.entered(sequence_load.sdk_calls(bench.server.address, LARGE, calling, connections=1)) as calls,
     ):
+        trainers.ask(seconds / 4)  # warm up
 
         async def speak(others: Callable[[], Awaitable[Result]] | None = None) -> Result:
-            return await stream_load.real_time(bench.client, LARGE, bench.chunks(), SPEAKING, seconds, others)
+            return await stream_load.real_time(bench.client, LARGE, bench.chunks(), speaking, seconds, others)
 
         kinds = {
             "streams": speak,
             "callers": lambda: sequence_load.closed_loop(calls, bench.recordings, seconds),
-            "trainers": lambda: sequence_load.closed_loop(training, bench.examples(LARGE), seconds),
+            "trainers": lambda: asyncio.to_thread(trainers.ask, seconds),
         }
 
-        async def one(who: str) -> dict[str, Result]:
+        async def alone(who: str) -> Results:
             return {who: await kinds[who]()}
 
-        async def all_three() -> dict[str, Result]:
-            results: dict[str, Result] = {}
+        async def together() -> Results:
+            results: Results = {}
 
             async def others() -> Result:
-                found = await asyncio.gather(one("callers"), one("trainers"))
-                results.update(found[0] | found[1])
+                for found in await asyncio.gather(*(alone(who) for who in titles if who != "streams")):
+                    results.update(found)
                 return {}
 
             return {"streams": await speak(others)} | results
 
-        def shared(work: Callable[[], Awaitable[dict[str, Result]]]) -> dict[str, Result]:
+        def shared(work: Callable[[], Awaitable[Results]]) -> Results:
             results, shares = bench.with_shares(work())
             return {who: result | {"device_share": shares[_OPS[who]]} for who, result in results.items()}
 
-        measurings = {who: lambda who=who: shared(lambda: one(who)) for who in kinds}
-        rounds = interleaved(measurings | {"all": lambda: shared(all_three)}, bench.rounds)
-    for who, title in _TITLES.items():
-        alone, together = ([each[who] for each in rounds[name]] for name in (who, "all"))
-        number, told = ("p99_ms", "the p99") if who == "streams" else ("frames_per_second", "the frames/s")
-        yield Row.of(title, TITLES[LARGE], alone, sweep="mixed", who=who, at={"together": 0})
-        row = Row.of(f"{title}, all three at once", TITLES[LARGE], together, sweep="mixed", who=who, at={"together": 1})
-        yield row.against(alone, number, f"{told} alone")
+        measurings = {who: lambda who=who: shared(lambda: alone(who)) for who in titles}
+        rounds = interleaved(measurings | {"all": lambda: shared(together)}, bench.rounds)
+    for all_of, by_themselves in zip(rounds["all"], rounds["trainers"], strict=True):
+        left = all_of["trainers"]["frames_per_second"] / by_themselves["trainers"]["frames_per_second"]
+        all_of["trainers"]["of_what_streams_leave"] = left / (1 - all_of["streams"]["device_share"])
+    for who, title in titles.items():
+        one, other = ([each[who] for each in rounds[name]] for name in (who, "all"))
+        yield Row.of(title, TRAINED_TITLES[LARGE], one, sweep="mixed", who=who, at={"together": 0})
+        company = " and ".join(short[other] for other in titles if other != who)
+        row = Row.of(f"{title}, beside {company}", TRAINED_TITLES[LARGE], other, sweep="mixed", who=who)
+        row.at = {"together": 1}
+        number, told = ("p99_ms", "the p99 alone") if who == "streams" else ("frames_per_second", f"the {who} alone")
+        yield row.against(one, number, told)

@@ -1,22 +1,19 @@
 """The parts of the training benchmark, each a row or more: what is measured, and beside what."""
 
-import asyncio
 import functools
 import statistics
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 
 from seqloom.v1 import training_service_pb2 as pb
 
-from benchmarks.harness.child_process import program
 from benchmarks.harness.rounds import Result, interleaved
 from benchmarks.harness.table_rows import Row
-from benchmarks.loads import sequence_load, stream_load, training_load
+from benchmarks.loads import sequence_load, training_load
 from benchmarks.loads.training_workload import GRU, LSTM, NARROW, TRAINED_TITLES, Labelled
 from benchmarks.loads.workload import LARGE
 from benchmarks.setup.goals import AUTOGRAD, DENSE, GOALS, SUM
 from benchmarks.setup.server_bench import ServerBench
 
-TRAINERS = 2
 SAMPLES = 64, 8  # recordings whose answers are weighed; of a quick run
 
 
@@ -59,32 +56,6 @@ def gradients(bench: ServerBench) -> Iterator[Row]:
         yield _on_the_wire(bench, model)
 
 
-def mixed(bench: ServerBench) -> Iterator[Row]:
-    """Real-time streams while trainers, in a process of their own, saturate the server: what each does to the other."""
-
-    def speak(beside: Callable[[], Awaitable[Result]] | None = None) -> Result:
-        spoken = stream_load.real_time(bench.client, LARGE, bench.chunks(), bench.streams, bench.seconds, beside)
-        result, shares = bench.with_shares(spoken)
-        return result | {"stream_device_share": shares["stream"]}
-
-    with program("loads.trainers", bench.server.address, LARGE, TRAINERS, *bench.data) as trainers:
-        train = functools.partial(trainers.ask, bench.seconds)
-        trainers.ask(bench.seconds / 4)  # warm up
-        measurings = {"streams": speak, "trainers": train, "both": lambda: speak(lambda: asyncio.to_thread(train))}
-        rounds = interleaved(measurings, bench.rounds)
-    beside = [_trainers_of(result) for result in rounds["both"]]
-    for one, alone in zip(beside, rounds["trainers"], strict=True):
-        left = one["frames_per_second"] / alone["frames_per_second"]
-        one["of_what_streams_leave"] = left / (1 - one["stream_device_share"])
-    spoken, trained = f"{bench.streams} streams in real time", f"{TRAINERS} trainers, a run each"
-    title = TRAINED_TITLES[LARGE]
-    yield Row.of(spoken, title, rounds["streams"])
-    yield Row.of(f"{spoken}, beside {TRAINERS} trainers", title, rounds["both"])
-    yield Row.of(trained, title, rounds["trainers"])
-    row = Row.of(f"{trained}, beside {bench.streams} streams", title, beside)
-    yield row.against(rounds["trainers"], "frames_per_second", "the trainers alone")
-
-
 def _beside_autograd(bench: ServerBench, model: str, *, ahead: bool) -> Iterator[Row]:
     examples, count = bench.examples(model), bench.trainers
     alone = functools.partial(bench.ask, "baselines.network_alone", "autograd", model, count)
@@ -120,9 +91,3 @@ def _on_the_wire(bench: ServerBench, model: str) -> Row:
     values = {"reply_kb": mean / 1e3, "dense_kb": dense / 1e3}
     title, goal = "the answer to a call for gradients", GOALS.get(("gradients", model, DENSE))
     return Row.of(title, TRAINED_TITLES[model], [values], mean / dense, DENSE, goal, lower_is_better=True)
-
-
-def _trainers_of(result: Result) -> Result:
-    """What trainers did in a round of streams."""
-    own = {name.removeprefix("beside_"): value for name, value in result.items() if name.startswith("beside_")}
-    return own | {"stream_device_share": result["stream_device_share"]}

@@ -75,10 +75,10 @@ def test_streams_and_trainers_tell_what_each_does_to_the_other(rows: list[dict])
     alone, beside = of(rows, "2 trainers")
     left = beside["values"]["frames_per_second"] / alone["values"]["frames_per_second"]
     assert beside["ratio"] == pytest.approx(left, rel=1e-2)
-    share = beside["values"]["stream_device_share"]
+    (streams,) = of(rows, "2 streams in real time, beside 2 trainers")
+    share = streams["values"]["device_share"]
     assert 0 < share < 1
     assert beside["values"]["of_what_streams_leave"] == pytest.approx(left / (1 - share), rel=1e-2)
-    (streams,) = of(rows, "2 streams in real time, beside 2 trainers")
     assert 0 < streams["values"]["p50_ms"] <= streams["values"]["p99_ms"] <= streams["values"]["max_ms"]
 
 
