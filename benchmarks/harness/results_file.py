@@ -6,7 +6,9 @@ import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from typing import Any
@@ -51,10 +53,19 @@ def conditions(device: str, settings: dict[str, Any]) -> dict[str, Any]:
         "commit": _commit(),
         "device": device,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processor": _processor(),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in _PACKAGES},
         **settings,
     }
+
+
+def _processor() -> str:
+    """Its make, and whether it multiplies bfloat16 and int8 itself."""
+    told = pathlib.Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
+    make = re.search(r"^model name\s*: (.*)$", told, re.MULTILINE)
+    own = [name for name in ("amx_bf16", "avx512_bf16", "amx_int8", "avx512_vnni") if f" {name} " in told]
+    return f"{make[1] if make else platform.machine()} with {' '.join(own) or 'neither bfloat16 nor int8'}"
 
 
 def _commit() -> str:
