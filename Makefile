@@ -5,10 +5,10 @@
 #   make lint              the checks alone; `make format` mends what can be mended by itself
 #   make protos            the gRPC stubs, generated again from protos/
 #   make bench [DATA=DIR]  every goal of speed in one sitting, beside Triton and others; 12 minutes
-#   make bench-training    more of training, 9 minutes; `make bench-sweeps` how cost grows, 5 minutes (both: DATA=DIR)
+#   make bench-training    more of training, 7 minutes; `make bench-sweeps` how cost grows, 5 minutes (both: DATA=DIR)
 #   make bench-quick       all three, in short, 2.5 minutes (DATA=DIR)
 #   make bench-front-end   what each kind of message costs the process that serves it; 3 minutes
-#   make bench-gpu         what a GPU does: right, beside cuDNN, through a server; 8 minutes
+#   make bench-gpu         what a GPU does through a server, beside cuDNN alone; 8 minutes
 #   make peers             sets up Triton, which `make bench` measures beside (benchmarks/peers/README.md)
 #   make compare BEFORE=FILE AFTER=FILE   two results of a benchmark, by ratio
 #   make compose-test      docker-compose.yml, built and run for real
@@ -61,30 +61,30 @@ protos: $(INSTALLED)
 	$(BIN)/python tools/generate_blocking.py
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/bench_server.py $(RECORDINGS) $(ARGS)
+	$(BIN)/python -m benchmarks.bench_server $(RECORDINGS) $(ARGS)
 
 bench-training: $(INSTALLED)
-	$(BIN)/python benchmarks/bench_training.py $(RECORDINGS) $(ARGS)
+	$(BIN)/python -m benchmarks.bench_training $(RECORDINGS) $(ARGS)
 
 bench-sweeps: $(INSTALLED)
-	$(BIN)/python benchmarks/bench_sweeps.py $(RECORDINGS) $(ARGS)
+	$(BIN)/python -m benchmarks.bench_sweeps $(RECORDINGS) $(ARGS)
 
 bench-gpu: $(INSTALLED)
-	$(BIN)/python benchmarks/bench_gpu.py $(ARGS)
+	$(BIN)/python -m benchmarks.bench_gpu $(ARGS)
 
 bench-front-end: $(INSTALLED)
-	$(BIN)/python benchmarks/bench_front_end.py $(ARGS)
+	$(BIN)/python -m benchmarks.bench_front_end $(ARGS)
 
 bench-quick: $(INSTALLED)
-	$(BIN)/python benchmarks/bench_server.py --quick --only callers connections streams realtime blocking padding $(RECORDINGS) $(ARGS)
-	$(BIN)/python benchmarks/bench_training.py --quick $(RECORDINGS) $(ARGS)
-	$(BIN)/python benchmarks/bench_sweeps.py --quick $(RECORDINGS) $(ARGS)
+	$(BIN)/python -m benchmarks.bench_server --quick --only callers connections streams realtime blocking padding $(RECORDINGS) $(ARGS)
+	$(BIN)/python -m benchmarks.bench_training --quick $(RECORDINGS) $(ARGS)
+	$(BIN)/python -m benchmarks.bench_sweeps --quick $(RECORDINGS) $(ARGS)
 
 peers: $(INSTALLED)
 	PYTHON=$(or $(PEERS_PYTHON),$(BIN)/python) TORCH_INDEX="$(TORCH_INDEX)" benchmarks/peers/setup.sh
 
 compare: $(INSTALLED)
-	$(BIN)/python benchmarks/compare.py "$(BEFORE)" "$(AFTER)" $(ARGS)
+	$(BIN)/python -m benchmarks.compare "$(BEFORE)" "$(AFTER)" $(ARGS)
 
 compose-test: $(INSTALLED)
 	$(BIN)/python tools/compose_test.py $(ARGS)

@@ -3,77 +3,42 @@
 Whole recordings, live and real-time streams beside Triton and the network alone; training beside autograd; what a frame
 costs as streams come, an idle stream's memory, and padding.
 
-    python benchmarks/bench_server.py [--quick] [--only callers streams] [--data FOLDER-OF-WAV-FILES] [--tune]
+    python -m benchmarks.bench_server [--quick] [--only callers streams] [--data FOLDER-OF-WAV-FILES]
 
 It prints a table and keeps it, with every round, in benchmarks/results/. Only ratios of one run can be compared.
 Where Triton is not there (benchmarks/peers/README.md), it says so and measures the rest.
 """
 
-import argparse
-import sys
-import time
-from typing import Any
+from benchmarks.harness.child_process import run
+from benchmarks.harness.table_rows import Part
+from benchmarks.loads.training_workload import NARROW, TRAINED
+from benchmarks.loads.workload import SERVED
+from benchmarks.parts import costs, serving, stream_sweeps, streams, training
+from benchmarks.setup.server_bench import measure, parser
 
-import paths  # noqa: F401  puts examples/ on the path
-import report
-import tune
-from parts import PARTS, Bench
-from peers.agreement import started
-from programs import program
-from rows import measured
-from sitting import flags, leave, parser, recordings, sitting
-from training_workload import NARROW, TRAINED
-from workload import MODELS, SERVED
+PARTS: dict[str, Part] = {
+    "callers": serving.callers,
+    "connections": serving.connections,
+    "streams": streams.streams,
+    "realtime": streams.real_time,
+    "blocking": serving.blocking,
+    "forward_backward": training.forward_backward,
+    "gradients": training.gradients,
+    "growth": costs.growth,
+    "idle": stream_sweeps.idle,
+    "padding": costs.padding,
+}
 
 
 def main() -> int:
-    options = _parser().parse_args()
-    try:
-        spoken = recordings(options)
-    except ValueError as error:
-        print(f"bench_server: {error}", file=sys.stderr)
-        return 1
-    rounds = options.rounds or (1 if options.quick else 3 if options.tune else 5)
-    seconds = options.seconds or (1.0 if options.quick or options.tune else 2.5)
-    begun = time.perf_counter()
-    rows: list[Any]
-    models = MODELS if options.tune else SERVED | {NARROW: TRAINED[NARROW]}
-    with sitting(options, models, {"rounds": rounds, "seconds a round": seconds}) as held:
-        if options.tune:
-            rows, text = tune.tune(held.loop, held.models, spoken, options.callers, rounds, seconds)
-        else:
-            data = ("--data", options.data) if options.data else ()
-            with (
-                program("alone", *flags(options), *data) as alone,
-                started(held, spoken, options.threads) as tritons,
-            ):
-                bench = Bench(
-                    held,
-                    alone,
-                    spoken,
-                    options.callers,
-                    options.streams,
-                    rounds,
-                    seconds,
-                    options.quick,
-                    flags(options),
-                    data,
-                    tritons,
-                )
-                rows = measured(PARTS, options.only, bench)
-            text = report.table(rows)
-    leave(options, "tuning" if options.tune else "serving", held.conditions, text, rows)
-    print(f"\n{time.perf_counter() - begun:.0f} s in all")
+    own = parser(__doc__, PARTS)
+    own.add_argument("--callers", type=int, default=64, metavar="N", help="callers of whole recordings (64)")
+    own.add_argument("--streams", type=int, default=64, metavar="N", help="streams of the closed loop (64)")
+    options = own.parse_args()
+    models, sizes = SERVED | {NARROW: TRAINED[NARROW]}, {"callers": options.callers, "streams": options.streams}
+    measure("serving", options, PARTS, models, rounds=5, seconds=(2.5, 1.0), **sizes)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    options = parser(__doc__, PARTS)
-    options.add_argument("--tune", action="store_true", help="the switch interval and thread counts instead")
-    options.add_argument("--callers", type=int, default=64, metavar="N", help="callers of whole recordings (64)")
-    options.add_argument("--streams", type=int, default=64, metavar="N", help="streams of the closed loop (64)")
-    return options
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -1,68 +1,40 @@
 """Measures how the cost of a server's work grows: with callers, streams, chunks, lengths, widths, and with company.
 
-    python benchmarks/bench_sweeps.py [--quick] [--only streams mixed] [--streams 1 100 1000] [--chunks 5 20]
+    python -m benchmarks.bench_sweeps [--quick] [--only streams mixed] [--streams 1 100 1000] [--chunks 5 20]
 
 It prints a table and keeps it, with every round and a plot, in benchmarks/results/. Only ratios of one run can be
 compared.
 """
 
-import argparse
-import sys
-import time
-
-import live_sweeps
-import mixed_traffic
-import paths  # noqa: F401  puts examples/ on the path
-import plot
-import report
-import sweeps
-from programs import program
-from rows import Part, measured
-from sitting import flags, leave, parser, recordings, sitting
-from sweep_bench import SweepBench, add_axes, axes
-from workload import MODELS
+from benchmarks.harness import plot
+from benchmarks.harness.child_process import run
+from benchmarks.harness.table_rows import Part
+from benchmarks.loads.workload import MODELS
+from benchmarks.parts import mixed_traffic, sequence_sweeps, stream_sweeps
+from benchmarks.setup.server_bench import AXES, measure, parser
 
 PARTS: dict[str, Part] = {
-    "callers": sweeps.callers,
-    "streams": live_sweeps.streams,
-    "lengths": sweeps.lengths,
-    "widths": sweeps.widths,
+    "callers": sequence_sweeps.callers,
+    "streams": stream_sweeps.streams,
+    "lengths": sequence_sweeps.lengths,
+    "widths": sequence_sweeps.widths,
     "mixed": mixed_traffic.mixed,
-    "idle": live_sweeps.idle,
+    "idle": stream_sweeps.idle,
 }
 
 
 def main() -> int:
-    options = _parser().parse_args()
-    try:
-        spoken = recordings(options)
-    except ValueError as error:
-        print(f"bench_sweeps: {error}", file=sys.stderr)
-        return 1
-    rounds = options.rounds or (1 if options.quick else 3)
-    seconds = options.seconds or (0.1 if options.quick else 0.4)
-    along = axes(options)
-    models = MODELS | (sweeps.wide_models(along["widths"]) if "widths" in options.only else {})
-    data = ("--data", options.data) if options.data else ()
-    begun = time.perf_counter()
-    with (
-        sitting(options, models, {"rounds": rounds, "seconds a round": seconds}) as held,
-        program("alone", *flags(options), *data) as alone,
-    ):
-        bench = SweepBench(held, alone, spoken, along, rounds, seconds, flags(options))
-        rows = measured(PARTS, options.only, bench)
-    path = leave(options, "sweeps", held.conditions, report.table(rows), rows)
-    if path:
-        plot.draw(path)
-    print(f"\n{time.perf_counter() - begun:.0f} s in all")
+    own = parser(__doc__, PARTS)
+    for name, (values, _, told) in AXES.items():
+        own.add_argument(f"--{name}", nargs="+", type=int, metavar="N", help=f"{told} ({' '.join(map(str, values))})")
+    options = own.parse_args()
+    axes = {name: sorted(getattr(options, name) or AXES[name][options.quick]) for name in AXES}
+    models = MODELS | (sequence_sweeps.wide_models(axes["widths"]) if "widths" in options.only else {})
+    kept = measure("sweeps", options, PARTS, models, rounds=3, seconds=(0.4, 0.1), axes=axes)
+    if kept:
+        plot.draw(kept)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    options = parser(__doc__, PARTS)
-    add_axes(options)
-    return options
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -1,65 +1,36 @@
 """Measures how a server of its own trains: callers' gradients and runs, beside one autograd pass in one process.
 
-    python benchmarks/bench_training.py [--quick] [--only gradients mixed] [--data FOLDER-OF-WAV-FILES]
+    python -m benchmarks.bench_training [--quick] [--only gradients mixed] [--data FOLDER-OF-WAV-FILES]
 
 It prints a table and keeps it, with every round, in benchmarks/results/. Only ratios of one run can be compared.
 """
 
-import argparse
-import sys
-import time
+import functools
 
-import paths  # noqa: F401  puts examples/ on the path
-import report
-from programs import program
-from rows import measured
-from sitting import flags, leave, parser, recordings, sitting
-from training_parts import PARTS, TrainingBench
-from training_workload import TRAINED
+from benchmarks.harness.child_process import run
+from benchmarks.harness.table_rows import Part
+from benchmarks.loads.training_workload import TRAINED
+from benchmarks.parts import mixed_traffic, training
+from benchmarks.setup.server_bench import measure, parser
+
+PARTS: dict[str, Part] = {
+    "forward_backward": functools.partial(training.forward_backward, ahead=True),
+    "gradients": training.gradients,
+    "mixed": mixed_traffic.mixed,
+    "cells": training.cells,
+}
 
 
 def main() -> int:
-    options = _parser().parse_args()
-    try:
-        spoken = recordings(options)
-    except ValueError as error:
-        print(f"bench_training: {error}", file=sys.stderr)
-        return 1
-    rounds = options.rounds or (1 if options.quick else 5)
-    seconds = options.seconds or (0.5 if options.quick else 3.0)
-    steps, samples = options.steps or (1000 if options.quick else 10_000), 8 if options.quick else 64
-    data = ("--data", options.data) if options.data else ()
-    begun = time.perf_counter()
-    with (
-        sitting(options, TRAINED, {"rounds": rounds, "seconds a round": seconds}) as held,
-        program("autograd", *flags(options), *data) as autograd,
-    ):
-        bench = TrainingBench(
-            held,
-            autograd,
-            spoken,
-            data,
-            rounds,
-            seconds,
-            options.callers,
-            options.streams,
-            steps,
-            samples,
-            ahead=True,
-        )
-        rows = measured(PARTS, options.only, bench)
-    leave(options, "training", held.conditions, report.table(rows), rows)
-    print(f"\n{time.perf_counter() - begun:.0f} s in all")
+    own = parser(__doc__, PARTS)
+    own.add_argument("--callers", type=int, default=32, metavar="N", help="callers of a recording each (32)")
+    own.add_argument("--streams", type=int, default=20, metavar="N", help="streams in real time (20)")
+    options = own.parse_args()
+    mixed = functools.partial(mixed_traffic.mixed, speaking=options.streams, calling=0)
+    parts = PARTS | {"mixed": mixed}
+    measure("training", options, parts, TRAINED, rounds=5, seconds=(3.0, 0.5), trainers=options.callers)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    options = parser(__doc__, PARTS)
-    options.add_argument("--callers", type=int, default=32, metavar="N", help="callers of a recording each (32)")
-    options.add_argument("--streams", type=int, default=20, metavar="N", help="streams in real time (20)")
-    options.add_argument("--steps", type=int, metavar="N", help="steps of the long call (10000)")
-    return options
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

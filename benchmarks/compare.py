@@ -1,6 +1,6 @@
 """Compares two files of results by ratio: what became worse, and which rows only one of them has.
 
-    python benchmarks/compare.py BEFORE.json AFTER.json [--tolerance 0.15]
+    python -m benchmarks.compare BEFORE.json AFTER.json [--tolerance 0.15]
 
 Rows are matched by work and network. Of each the ratio to what stood beside it is compared; of a row that has none, its
 speed as a share of a yardstick that was measured in the same sitting, since speeds of two sittings say nothing. It ends

@@ -9,8 +9,10 @@ import sys
 import tempfile
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -38,10 +40,31 @@ class OwnServer:
 
 
 @contextlib.contextmanager
-def own_server(models: pathlib.Path, *options: str) -> Iterator[OwnServer]:
+def _until_left(command: list[str], **options: Any) -> Iterator["subprocess.Popen[str]"]:
+    """Runs a command until the block ends, and waits until it has ended."""
+    # in a session of its own, where Ctrl-C does not reach it before its callers are gone
+    process = subprocess.Popen(command, start_new_session=True, **options)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+@contextlib.contextmanager
+def own_server(
+    models: pathlib.Path, *options: str, launch: Callable[..., AbstractContextManager[Any]] = _until_left
+) -> Iterator[OwnServer]:
     """Serves a folder of models until the block ends. Raises RuntimeError, with the server's log, if it fails.
 
-    options: more flags of `seqloom-server`.
+    options: more flags of `seqloom-server`. launch: starts a command, with the arguments of
+    subprocess.Popen, and ends it when its block ends.
     """
     command = [sys.executable, "-m", "seqloom_server", "--models", str(models)]
     command += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
@@ -49,12 +72,7 @@ def own_server(models: pathlib.Path, *options: str) -> Iterator[OwnServer]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SEQLOOM_")}
     with tempfile.TemporaryDirectory() as runs, tempfile.TemporaryFile("w+") as log:
         command += ["--runs", runs, *options]
-        # in a session of its own, where Ctrl-C does not reach it before its callers are gone
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
-        )
-        assert process.stdout is not None
-        try:
+        with launch(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True) as process:
             serving = re.fullmatch(r"seqloom-server: serving on (\S+)\n", process.stdout.readline())
             log.seek(0)
             lines = log.read()
@@ -62,11 +80,3 @@ def own_server(models: pathlib.Path, *options: str) -> Iterator[OwnServer]:
             if not serving or not metrics:
                 raise RuntimeError(f"the server did not start:\n{lines}")
             yield OwnServer(serving[1], metrics[1], process.pid)
-        finally:
-            process.terminate()
-            try:
-                process.wait(_GRACE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            process.stdout.close()

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import signal
 import socket
 import subprocess
 import sys
@@ -16,12 +15,12 @@ from typing import Any
 import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from peers.environment import Environment
-from programs import Program, program
 from safetensors.numpy import load_file
 
+from benchmarks.harness.child_process import ROOT, Program, child_process, program
+from benchmarks.peers.environment import Environment
+
 _HERE = pathlib.Path(__file__).resolve().parent
-_ROOT = _HERE.parents[1]
 _SHARED_MEMORY = pathlib.Path("/dev/shm")
 _START = 120  # seconds
 _LAST_WORDS = 5  # seconds
@@ -103,8 +102,7 @@ class Triton:
         return True
 
     def close(self) -> None:
-        with contextlib.suppress(BrokenPipeError):  # a question that the load did not live to read
-            self._running.close()
+        self._running.close()
 
     def _give_up(self, told: str) -> PeerFailed:
         """Ends what still runs; the error is to be raised."""
@@ -124,17 +122,14 @@ class Triton:
         command += [f"--grpc-infer-allocation-pool-size={_POOL}"]
         self._shared = f"seqloom-peer-{uuid.uuid4().hex}"
         command += [f"--backend-config=python,shm-region-prefix-name={self._shared}"]
+        self._running.callback(self._forget_memory)
         try:
-            self._process = subprocess.Popen(
-                command, env=self._variables, stdout=self._log, stderr=self._log, start_new_session=True
-            )
-            self._running.callback(self._process.wait)
-            self._running.callback(self._kill)
+            started = child_process(command, grace=0, env=self._variables, stdout=self._log, stderr=self._log)
+            self._process = self._running.enter_context(started)  # with its models' processes, which outlive a crash
             self._wait_until_ready()
-            paths = os.pathsep.join(str(_ROOT / name) for name in ("client", "benchmarks", "examples"))
-            variables = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
+            variables = {**os.environ, "PYTHONPATH": str(ROOT / "client"), "PYTHONDONTWRITEBYTECODE": "1"}
             load = program(
-                "peers/load",
+                "peers.load",
                 self._recordings,
                 python=self._environment.python,
                 variables=variables,
@@ -147,10 +142,8 @@ class Triton:
             self.close()
             raise
 
-    def _kill(self) -> None:
-        """Also the processes of its models, which outlive a crash, and the memory that they shared with it."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+    def _forget_memory(self) -> None:
+        """What its models' processes shared with it."""
         for region in _SHARED_MEMORY.glob(f"{self._shared}*"):
             region.unlink()
 

@@ -8,16 +8,16 @@ says to the first `count` recordings, sent whole and as streams.
 import asyncio
 import itertools
 import sys
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any, Self
 
 import numpy as np
-import sequence_load
-import stream_load
 import tritonclient.grpc.aio as triton
-from measuring import Loop, Result
-from programs import questions, say
-from workload import FRAME, chunks
+
+from benchmarks.harness.child_process import questions, say
+from benchmarks.harness.rounds import Loop
+from benchmarks.loads import sequence_load, stream_load
+from benchmarks.loads.workload import FRAME, chunks
 
 CHUNK = 10  # frames
 _PATIENCE = 60  # seconds that a round may take beyond its own
@@ -31,12 +31,9 @@ def main() -> None:
     say("ready")
     with Loop() as loop:
         for address, work, count, seconds in questions():
+            taken = _round(address, work, count, seconds, recordings, live)
             try:
-                say(
-                    loop.run(
-                        asyncio.wait_for(_round(address, work, count, seconds, recordings, live), seconds + _PATIENCE)
-                    )
-                )
+                say(loop.run(asyncio.wait_for(taken, seconds + _PATIENCE)))
             except Exception as error:  # whatever a server that crashes leads to
                 say({"failed": f"{type(error).__name__}: {error}"})
 
@@ -45,46 +42,29 @@ async def _round(
     address: str, work: str, count: int, seconds: float, recordings: list[np.ndarray], live: list[np.ndarray]
 ) -> Any:
     async with triton.InferenceServerClient(address) as client:
-        return await _WORK[work](client, count, seconds, recordings, live)
+        if work == "labels":
+            sent = recordings[:count]
+            return {
+                "whole": [(await whole(client, frames)).tolist() for frames in sent],
+                "streamed": [(await _streamed(client, frames)).tolist() for frames in sent],
+            }
+        if work == "callers":
+
+            async def call(frames: np.ndarray) -> None:
+                assert len(await whole(client, frames)) == len(frames)
+
+            return await sequence_load.closed_loop([call] * count, recordings, seconds)
+        load = {"streams": stream_load.closed_loop, "real_time": stream_load.real_time}[work]
+        return await load(Streams(client), "rnnseq", live, count, seconds)
 
 
-async def _callers(client: Any, count: int, seconds: float, recordings: list[np.ndarray], _: Any) -> Result:
-    async def call(frames: np.ndarray) -> None:
-        assert len(await whole(client, frames)) == len(frames)
-
-    return await sequence_load.closed_loop([call] * count, recordings, seconds)
-
-
-async def _streams(client: Any, count: int, seconds: float, _: Any, live: list[np.ndarray]) -> Result:
-    return await stream_load.closed_loop(Streams(client), "rnnseq", live, count, seconds)
-
-
-async def _real_time(client: Any, count: int, seconds: float, _: Any, live: list[np.ndarray]) -> Result:
-    return await stream_load.real_time(Streams(client), "rnnseq", live, count, seconds)
-
-
-async def _labels(client: Any, count: int, _: float, recordings: list[np.ndarray], __: Any) -> dict[str, list]:
-    async def streamed(frames: np.ndarray) -> np.ndarray:
-        async with Streams(client).stream("rnnseq") as stream:
-            got = []
-            for first in range(0, len(frames), CHUNK):
-                await stream.send(frames[first : first + CHUNK])
-                got.append(await stream.receive())
-            return np.concatenate(got)
-
-    sent = recordings[:count]
-    return {
-        "whole": [(await whole(client, frames)).tolist() for frames in sent],
-        "streamed": [(await streamed(frames)).tolist() for frames in sent],
-    }
-
-
-_WORK: dict[str, Callable] = {
-    "callers": _callers,
-    "streams": _streams,
-    "real_time": _real_time,
-    "labels": _labels,
-}
+async def _streamed(client: Any, frames: np.ndarray) -> np.ndarray:
+    async with Streams(client).stream("rnnseq") as stream:
+        got = []
+        for first in range(0, len(frames), CHUNK):
+            await stream.send(frames[first : first + CHUNK])
+            got.append(await stream.receive())
+        return np.concatenate(got)
 
 
 async def whole(client: Any, frames: np.ndarray) -> np.ndarray:

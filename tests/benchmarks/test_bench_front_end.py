@@ -1,15 +1,17 @@
 """The benchmark of messages, run as `make bench-front-end` runs it, but short and of calls alone."""
 
 import json
-import pathlib
 import subprocess
 import sys
 
-_PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "bench_front_end.py"
+import pytest
+
+pytestmark = pytest.mark.slow
+_PROGRAM = ["-m", "benchmarks.bench_front_end"]
 
 
 def test_it_leaves_the_cost_of_each_kind_of_message_beside_an_echo(tmp_path):
-    command = [sys.executable, str(_PROGRAM), "--quick", "--seconds", "0.2", "--only", "calls", "--out", str(tmp_path)]
+    command = [sys.executable, *_PROGRAM, "--quick", "--seconds", "0.2", "--only", "calls", "--out", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     (path,) = tmp_path.glob("*.json")

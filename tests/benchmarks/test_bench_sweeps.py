@@ -7,14 +7,15 @@ import sys
 
 import pytest
 
-_PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "bench_sweeps.py"
+_PROGRAM = ["-m", "benchmarks.bench_sweeps"]
+pytestmark = pytest.mark.slow
 _NETWORKS = ["H=1000 O=6000", "H=64 O=40"]
 
 
 @pytest.fixture(scope="module")
 def taken(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("results")
-    command = [sys.executable, str(_PROGRAM), "--quick", "--seconds", "0.1", "--threads", "1", "--out", str(folder)]
+    command = [sys.executable, *_PROGRAM, "--quick", "--seconds", "0.1", "--threads", "1", "--out", str(folder)]
     command += ["--callers", "3", "1", "--streams", "1", "4", "--chunks", "2", "--lengths", "5", "--widths", "8"]
     result = subprocess.run([*command, "--idle", "400"], capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
@@ -93,7 +94,7 @@ def test_the_results_are_drawn(taken: pathlib.Path):
 
 
 def test_a_folder_without_recordings_is_one_clear_line(tmp_path: pathlib.Path):
-    command = [sys.executable, str(_PROGRAM), "--data", str(tmp_path)]
+    command = [sys.executable, *_PROGRAM, "--data", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     assert result.stderr == f"bench_sweeps: {tmp_path} holds no WAV files\n"

@@ -7,19 +7,20 @@ import sys
 
 import pytest
 
-_PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "bench_training.py"
+_PROGRAM = ["-m", "benchmarks.bench_training"]
+pytestmark = pytest.mark.slow
 _NETWORKS = ["elman H=1000 O=6000 D=160", "elman H=64 O=40 D=40"]
 
 
 def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(_PROGRAM), "--quick", "--seconds", "0.1", "--threads", "1", *map(str, arguments)]
+    command = [sys.executable, *_PROGRAM, "--quick", "--seconds", "0.1", "--threads", "1", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 @pytest.fixture(scope="module")
 def taken(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("results")
-    result = run("--callers", 3, "--streams", 2, "--steps", 300, "--out", folder)
+    result = run("--callers", 3, "--streams", 2, "--out", folder)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -44,7 +45,7 @@ def test_every_part_leaves_its_rows_for_each_of_its_networks(rows: list[dict]):
     ]
     for beginning in ("gradients of 3 callers", "forward_backward of 3 callers at once", "the answer to a call"):
         assert [row["model"] for row in of(rows, beginning)] == _NETWORKS
-    for beginning in ("2 streams in real time, beside 2 trainers", "2 trainers", "2 streams in real time, beside a tr"):
+    for beginning in ("2 streams in real time, beside 2 trainers", "2 trainers"):
         assert {row["model"] for row in of(rows, beginning)} == {_NETWORKS[0]}
 
 
@@ -74,19 +75,11 @@ def test_streams_and_trainers_tell_what_each_does_to_the_other(rows: list[dict])
     alone, beside = of(rows, "2 trainers")
     left = beside["values"]["frames_per_second"] / alone["values"]["frames_per_second"]
     assert beside["ratio"] == pytest.approx(left, rel=1e-2)
-    share = beside["values"]["stream_device_share"]
+    (streams,) = of(rows, "2 streams in real time, beside 2 trainers")
+    share = streams["values"]["device_share"]
     assert 0 < share < 1
     assert beside["values"]["of_what_streams_leave"] == pytest.approx(left / (1 - share), rel=1e-2)
-    (streams,) = of(rows, "2 streams in real time, beside 2 trainers")
     assert 0 < streams["values"]["p50_ms"] <= streams["values"]["p99_ms"] <= streams["values"]["max_ms"]
-
-
-def test_a_very_long_call_tells_memory_and_the_longest_delay(rows: list[dict]):
-    (long,) = of(rows, "2 streams in real time, beside a training call of 300 steps")
-    values = long["values"]
-    assert 0 < values["before_mb"] <= values["peak_mb"]
-    assert values["beside_seconds"] > 0
-    assert long["ratio"] > 0
 
 
 def test_the_table_has_a_line_for_each_row(taken: pathlib.Path, rows: list[dict]):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-_PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "compare.py"
+_PROGRAM = ["-m", "benchmarks.compare"]
 _NETWORK = "H=64 O=40"
 
 
@@ -24,7 +24,7 @@ def run(folder: pathlib.Path, before: list[dict], after: list[dict], *arguments:
     paths = [folder / "before.json", folder / "after.json"]
     for path, rows in zip(paths, (before, after), strict=True):
         path.write_text(json.dumps({"conditions": {}, "rows": rows}))
-    command = [sys.executable, str(_PROGRAM), *map(str, paths), *arguments]
+    command = [sys.executable, *_PROGRAM, *map(str, paths), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     return result.returncode, (result.stdout + result.stderr).splitlines()
 
@@ -103,7 +103,7 @@ def test_the_same_work_of_another_network_is_another_row(tmp_path: pathlib.Path)
 def test_what_is_no_file_of_results_is_one_clear_line(tmp_path: pathlib.Path, content: str):
     path = tmp_path / "x.json"
     path.write_text(content)
-    result = subprocess.run([sys.executable, str(_PROGRAM), str(path), str(path)], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, *_PROGRAM, str(path), str(path)], capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith(f"compare: {path} is no file of results")
     assert len(result.stderr.splitlines()) == 1
@@ -117,7 +117,7 @@ _ROWS = st.dictionaries(
 
 @given(before=_ROWS, after=_ROWS, faster=st.floats(0.01, 100))
 def test_any_two_files_can_be_compared_and_a_faster_machine_changes_nothing(before: dict, after: dict, faster: float):
-    from compare import compared
+    from benchmarks.compare import compared
 
     def rows(taken: dict, times: float = 1.0) -> dict:
         return {
@@ -138,7 +138,7 @@ def test_any_two_files_can_be_compared_and_a_faster_machine_changes_nothing(befo
 
 @given(rows=_ROWS)
 def test_a_file_beside_itself_has_not_changed(rows: dict):
-    from compare import compared
+    from benchmarks.compare import compared
 
     same = {(work, _NETWORK): row(work, ratio, speed) for work, (ratio, speed, _) in rows.items()}
     assert all(change.grown == 1 for change in compared(same, same))

@@ -1,0 +1,1 @@
+"""What stands beside Seqloom, in processes of their own: the network alone, autograd, bare gRPC."""

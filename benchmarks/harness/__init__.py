@@ -1,0 +1,1 @@
+"""How anything is measured: child processes, rounds, rows, results, pictures."""

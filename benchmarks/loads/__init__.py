@@ -1,0 +1,1 @@
+"""What callers, streams and trainers do, and what with."""

@@ -1,0 +1,1 @@
+"""What each benchmark measures: each part yields rows of a table."""

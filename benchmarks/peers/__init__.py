@@ -1,0 +1,1 @@
+"""Triton, which Seqloom is measured beside: its environment, its models, its load."""
