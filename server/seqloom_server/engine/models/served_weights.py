@@ -16,7 +16,7 @@ from seqloom_server.nn.spec import ModelSpec
 
 ZERO, DISCARD = 0, 1  # the reserved slots
 # The products of a smaller network end before a second thread could join, and the event loop needs that thread's core
-# (benchmarks/results: the tuning tables).
+# (docs/architecture.md has the numbers).
 _THREADED_PARAMETERS = 500_000
 _CORES = torch.get_num_threads()  # torch's default, before it is set
 _FLOPS_PER_SECOND = {"cpu": 5e10, "cuda": 1e13}  # a guess, until the first slices have run

@@ -1,7 +1,7 @@
 """Reads and writes checkpoints of training runs: folders of state.json and tensors.safetensors, replaced atomically.
 
 A run's folder holds "latest", from which it resumes after a restart, and "checkpoints/NAME". Tensors are named
-"parameters.NAME", "optimizer.NAME", "accumulated.NAME" and "generator". Nothing is ever unpickled.
+"parameters.NAME", "optimizer.NAME" and "accumulated.NAME". Nothing is ever unpickled.
 """
 
 import contextlib
@@ -97,7 +97,6 @@ def load(folder: pathlib.Path) -> RunState:
         optimizer=_under("optimizer.", tensors),
         accumulated=_under("accumulated.", tensors) if header.accumulated else None,
         calls=header.calls,
-        generator=tensors.get("generator"),
     )
 
 
@@ -213,15 +212,12 @@ def _layout(header: Header) -> Layout:
         layout[f"optimizer.{name}"] = ("I64" if name == STEP else kind, shape)
     if header.accumulated:
         layout |= {f"accumulated.{name}": (kind, shape) for name, shape in shapes.items()}
-    if header.generator:
-        layout["generator"] = ("U8", (header.generator,))
     return layout
 
 
 def _named(state: RunState) -> Tensors:
     groups = {"parameters": state.parameters, "optimizer": state.optimizer, "accumulated": state.accumulated or {}}
-    tensors = {f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
-    return tensors if state.generator is None else {**tensors, "generator": state.generator}
+    return {f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
 
 
 def _under(prefix: str, tensors: Tensors) -> Tensors:

@@ -61,8 +61,7 @@ class RunState:
     """A run's state between two calls, all tensors on the CPU.
 
     step: steps applied. loss: of the last call, None before. optimizer: see Optimizer.state(). accumulated: by
-    parameter, the gradient of accumulated_calls calls since the last step. calls: by client. generator: torch's random
-    state as bytes.
+    parameter, the gradient of accumulated_calls calls since the last step. calls: by client.
     """
 
     meta: RunMeta
@@ -74,12 +73,11 @@ class RunState:
     optimizer: Tensors
     accumulated: Tensors | None = None
     calls: dict[str, CallsDone] = field(default_factory=dict)
-    generator: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The part of a RunState in state.json. generator: the bytes of the random state, 0 for none."""
+    """The part of a RunState in state.json."""
 
     meta: RunMeta
     spec: ModelSpec
@@ -87,7 +85,6 @@ class Header:
     loss: float | None
     accumulated_calls: int
     accumulated: bool
-    generator: int
     calls: dict[str, CallsDone]
 
 
@@ -100,7 +97,6 @@ def header_of(state: RunState) -> Header:
         loss=state.loss,
         accumulated_calls=state.accumulated_calls,
         accumulated=state.accumulated is not None,
-        generator=0 if state.generator is None else state.generator.numel(),
         calls=state.calls,
     )
 
@@ -121,6 +117,8 @@ def from_bytes(text: bytes) -> Header:
         value = strict_json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BrokenCheckpoint(f"is not valid JSON: {error}") from error
+    if isinstance(value, dict) and value.get("generator") == 0:
+        del value["generator"]  # older servers wrote it, always as 0
     top = _object(value, "", Header)
     accumulated = top["accumulated"]
     if not isinstance(accumulated, bool):
@@ -132,7 +130,6 @@ def from_bytes(text: bytes) -> Header:
         loss=None if top["loss"] is None else _number(top["loss"], "loss"),
         accumulated_calls=_integer(top["accumulated_calls"], "accumulated_calls"),
         accumulated=accumulated,
-        generator=_integer(top["generator"], "generator", most=1 << 20),
         calls=_calls(top["calls"]),
     )
 
