@@ -1,4 +1,4 @@
-"""Deadlines of calls, and the delays between repeated attempts."""
+"""Deadlines of calls, which calls are repeated, and the delays between attempts; training runs: call_delivery.py."""
 
 import asyncio
 import math

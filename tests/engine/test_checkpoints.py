@@ -69,8 +69,7 @@ def same(left, right):
     if plain(left) != plain(right) or (left.accumulated is None) != (right.accumulated is None):
         return False
     return all(
-        one.keys() == other.keys()
-        and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+        one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
         for one, other in zip(parts(left), parts(right), strict=True)
     )
 

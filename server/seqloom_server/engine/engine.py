@@ -24,6 +24,7 @@ from seqloom_server.engine.engine_metrics import EngineMetrics
 from seqloom_server.engine.models.registry import Registry
 from seqloom_server.engine.models.served_weights import ServedWeights
 from seqloom_server.engine.open_jobs import OpenJobs
+from seqloom_server.engine.scheduling.deadlines import deadline_passed
 from seqloom_server.engine.scheduling.scheduler import Scheduler
 from seqloom_server.engine.training.batch_programs import BatchPrograms
 from seqloom_server.engine.training.run_table import RunTable
@@ -328,7 +329,7 @@ class Engine:
 
     def expired(self, sequences: list[Sequence]) -> None:
         """Fails sequences whose deadlines passed in the queue; called for the device thread."""
-        error = ServerError(Reason.DEADLINE_EXCEEDED, "the deadline passed while the request was queued")
+        error = deadline_passed()
         for _ in self._fail(sequences, error):
             self._metrics.cancelled("deadline")
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from seqloom_server.nn.optimizer_bounds import OptimizerBounds
 from seqloom_server.nn.optimizer_spec import STEP, OptimizerSpec, check_positive
-from seqloom_server.nn.step_bounds import StepBounds
 
 Tensors = dict[str, torch.Tensor]
 
@@ -48,7 +48,7 @@ class Optimizer:
             buffer: {name: torch.zeros_like(tensor) for name, tensor in parameters.items()} for buffer in spec.buffers
         }
         self._steps = 0
-        self._bounds: StepBounds | None = None  # None if unknown
+        self._bounds: OptimizerBounds | None = None  # None if unknown
         self._piece_numbers = _PIECE_NUMBERS
         self._pieces = self._cut(_PIECE_NUMBERS)
 
@@ -97,12 +97,12 @@ class Optimizer:
                 piece.optimizer.zero_grad(set_to_none=True)
             yield
 
-    def _bounds_after(self, gradient: float, rate: float) -> Generator[None, None, StepBounds | None]:
+    def _bounds_after(self, gradient: float, rate: float) -> Generator[None, None, OptimizerBounds | None]:
         """Returns bounds after a step, from known bounds or else the numbers; None if it might overflow."""
         dtype = next(iter(self._parameters.values())).dtype
         for known in (self._bounds, None):
             if known is None:
-                known = StepBounds((yield from _largest(self._parameters, self._piece_numbers)))
+                known = OptimizerBounds((yield from _largest(self._parameters, self._piece_numbers)))
                 for name, buffer in zip(("first", "second"), self._buffers.values(), strict=False):
                     known = replace(known, **{name: (yield from _largest(buffer, self._piece_numbers))})
             after = known.after(self.spec, gradient, rate, self._steps + 1, dtype)

@@ -21,6 +21,7 @@ from seqloom_server.engine.device import slice_runner
 from seqloom_server.engine.device.slice_in_flight import SliceInFlight
 from seqloom_server.engine.device.transfers import InPlace, Staging
 from seqloom_server.engine.models.served_weights import ServedWeights
+from seqloom_server.engine.scheduling.deadlines import deadline_passed
 from seqloom_server.engine.scheduling.scheduler import Scheduler
 from seqloom_server.errors import Reason, ServerError
 from seqloom_server.nn.forward import precision
@@ -144,7 +145,7 @@ class DeviceThread:
         if expired:
             self._hand_back(self._outcomes.expired, expired)
         if late:
-            error = ServerError(Reason.DEADLINE_EXCEEDED, "the deadline passed while the request was queued")
+            error = deadline_passed()
             self._hand_back(self._outcomes.trained, [(job, error) for job in late])
         if isinstance(work, TrainingBatch):
             self._advance(work, before)

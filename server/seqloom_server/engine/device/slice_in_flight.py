@@ -1,6 +1,6 @@
 """A launched slice: the tensors computed for its members, and the result of each member once they are complete.
 
-On the CPU they are complete at once. On a GPU the next slice may be launched before.
+On the CPU they are complete at once. On a GPU the device thread may launch the next slice before.
 """
 
 import numpy as np

@@ -12,10 +12,10 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import ParamSpec, Protocol
 
-from seqloom_server.engine.core.broken_folder import why_broken
 from seqloom_server.engine.core.names import check_name
 from seqloom_server.engine.core.overload import ONE_SECOND, overloaded
 from seqloom_server.engine.core.sequence import Weights
+from seqloom_server.engine.core.why_broken import why_broken
 from seqloom_server.engine.core.worker_thread import in_worker_thread
 from seqloom_server.engine.models.model_folders import ModelFolders
 from seqloom_server.engine.models.served_weights import ServedWeights, warm_up

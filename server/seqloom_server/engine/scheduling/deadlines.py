@@ -3,6 +3,8 @@
 import heapq
 from typing import Generic, Protocol, TypeVar
 
+from seqloom_server.errors import Reason, ServerError
+
 
 class HasDeadline(Protocol):
     """An item with an optional deadline, by time.monotonic(). id: unique."""
@@ -12,6 +14,11 @@ class HasDeadline(Protocol):
 
 
 T = TypeVar("T", bound=HasDeadline)
+
+
+def deadline_passed() -> ServerError:
+    """Returns the error of work that was still queued at its deadline."""
+    return ServerError(Reason.DEADLINE_EXCEEDED, "the deadline passed while the request was queued")
 
 
 class Deadlines(Generic[T]):

@@ -8,8 +8,8 @@ import secrets
 from collections.abc import Coroutine
 from typing import Protocol, TypeVar
 
-from seqloom_server.engine.core.broken_folder import why_broken
 from seqloom_server.engine.core.overload import FIVE_SECONDS, overloaded
+from seqloom_server.engine.core.why_broken import why_broken
 from seqloom_server.engine.core.worker_thread import in_worker_thread
 from seqloom_server.engine.models.registry import Registry
 from seqloom_server.engine.models.served_weights import ServedWeights

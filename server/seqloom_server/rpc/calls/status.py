@@ -6,13 +6,13 @@ A status stays under 4 KB: messages quote what a caller sent, and gRPC bounds th
 from google.protobuf.any_pb2 import Any
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from seqloom_server.engine.core.overload import ONE_SECOND
 from seqloom_server.errors import Reason, ServerError
 
 DOMAIN = "seqloom"
 
 _MAX_MESSAGE_BYTES = 800  # sent three times: as gRPC's text, in the status, and as a field violation
 _MAX_FIELD_BYTES = 200
-_RETRY_AFTER = 1.0  # seconds, for OVERLOADED errors that name no time
 
 CODES: dict[Reason, int] = {
     Reason.INVALID_FIELD: code_pb2.INVALID_ARGUMENT,
@@ -57,7 +57,7 @@ def status_of(error: ServerError, request_id: str) -> status_pb2.Status:
     _attach(status, info)
     retry_after = error.retry_after
     if retry_after is None and error.reason is Reason.OVERLOADED:
-        retry_after = _RETRY_AFTER
+        retry_after = ONE_SECOND
     if retry_after is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromNanoseconds(max(0, round(retry_after * 1e9)))

@@ -16,7 +16,7 @@ _HEADROOM = 64.0  # factor between the largest bound and the data type's largest
 
 
 @dataclass(frozen=True, slots=True)
-class StepBounds:
+class OptimizerBounds:
     """Upper bounds of magnitudes. weights; first: momentum_buffer or exp_avg; second: exp_avg_sq."""
 
     weights: float
@@ -25,7 +25,7 @@ class StepBounds:
 
     def after(
         self, spec: OptimizerSpec, gradient: float, rate: float, step: int, dtype: torch.dtype
-    ) -> "StepBounds | None":
+    ) -> "OptimizerBounds | None":
         """Returns the bounds after a step by torch.optim's rules; None if a number in it might overflow.
 
         gradient: upper bound of each element after clipping. rate: the learning rate. step: the step's number, from 1.
@@ -48,7 +48,7 @@ class StepBounds:
             quotient = first / smallest if smallest else math.inf
             sides += (largest_step, quotient, math.sqrt(second / (1 - spec.beta2**step)))
             weights = grown + largest_step * quotient
-        after = StepBounds(weights * _ROUNDING, first * _ROUNDING, second * _ROUNDING)
+        after = OptimizerBounds(weights * _ROUNDING, first * _ROUNDING, second * _ROUNDING)
         most = torch.finfo(dtype).max / _HEADROOM
         within = all(bound < most for bound in (after.weights, after.first, after.second, pull, *sides))
         return after if within else None
