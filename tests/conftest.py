@@ -4,28 +4,28 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import grpc
-import precisions
 import pytest
+from helpers import tolerances
 
 if TYPE_CHECKING:  # it makes a model as it is imported, which is to be of the precision asked for
-    from serving import Models, Served, ServerProcess
+    from helpers.real_server import Models, Served, ServerProcess
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--precision",
-        choices=precisions.PRECISIONS,
+        choices=tolerances.PRECISIONS,
         default="full",
         help="serve float32 models whose test names no precision in this one",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    precisions.serve_in(config.getoption("--precision"))
+    tolerances.serve_in(config.getoption("--precision"))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"models are served in: {precisions.served()}"
+    return f"models are served in: {tolerances.served()}"
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory):
     The rest are options of ServerConfig. In the end the server is stopped without grace. See serving.Served.
     """
 
-    from serving import serving
+    from helpers.real_server import serving
 
     def factory(models: "Models | None" = None, **options: object):
         return serving(tmp_path_factory.mktemp("models"), models, **options)
@@ -58,7 +58,7 @@ async def served(serve) -> "AsyncIterator[Served]":
 @pytest.fixture
 async def channel(served: "Served") -> AsyncIterator[grpc.aio.Channel]:
     """A channel to `served` that takes and sends messages of any size."""
-    from serving import open_channel
+    from helpers.real_server import open_channel
 
     async with open_channel(served.address) as one:
         yield one
@@ -74,7 +74,7 @@ def server_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
 
     environment: more variables, over those. What still runs after the test is killed. See serving.ServerProcess.
     """
-    from serving import ServerProcess
+    from helpers.real_server import ServerProcess
 
     running: list[ServerProcess] = []
     runs = tmp_path_factory.mktemp("runs")

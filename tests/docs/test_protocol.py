@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import seqloom
 from google.rpc import code_pb2
-from pages import ROOT, code, section, table, text
+from helpers.pages import ROOT, code, section, table, text
+from helpers.real_server import SMALL, write_models
 from prometheus_client.parser import text_string_to_metric_families
 from seqloom.errors import from_status
 from seqloom.v1 import inference_service_pb2, model_service_pb2
@@ -20,7 +21,6 @@ from seqloom_server.nn.files import model_folder
 from seqloom_server.nn.reference import reference_forward
 from seqloom_server.rpc.calls.status import status_of
 from seqloom_server.rpc.inference import outbox, stream_call, stream_session
-from serving import SMALL, write_models
 
 PAGE = "docs/protocol.md"
 

@@ -9,11 +9,11 @@ import numpy as np
 import psutil
 import pytest
 import seqloom
-from precisions import near, served
+from helpers.real_server import until, write_models
+from helpers.tolerances import near, served
 from prometheus_client.parser import text_string_to_metric_families
 from seqloom_server.nn.reference import reference_forward
 from seqloom_server.nn.spec import ModelSpec
-from serving import until, write_models
 
 SPEC = ModelSpec("elman", 8, 64, 10)
 CLOSE = near(rtol=1e-4, atol=1e-4)

@@ -16,12 +16,12 @@ import safetensors.torch
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from helpers.real_server import SMALL, write_models
 from seqloom import tensors
 from seqloom.v1 import inference_service_pb2 as pb
 from seqloom.v1 import inference_service_pb2_grpc, model_service_pb2, model_service_pb2_grpc
 from seqloom_server.nn.files import model_folder
 from seqloom_server.nn.forward.network import Network
-from serving import SMALL, write_models
 
 
 @pytest.fixture

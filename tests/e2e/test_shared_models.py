@@ -11,6 +11,8 @@ import time
 import pytest
 import seqloom
 import torch
+from helpers.real_server import SMALL, until, write_models
+from helpers.run_helpers import SPEC, call_of
 from seqloom_server.engine.core.folder_lock import FolderLock
 from seqloom_server.engine.models import model_folders
 from seqloom_server.engine.models.model_folders import ModelFolders
@@ -18,8 +20,6 @@ from seqloom_server.engine.models.registry import Registry
 from seqloom_server.errors import Reason, ServerError
 from seqloom_server.nn.files import atomic_folder, model_folder
 from seqloom_server.nn.forward.network import Network
-from serving import SMALL, until, write_models
-from training_kit import SPEC, call_of
 
 # Changes models in every way, again and again, as a server does; prints what it made new, and ends at an error that no
 # server may see. All the weights of a version are the same number.

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from engine_kit import (
+from helpers.engine_helpers import (
     Gate,
     alone,
     close_to,
@@ -15,7 +15,7 @@ from engine_kit import (
     running_engine,
     until,
 )
-from precisions import near
+from helpers.tolerances import near
 from seqloom_server.engine.core.sequence import Op
 
 SPEC = make_spec()

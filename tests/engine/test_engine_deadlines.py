@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from engine_kit import (
+from helpers.engine_helpers import (
     Gate,
     feed,
     make_frames,

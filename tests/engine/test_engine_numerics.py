@@ -6,7 +6,7 @@ import tempfile
 import numpy as np
 import pytest
 import torch
-from engine_kit import (
+from helpers.engine_helpers import (
     CELLS,
     alone,
     assert_states_close,

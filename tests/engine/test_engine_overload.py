@@ -1,7 +1,7 @@
 """More than the engine takes: refused at once with when to come again, and nothing half done."""
 
 import pytest
-from engine_kit import (
+from helpers.engine_helpers import (
     Gate,
     feed,
     make_frames,

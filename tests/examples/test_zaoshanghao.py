@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 from formulas import FORMULAS, apart, backward, forward, loss
+from helpers.real_server import SMALL, write_models
 from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.reference import reference_forward
 from seqloom_server.nn.spec import ModelSpec
-from serving import SMALL, write_models
 from zaoshanghao import CLASSES, MODEL, ROOT, greeting, labels
 
 # as the program makes it, whatever the mode

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from engine_kit import (
+from helpers.engine_helpers import (
     CELLS,
     alone,
     cut,
@@ -16,7 +16,7 @@ from engine_kit import (
     running_engine,
     until,
 )
-from gpu_kit import always
+from helpers.recorded_graphs import always
 from seqloom_server.engine.core.sequence import Op
 from seqloom_server.nn.cuda_graphs.buckets import Grid
 from seqloom_server.nn.cuda_graphs.graph_layers import GraphLayers
