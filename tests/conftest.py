@@ -37,7 +37,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory):
             served.value("steps_total", model="digits"); served.expected("digits", x)
 
     models: by name a ModelSpec, or a ModelSpec and a seed; by default one "small" of 5 inputs, 7 units, 3 outputs.
-    The rest are options of ServerConfig. In the end the server is stopped without grace. See serving.Served.
+    The rest are options of ServerConfig. In the end the server is stopped without grace. See real_server.Served.
     """
 
     from helpers.real_server import serving
@@ -72,7 +72,9 @@ def server_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
         started.address, started.http_address; status, stderr = started.end(signal.SIGTERM)
         status, stderr = server_process("--models", file, ready=False).end()
 
-    environment: more variables, over those. What still runs after the test is killed. See serving.ServerProcess.
+    environment: more variables, over those. fresh: with an interpreter of its own, for what happens as it starts or
+    ends; else forked off one that has imported everything. What still runs after the test is killed. See
+    real_server.ServerProcess.
     """
     from helpers.real_server import ServerProcess
 
@@ -80,11 +82,11 @@ def server_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     runs = tmp_path_factory.mktemp("runs")
 
     def factory(
-        *arguments: object, environment: Mapping[str, str] | None = None, ready: bool = True
+        *arguments: object, environment: Mapping[str, str] | None = None, ready: bool = True, fresh: bool = False
     ) -> "ServerProcess":
         settings = {"SEQLOOM_LISTEN": "127.0.0.1:0", "SEQLOOM_HTTP": "127.0.0.1:0"}
         settings |= {"SEQLOOM_DEVICE": "cpu", "SEQLOOM_THREADS": "1", "SEQLOOM_RUNS": str(runs), **(environment or {})}
-        started = ServerProcess.start(*arguments, environment=settings)
+        started = ServerProcess.start(*arguments, environment=settings, fresh=fresh)
         running.append(started)
         if ready:
             started.until_ready()

@@ -40,7 +40,7 @@ def start(server_process, tmp_path, monkeypatch):
         python.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(python))
         arguments = ["--models", tmp_path / "models", "--runs", tmp_path / "runs", *options]
-        return server_process(*arguments, ready=False)
+        return server_process(*arguments, ready=False, fresh=True)
 
     return factory
 

@@ -47,7 +47,7 @@ def health(address):
 
 def test_it_prints_one_line_when_it_serves_and_exits_0_on_a_signal(server_process, models):
     for number in (signal.SIGTERM, signal.SIGINT):
-        started = server_process("--models", models)
+        started = server_process("--models", models, fresh=True)
         assert not started.address.endswith(":0")
         assert health(started.address) == health_pb2.HealthCheckResponse.SERVING
         for path, words in (("healthz", "ok"), ("metrics", 'seqloom_weights_version{model="small"} 1.0')):
@@ -239,7 +239,7 @@ def test_a_model_for_which_there_is_no_memory_is_refused_as_load(server_process,
 
 
 def test_a_signal_while_it_starts_ends_it_quietly(server_process, models):
-    started = server_process("--models", models, ready=False)
+    started = server_process("--models", models, ready=False, fresh=True)
     maps = pathlib.Path(f"/proc/{started.process.pid}/maps")
     while "libtorch" not in maps.read_text():
         assert started.process.poll() is None

@@ -25,10 +25,10 @@ from seqloom_server.nn.forward.network import Network
 # server may see. All the weights of a version are the same number.
 WRITER = """
 import asyncio, pathlib, random, sys, torch
-from seqloom_server.engine.registry import Registry
+from seqloom_server.engine.models.registry import Registry
 from seqloom_server.errors import Reason, ServerError
-from seqloom_server.nn import storage
-from seqloom_server.nn.network import Network
+from seqloom_server.nn.files import model_folder
+from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.spec import ModelSpec
 
 root, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2])
@@ -46,7 +46,7 @@ async def change(registry, round):
         await registry.create(f"new-{round}", SPEC, 0)
         print(f"new-{round}", flush=True)
     elif kind == "import":
-        await registry.import_(name, *storage.to_bytes(network(), 1))
+        await registry.import_(name, *model_folder.to_bytes(network(), 1))
     elif kind == "publish":
         await registry.publish(name, network())
     else:

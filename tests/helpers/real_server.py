@@ -24,6 +24,8 @@ from seqloom_server.nn.reference import reference_forward
 from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc.server import Server
 
+from helpers.forked_process import ForkedProcess
+
 Models = Mapping[str, ModelSpec | tuple[ModelSpec, int]]
 Arrays = tuple[npt.NDArray, ...]
 
@@ -120,20 +122,24 @@ def open_channel(address: str) -> grpc.aio.Channel:
 class ServerProcess:
     """A `seqloom-server` in a process of its own. stderr: its lines so far."""
 
-    process: "subprocess.Popen[str]"
+    process: "subprocess.Popen[str] | ForkedProcess"
     stderr: list[str] = field(default_factory=list)
     address: str = ""
     http_address: str = ""
 
     @classmethod
-    def start(cls, *arguments: object, environment: Mapping[str, str]) -> "ServerProcess":
-        process = subprocess.Popen(
-            [sys.executable, "-m", "seqloom_server", *map(str, arguments)],
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def start(cls, *arguments: object, environment: Mapping[str, str], fresh: bool) -> "ServerProcess":
+        words, environment = list(map(str, arguments)), {**os.environ, **environment}
+        if fresh:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "seqloom_server", *words],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        else:
+            process = ForkedProcess(words, environment)
         started = cls(process)
         started._reader = threading.Thread(target=lambda: started.stderr.extend(process.stderr), daemon=True)
         started._reader.start()

@@ -213,13 +213,13 @@ def test_a_folder_that_is_not_there_is_missing_its_config(tmp_path):
 
 WRITER = """
 import sys, torch
-from seqloom_server.nn import storage
-from seqloom_server.nn.network import Network
+from seqloom_server.nn.files import model_folder
+from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.spec import ModelSpec
 spec = ModelSpec(cell="elman", input_size=3, hidden_size=50, output_size=7)
 for version in range(1, 1000):
     weights = {name: torch.full(shape, float(version)) for name, shape in spec.parameter_shapes().items()}
-    storage.save(sys.argv[1], Network(spec, weights, "cpu"), version)
+    model_folder.save(sys.argv[1], Network(spec, weights, "cpu"), version)
     print(version, flush=True)
 """
 
