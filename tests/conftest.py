@@ -1,5 +1,6 @@
 """Real servers for every test, in this process or in one of their own; and the precision in which models are served."""
 
+import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,13 @@ from helpers import tolerances
 
 if TYPE_CHECKING:  # it makes a model as it is imported, which is to be of the precision asked for
     from helpers.real_server import Models, Served, ServerProcess
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: a test more on each core that this process may use, up to four."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, 4)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,6 +34,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"models are served in: {tolerances.served()}"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """One thread for torch: these networks are small, and other tests share the machine."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

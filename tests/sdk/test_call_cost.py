@@ -5,6 +5,7 @@ import time
 
 import grpc
 import numpy as np
+import pytest
 import seqloom
 from helpers.real_server import write_models
 from seqloom import tensors
@@ -13,6 +14,7 @@ from seqloom.v1 import inference_service_pb2_grpc, tensor_pb2
 from seqloom_server.nn.spec import ModelSpec
 
 
+@pytest.mark.alone
 def test_a_blocking_call_costs_at_most_a_quarter_more_than_a_bare_one(server_process, tmp_path):
     write_models(tmp_path, {"m": ModelSpec("elman", 40, 64, 40)})
     address = server_process("--models", tmp_path).address

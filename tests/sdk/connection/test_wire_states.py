@@ -55,9 +55,7 @@ async def wire(request, serve, tmp_path):
         assert await outcome(client, lambda: client.infer("m", [XS[0][:1]])) == "ok"
         yield proxy, client, tmp_path
         proxy.open.set()
-        closed = client.close()
-        if inspect.isawaitable(closed):
-            await closed
+        assert await outcome(client, client.close) == "ok"  # a blocking one off the loop, which has the server
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -103,10 +101,5 @@ async def test_a_client_that_is_closed_while_calls_are_under_way_is_cancelled(wi
     proxy.open.clear()
     calls = [asyncio.ensure_future(outcome(client, lambda name=name: CALLS[name](client, folder))) for name in CALLS]
     await asyncio.sleep(0.2)  # until they are under way: nothing comes back that could be waited for
-    closed = (
-        client.close()
-        if isinstance(client, seqloom.AsyncClient)
-        else asyncio.get_running_loop().run_in_executor(THREADS, client.close)
-    )
-    await closed
+    assert await outcome(client, client.close) == "ok"
     assert set(await asyncio.gather(*calls)) == {"Cancelled"}
