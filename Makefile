@@ -52,8 +52,9 @@ test: lint
 	$(PYTEST) -m alone
 endif
 
-test-all: test
-	$(PYTEST) $(TOGETHER) -m slow
+test-all: lint
+	$(PYTEST) $(TOGETHER) -m "not alone"
+	$(PYTEST) -m alone
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

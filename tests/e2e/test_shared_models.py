@@ -157,7 +157,9 @@ async def test_a_server_starts_again_and_again_beside_two_that_import_publish_an
 
     changing = [asyncio.ensure_future(change(*each)) for each in enumerate(clients)]
     try:
-        for _ in range(4):
+        starts = 0
+        while starts < 4 or min(done) <= 20:
+            starts += 1
             third = await asyncio.to_thread(
                 server_process, "--models", models, "--runs", tmp_path / "runs-3", "--strict-models"
             )
@@ -172,7 +174,6 @@ async def test_a_server_starts_again_and_again_beside_two_that_import_publish_an
         await asyncio.gather(*changing)
         for client in clients:
             await client.close()
-    assert min(done) > 20
     assert not set(made[0]) & set(made[1])
 
 

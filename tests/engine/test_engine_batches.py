@@ -2,19 +2,9 @@
 
 import numpy as np
 import torch
-from helpers.engine_helpers import (
-    Gate,
-    alone,
-    close_to,
-    feed,
-    keep_cost,
-    make_frames,
-    make_spec,
-    metric,
-    open_sequence,
-    running_engine,
-    until,
-)
+from helpers.engine_helpers import Gate, alone, close_to, feed, keep_cost, make_frames, open_sequence, running_engine
+from helpers.real_server import metric, until
+from helpers.specs import make_spec
 from helpers.tolerances import near
 from seqloom_server.engine.core.sequence import Op
 

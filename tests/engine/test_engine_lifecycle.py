@@ -7,19 +7,9 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from helpers.engine_helpers import (
-    Collected,
-    Gate,
-    alone,
-    close_to,
-    feed,
-    make_frames,
-    make_spec,
-    metric,
-    open_sequence,
-    running_engine,
-    until,
-)
+from helpers.engine_helpers import Collected, Gate, alone, close_to, feed, make_frames, open_sequence, running_engine
+from helpers.real_server import metric, until
+from helpers.specs import make_spec
 from seqloom_server.engine.core.sequence import Chunk, Op, OutputSpec
 from seqloom_server.errors import Reason, ServerError
 

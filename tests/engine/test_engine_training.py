@@ -11,13 +11,12 @@ from helpers.engine_helpers import (
     close_to,
     feed,
     make_frames,
-    make_spec,
     make_state,
-    metric,
     open_sequence,
     running_engine,
-    until,
 )
+from helpers.real_server import metric, until
+from helpers.specs import make_spec
 from seqloom_server.engine.core.sequence import Chunk, Op
 from seqloom_server.errors import Reason
 

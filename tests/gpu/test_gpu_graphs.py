@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from helpers.masked_rectangles import run_masked
-from helpers.ragged_batches import CELLS, make_network, make_sequences, make_spec, make_state, run
+from helpers.ragged_batches import make_network, make_sequences, make_state, run
 from helpers.recorded_graphs import always
+from helpers.specs import CELLS, make_spec
 from seqloom_server.nn.cuda_graphs import graph_layers as module
 from seqloom_server.nn.cuda_graphs.buckets import Grid
 from seqloom_server.nn.cuda_graphs.graph_layers import GraphLayers

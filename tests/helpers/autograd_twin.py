@@ -6,28 +6,11 @@ import numpy as np
 import torch
 from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.gradients.batch_gradients import Example, GradientRequest, gradients
-from seqloom_server.nn.spec import ModelSpec
 
 EVERYTHING = GradientRequest(
     parameters="dense", inputs=True, initial_state=True, outputs=True, hidden=True, final_state=True
 )
 LOSSES = ["cross_entropy", "mse", "ctc", None]
-
-
-def make_spec(cell, activation="tanh", *, layers=1, dtype="float64", sizes=(3, 5, 7), conv=(0, 0), bidirectional=False):
-    d, h, o = sizes
-    return ModelSpec(
-        cell=cell,
-        activation=activation,
-        input_size=d,
-        hidden_size=h,
-        output_size=o,
-        num_layers=layers,
-        dtype=dtype,
-        conv_channels=conv[0],
-        conv_width=conv[1],
-        bidirectional=bidirectional,
-    )
 
 
 def make_network(spec, seed=0, scale=1.0):

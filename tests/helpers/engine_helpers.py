@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import itertools
 import threading
 import time
 
@@ -15,12 +14,9 @@ from seqloom_server.engine.engine import Engine
 from seqloom_server.engine.scheduling.scheduler import Scheduler
 from seqloom_server.engine.scheduling.slice_fit import SchedulerLimits
 from seqloom_server.metrics import Metrics
-from seqloom_server.nn.reference import reference_forward
-from seqloom_server.nn.spec import ModelSpec
 
+from helpers.plain_twin import plain_outputs
 from helpers.tolerances import near
-
-CELLS = [("elman", "tanh"), ("elman", "relu"), ("gru", "tanh"), ("lstm", "tanh")]
 
 
 class KnownWeights:
@@ -85,20 +81,6 @@ def sequences_of(piece):
     return [member.sequence for member in piece.members]
 
 
-def make_spec(cell="elman", activation="tanh", *, layers=1, dtype="float64", sizes=(3, 5, 7), **more):
-    d, h, o = sizes
-    return ModelSpec(
-        cell=cell,
-        activation=activation,
-        input_size=d,
-        hidden_size=h,
-        output_size=o,
-        num_layers=layers,
-        dtype=dtype,
-        **more,
-    )
-
-
 def make_frames(spec, *lengths, seed=0):
     draw = np.random.default_rng(seed)
     return [draw.standard_normal((length, spec.input_size)).astype(spec.dtype) for length in lengths]
@@ -113,9 +95,8 @@ def make_state(spec, seed=1):
 
 def alone(weights, frames, state=None):
     """What the plain twin gives one sequence by itself: (logits [T, O], final state)."""
-    parameters = {name: tensor.cpu().numpy() for name, tensor in weights.network.parameters().items()}
-    hidden, final = reference_forward.forward(weights.network.spec, parameters, frames, state)
-    return reference_forward.logits(parameters, hidden), final
+    _, logits, final = plain_outputs(weights.network, frames, state)
+    return logits, final
 
 
 class Collected:
@@ -246,22 +227,3 @@ class Gate:
         """Lets everything pass from now on."""
         self._open = True
         self._passes.release()
-
-
-def metric(engine_or_metrics, name, **labels):
-    """The value of a sample, or None where there is no such series."""
-    metrics = engine_or_metrics if isinstance(engine_or_metrics, Metrics) else engine_or_metrics._metrics._metrics
-    return metrics.registry.get_sample_value(f"seqloom_{name}", labels)
-
-
-async def until(condition):
-    """Yields to the event loop until `condition` holds. Raises TimeoutError rather than wait for ever."""
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - of what has no event to wait for
-            await asyncio.sleep(0.001)
-
-
-def cut(frames, sizes):
-    """Cuts frames into chunks of these sizes, the last taking what is left."""
-    ends = [*itertools.takewhile(lambda end: end < len(frames), itertools.accumulate(sizes)), len(frames)]
-    return [frames[start:end] for start, end in itertools.pairwise([0, *ends])]

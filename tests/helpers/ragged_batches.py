@@ -1,40 +1,9 @@
-"""What the network tests share: the cells, ragged sequences packed by torch's own packer, and the torch.nn twin."""
+"""Ragged sequences through a network, packed by torch's own packer, and through the same module of torch.nn."""
 
 import numpy as np
 import torch
-from hypothesis import strategies as st
 from seqloom_server.nn.forward.network import Network
-from seqloom_server.nn.spec import ModelSpec
 from torch.nn.utils.rnn import pack_sequence
-
-CELLS = [("elman", "tanh"), ("elman", "relu"), ("gru", "tanh"), ("lstm", "tanh")]
-
-
-def make_spec(cell, activation="tanh", *, layers=1, dtype="float64", sizes=(3, 5, 7), **more):
-    d, h, o = sizes
-    return ModelSpec(
-        cell=cell,
-        activation=activation,
-        input_size=d,
-        hidden_size=h,
-        output_size=o,
-        num_layers=layers,
-        dtype=dtype,
-        **more,
-    )
-
-
-@st.composite
-def specs(draw):
-    """Small networks of every cell, of 1 to 3 layers."""
-    cell, activation = draw(st.sampled_from(CELLS))
-    return make_spec(
-        cell,
-        activation,
-        layers=draw(st.integers(1, 3)),
-        dtype=draw(st.sampled_from(["float32", "float64"])),
-        sizes=(draw(st.integers(1, 4)), draw(st.integers(1, 6)), draw(st.integers(1, 5))),
-    )
 
 
 def make_sequences(spec, lengths, seed=0):

@@ -12,6 +12,7 @@ from seqloom import tensors
 from seqloom.v1 import inference_service_pb2 as pb
 from seqloom.v1 import inference_service_pb2_grpc, tensor_pb2
 
+from helpers.frames import noise
 from helpers.tolerances import near
 
 
@@ -52,7 +53,7 @@ async def refused(call) -> Failure:
 
 def frames(steps: int, width: int = 5, seed: int = 0) -> npt.NDArray[np.float32]:
     """[steps, width] of standard normal noise."""
-    return np.random.default_rng(seed).standard_normal((steps, width)).astype("f4")
+    return noise(steps, width, seed, "f4")
 
 
 def infer_request(model: str, *xs: npt.NDArray, kind: int = 0, **more) -> pb.InferRequest:

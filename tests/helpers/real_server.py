@@ -8,23 +8,22 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import grpc
-import numpy as np
 import numpy.typing as npt
-from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
 from seqloom_server.config import ServerConfig
 from seqloom_server.engine.engine import Engine
 from seqloom_server.metrics import Metrics
 from seqloom_server.nn.files import model_folder
 from seqloom_server.nn.forward.network import Network
-from seqloom_server.nn.reference import reference_forward
 from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc.server import Server
 
 from helpers.forked_process import ForkedProcess
+from helpers.plain_twin import plain_outputs
 
 Models = Mapping[str, ModelSpec | tuple[ModelSpec, int]]
 Arrays = tuple[npt.NDArray, ...]
@@ -61,19 +60,23 @@ class Served:
 
     def value(self, name: str, **labels: str) -> float:
         """The metric seqloom_NAME as a scrape would have it; see metric()."""
-        return metric(self.metrics.registry, name, **labels)
+        return metric(self.metrics, name, **labels)
 
     def expected(self, model: str, xs: npt.NDArray, state: Arrays | None = None) -> tuple[npt.NDArray, Arrays]:
         """Returns the logits [T, O] and the final state ([L, 1, H] per part) of one sequence [T, D], in float64."""
-        network = self.networks[model]
-        parameters = {name: tensor.double().numpy() for name, tensor in network.parameters().items()}
-        hidden, final = reference_forward.forward(network.spec, parameters, np.asarray(xs, float), state)
-        return reference_forward.logits(parameters, hidden), final
+        _, logits, final = plain_outputs(self.networks[model], xs, state)
+        return logits, final
 
 
-def metric(registry: CollectorRegistry, name: str, **labels: str) -> float:
+def metric(source: Engine | Metrics, name: str, **labels: str) -> float:
+    """What a scrape would show of seqloom_NAME; see total()."""
+    metrics = source if isinstance(source, Metrics) else source._metrics._metrics
+    return total(metrics.registry.collect(), name, **labels)
+
+
+def total(families: Iterable[Metric], name: str, **labels: str) -> float:
     """The samples of seqloom_NAME, summed over the labels that are not given; 0 where there is none."""
-    samples = (sample for family in registry.collect() for sample in family.samples)
+    samples = (sample for family in families for sample in family.samples)
     return sum(s.value for s in samples if s.name == f"seqloom_{name}" and labels.items() <= s.labels.items())
 
 
@@ -167,7 +170,7 @@ class ServerProcess:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Returns when condition() holds, looked at again and again; fails after half a minute."""
-    async with asyncio.timeout(30):
+    """Returns when condition() holds, looked at again and again; raises TimeoutError rather than wait for ever."""
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what is waited for sets no event
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.001)

@@ -6,7 +6,8 @@ import threading
 import numpy as np
 import pytest
 import seqloom
-from helpers.expected_outputs import CLOSE, assert_state, noise
+from helpers.expected_outputs import CLOSE, assert_state
+from helpers.frames import noise
 from helpers.real_server import until
 from helpers.threads import in_threads
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import seqloom
 from helpers import damage
-from helpers.expected_outputs import noise
+from helpers.frames import noise
 from helpers.real_server import SMALL, serving, write_models
 from seqloom_server.nn.files import model_folder
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import seqloom
 from helpers.breaking_proxy import proxy_of
-from helpers.expected_outputs import CLOSE, noise
+from helpers.expected_outputs import CLOSE
+from helpers.frames import noise
 from helpers.real_server import SMALL, until, write_models
 from helpers.tolerances import alike
 from seqloom._retries import INITIAL_BACKOFF, MAX_BACKOFF, Backoff

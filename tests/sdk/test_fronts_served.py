@@ -5,7 +5,8 @@ import asyncio
 import numpy as np
 import pytest
 import seqloom
-from helpers.expected_outputs import TOLERANCE, assert_state, noise
+from helpers.expected_outputs import TOLERANCE, assert_state
+from helpers.frames import noise
 from seqloom_server.nn.spec import ModelSpec
 
 CLOSE = TOLERANCE["float64"]

@@ -6,7 +6,7 @@ import grpc
 import numpy as np
 import pytest
 import seqloom
-from helpers.expected_outputs import noise
+from helpers.frames import noise
 from seqloom.v1 import model_service_pb2, model_service_pb2_grpc
 from seqloom_server.nn.spec import ModelSpec
 

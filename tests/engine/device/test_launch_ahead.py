@@ -11,21 +11,19 @@ import threading
 import numpy as np
 import pytest
 from helpers.engine_helpers import (
-    CELLS,
     Gate,
     alone,
     assert_states_close,
     close_to,
-    cut,
     feed,
     make_frames,
-    make_spec,
     make_state,
-    metric,
     open_sequence,
     running_engine,
-    until,
 )
+from helpers.frames import cut
+from helpers.real_server import metric, until
+from helpers.specs import CELLS, make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqloom_server.engine.core.sequence import Op, OutputSpec

@@ -3,7 +3,8 @@
 import threading
 
 import torch
-from helpers.engine_helpers import feed, make_frames, make_spec, open_sequence, running_engine
+from helpers.engine_helpers import feed, make_frames, open_sequence, running_engine
+from helpers.specs import make_spec
 from seqloom_server.engine.models import served_weights
 from seqloom_server.engine.models.served_weights import ServedWeights
 from seqloom_server.nn.forward.network import Network

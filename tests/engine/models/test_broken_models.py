@@ -6,7 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 from helpers import damage
-from helpers.engine_helpers import alone, close_to, feed, make_frames, make_spec, open_sequence, running_engine
+from helpers.engine_helpers import alone, close_to, feed, make_frames, open_sequence, running_engine
+from helpers.specs import make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqloom_server.engine.core.sequence import Op

@@ -11,11 +11,11 @@ from helpers.engine_helpers import (
     make_chunk,
     make_frames,
     make_sequence,
-    make_spec,
     open_sequence,
     running_engine,
     sequences_of,
 )
+from helpers.specs import make_spec
 from seqloom_server.engine.core.sequence import Op
 from seqloom_server.engine.core.session_window import is_idle
 from seqloom_server.errors import Reason, ServerError

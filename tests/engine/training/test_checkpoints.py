@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 import torch
+from helpers import damage
 from helpers.tolerances import served
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -151,14 +152,6 @@ def put(name, function):
     return tensors(lambda found: found.update({name: function(found.get(name))}))
 
 
-def cut(name, size):
-    def change(folder):
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[:size])
-
-    return change
-
-
 def instead(name, make_it):
     def change(folder):
         (folder / name).rename(folder.parent / "elsewhere")
@@ -183,8 +176,8 @@ BROKEN = {
     "a repeated key": (text(b'{"step": 1, "step": 2}'), "state.json: a key is given twice"),
     "nan": (field(["loss"], math.nan), "state.json: holds NaN"),
     "a number beyond all": (text(b'{"a": ' + b"9" * 5000 + b"}"), "state.json: is no JSON"),
-    "state cut short": (cut("state.json", 300), "state.json: is no JSON"),
-    "an empty state": (cut("state.json", 0), "state.json: is no JSON"),
+    "state cut short": (damage.cut("state.json", 300), "state.json: is no JSON"),
+    "an empty state": (damage.cut("state.json", 0), "state.json: is no JSON"),
     "an unknown field": (field(["more"], 1), "state.json: 'more': is no field"),
     "a missing field": (field(["step"], ...), "state.json: step: is missing"),
     "a missing inner field": (field(["meta", "model"], ...), "state.json: meta.model: is missing"),
@@ -269,9 +262,9 @@ BROKEN = {
         "tensor accumulated.output.bias holds a number",
     ),
     "a short random state": (put("generator", lambda tensor: tensor[1:].clone()), "tensor generator has shape"),
-    "tensors cut short": (cut("tensors.safetensors", -8), "a: tensors.safetensors: "),
-    "a header cut short": (cut("tensors.safetensors", 20), "a: tensors.safetensors: "),
-    "no tensors at all": (cut("tensors.safetensors", 0), "a: tensors.safetensors: "),
+    "tensors cut short": (damage.cut("tensors.safetensors", -8), "a: tensors.safetensors: "),
+    "a header cut short": (damage.cut("tensors.safetensors", 20), "a: tensors.safetensors: "),
+    "no tensors at all": (damage.cut("tensors.safetensors", 0), "a: tensors.safetensors: "),
     "a header of 2**60 bytes": (
         lambda folder: (folder / "tensors.safetensors").write_bytes(b"\0" * 7 + b"\x10" + b"\0" * 100),
         "a: tensors.safetensors: ",

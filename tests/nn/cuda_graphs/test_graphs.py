@@ -5,7 +5,8 @@ import logging
 import numpy as np
 import pytest
 from helpers.masked_rectangles import run_masked
-from helpers.ragged_batches import CELLS, make_network, make_sequences, make_spec, make_state, run
+from helpers.ragged_batches import make_network, make_sequences, make_state, run
+from helpers.specs import CELLS, make_spec
 from seqloom_server.nn.cuda_graphs.buckets import Grid
 from seqloom_server.nn.cuda_graphs.graph_layers import GraphLayers
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.masked_rectangles import run_masked
-from helpers.ragged_batches import CELLS, make_network, make_sequences, make_spec, make_state, run, specs
+from helpers.ragged_batches import make_network, make_sequences, make_state, run
+from helpers.specs import CELLS, make_spec, specs
 from helpers.tolerances import alike
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -5,7 +5,8 @@ import logging
 import pytest
 import safetensors.torch
 import torch
-from helpers.ragged_batches import make_network, make_spec, torch_twin
+from helpers.ragged_batches import make_network, torch_twin
+from helpers.specs import make_spec
 from seqloom_server.__main__ import main
 from seqloom_server.nn.files import model_folder
 

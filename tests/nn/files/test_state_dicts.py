@@ -3,17 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from helpers.ragged_batches import (
-    logits_of,
-    make_network,
-    make_sequences,
-    make_spec,
-    make_state,
-    run,
-    run_twin,
-    torch_twin,
-)
-from helpers.shapes import shapes
+from helpers.ragged_batches import logits_of, make_network, make_sequences, make_state, run, run_twin, torch_twin
+from helpers.specs import make_spec, shapes
 from helpers.tolerances import near
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -11,7 +11,8 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
-from helpers.ragged_batches import make_network, make_spec
+from helpers.ragged_batches import make_network
+from helpers.specs import make_spec
 from seqloom_server.nn.files import model_folder, state_dict_file
 from seqloom_server.nn.files.state_dict_file import NoStateDict
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from helpers.ragged_batches import CELLS, make_network, make_sequences, make_spec, make_state, run, run_twin, torch_twin
+from helpers.ragged_batches import make_network, make_sequences, make_state, run, run_twin, torch_twin
+from helpers.specs import CELLS, make_spec
 from seqloom_server.nn.files import model_folder
 from seqloom_server.nn.files.model_folder import BrokenModel
 

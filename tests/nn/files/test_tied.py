@@ -9,8 +9,8 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from helpers.ragged_batches import make_network, make_sequences, make_spec, make_state, run, run_twin, torch_twin
-from helpers.shapes import shapes
+from helpers.ragged_batches import make_network, make_sequences, make_state, run, run_twin, torch_twin
+from helpers.specs import make_spec, shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqloom_server.nn.files import model_folder, state_dict_file, tied_tensors

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from helpers.ragged_batches import CELLS, make_network, make_sequences, make_spec, make_state, run
+from helpers.ragged_batches import make_network, make_sequences, make_state, run
+from helpers.specs import CELLS, make_spec
 from seqloom_server.nn.forward import precision
 from seqloom_server.nn.forward.cudnn_layers import CudnnLayers
 from seqloom_server.nn.forward.network import Network

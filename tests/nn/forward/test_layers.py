@@ -7,7 +7,8 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from helpers.ragged_batches import CELLS, make_network, make_sequences, make_spec, make_state
+from helpers.ragged_batches import make_network, make_sequences, make_state
+from helpers.specs import CELLS, make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqloom_server.nn.forward import packed_linear

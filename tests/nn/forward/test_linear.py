@@ -3,17 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from helpers.ragged_batches import (
-    CELLS,
-    logits_of,
-    make_network,
-    make_sequences,
-    make_spec,
-    make_state,
-    run,
-    run_twin,
-    torch_twin,
-)
+from helpers.ragged_batches import logits_of, make_network, make_sequences, make_state, run, run_twin, torch_twin
+from helpers.specs import CELLS, make_spec
 from helpers.tolerances import alike, near
 from hypothesis import given, settings
 from hypothesis import strategies as st

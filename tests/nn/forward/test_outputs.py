@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.largest_buffer import LargestBuffer
-from helpers.ragged_batches import make_network, make_spec
+from helpers.ragged_batches import make_network
+from helpers.specs import make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqloom_server.nn.forward import outputs

@@ -11,12 +11,11 @@ from helpers.autograd_twin import (
     differentiate,
     make_example,
     make_network,
-    make_spec,
     multiplied,
     named,
     run,
 )
-from helpers.ragged_batches import CELLS
+from helpers.specs import CELLS, make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqloom_server.nn.gradients.batch_gradients import GradientRequest
@@ -62,7 +61,9 @@ def check(network, calls, **options):
 def test_every_gradient_is_that_of_autograd(cell, activation, loss, layers):
     draw = np.random.default_rng(layers)
     for conv, bidirectional in SHAPES if layers == 2 else SHAPES[:3]:
-        spec = make_spec(cell, activation, layers=layers, conv=conv, bidirectional=bidirectional)
+        spec = make_spec(
+            cell, activation, layers=layers, conv_channels=conv[0], conv_width=conv[1], bidirectional=bidirectional
+        )
         check(make_network(spec), make_calls(spec, loss, [[4, 9, 1], [6, 2]], draw))
 
 
@@ -70,7 +71,16 @@ def test_every_gradient_is_that_of_autograd(cell, activation, loss, layers):
 @pytest.mark.parametrize(("cell", "activation"), CELLS)
 def test_float32_is_right_to_three_digits(cell, activation, loss):
     draw = np.random.default_rng(5)
-    spec = make_spec(cell, activation, layers=2, conv=(6, 3), bidirectional=True, dtype="float32", sizes=(8, 16, 12))
+    spec = make_spec(
+        cell,
+        activation,
+        layers=2,
+        conv_channels=6,
+        conv_width=3,
+        bidirectional=True,
+        dtype="float32",
+        sizes=(8, 16, 12),
+    )
     check(make_network(spec), make_calls(spec, loss, [[30, 9], [17]], draw))
 
 
@@ -87,7 +97,7 @@ def test_float32_is_right_to_three_digits(cell, activation, loss):
 def test_any_calls_may_share_a_batch(lengths, cell, losses, shape, piece_flops, max_cells, seed):
     """Whatever their lengths, losses and states, wherever it is cut and grouped."""
     draw = np.random.default_rng(seed)
-    spec = make_spec(*cell, conv=shape[0], bidirectional=shape[1])
+    spec = make_spec(*cell, conv_channels=shape[0][0], conv_width=shape[0][1], bidirectional=shape[1])
     calls = [
         make_calls(spec, loss, [own, own], draw)[seed % 2]
         for own, loss in zip(lengths, losses[: len(lengths)], strict=True)
@@ -97,7 +107,7 @@ def test_any_calls_may_share_a_batch(lengths, cell, losses, shape, piece_flops, 
 
 @pytest.mark.parametrize(("cell", "activation"), CELLS)
 def test_factors_and_norms_are_those_of_the_dense_gradients(cell, activation):
-    spec = make_spec(cell, activation, layers=2, conv=(4, 3), bidirectional=True, sizes=(6, 24, 20))
+    spec = make_spec(cell, activation, layers=2, conv_channels=4, conv_width=3, bidirectional=True, sizes=(6, 24, 20))
     network, draw = make_network(spec), np.random.default_rng(0)
     (call,) = make_calls(spec, "cross_entropy", [[4, 9]], draw)
     found = {}
@@ -135,7 +145,7 @@ def test_many_steps_are_sent_as_the_products_themselves(form):
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(GradientRequest)])
 def test_a_call_gets_what_it_wants_and_nothing_else(field, total):
     """Beside one that wants everything."""
-    spec = make_spec("lstm", layers=2, conv=(4, 3))
+    spec = make_spec("lstm", layers=2, conv_channels=4, conv_width=3)
     network, draw = make_network(spec), np.random.default_rng(0)
     everything, alone = make_calls(spec, "cross_entropy", [[3, 8], [5]], draw)
     wants = GradientRequest(**{field: "dense" if field == "parameters" else True})
@@ -175,7 +185,9 @@ def test_the_gradient_by_the_hidden_states_holds_what_comes_from_later_steps(cel
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("cell", "activation"), CELLS)
 def test_the_same_call_gives_the_same_bits_again(cell, activation, dtype):
-    spec = make_spec(cell, activation, layers=2, conv=(6, 3), bidirectional=True, dtype=dtype, sizes=(8, 32, 40))
+    spec = make_spec(
+        cell, activation, layers=2, conv_channels=6, conv_width=3, bidirectional=True, dtype=dtype, sizes=(8, 32, 40)
+    )
     network, draw = make_network(spec), np.random.default_rng(3)
     calls = make_calls(spec, "cross_entropy", [[30, 11], [17]], draw)
     batches = [run(network, calls, total=True, piece_flops=1e6)[0] for _ in range(2)]

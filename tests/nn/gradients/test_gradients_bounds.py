@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from helpers.autograd_twin import LOSSES, assert_equal, make_example, make_network, make_spec, named, run
+from helpers.autograd_twin import LOSSES, assert_equal, make_example, make_network, named, run
 from helpers.largest_buffer import LargestBuffer
-from helpers.ragged_batches import CELLS
+from helpers.specs import CELLS, make_spec
 from seqloom_server.nn.forward import outputs
 from seqloom_server.nn.gradients.batch_gradients import GradientRequest, gradients
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,7 +27,16 @@ def flops_of_pieces(network, calls, piece_flops):
 @pytest.mark.parametrize("loss", ["cross_entropy", "ctc"])
 @pytest.mark.parametrize(("cell", "activation"), CELLS)
 def test_no_piece_does_much_more_than_it_may(cell, activation, loss):
-    spec = make_spec(cell, activation, layers=2, conv=(32, 3), bidirectional=True, sizes=(20, 48, 200), dtype="float32")
+    spec = make_spec(
+        cell,
+        activation,
+        layers=2,
+        conv_channels=32,
+        conv_width=3,
+        bidirectional=True,
+        sizes=(20, 48, 200),
+        dtype="float32",
+    )
     network, draw = make_network(spec), np.random.default_rng(0)
     calls = [([make_example(spec, 40, loss, draw) for _ in range(4)], GradientRequest(inputs=True)) for _ in range(3)]
     pieces = flops_of_pieces(network, calls, 4e6)

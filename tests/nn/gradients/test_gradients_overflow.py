@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from helpers.autograd_twin import EVERYTHING, make_example, make_network, make_spec, named, run
+from helpers.autograd_twin import EVERYTHING, make_example, make_network, named, run
+from helpers.specs import make_spec
 from seqloom_server.nn.gradients.batch_gradients import GradientRequest
 
 SPEC = make_spec("elman", "relu", dtype="float32", layers=2)

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from helpers.autograd_twin import EVERYTHING, LOSSES, assert_equal, make_example, make_network, make_spec, run
-from helpers.ragged_batches import CELLS
+from helpers.autograd_twin import EVERYTHING, LOSSES, assert_equal, make_example, make_network, run
+from helpers.specs import CELLS, make_spec
 from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.gradients.batch_gradients import GradientRequest
 
@@ -27,7 +27,15 @@ def objective(network, examples):
 @pytest.mark.parametrize(("cell", "activation"), CELLS)
 def test_a_small_change_of_everything_changes_the_loss_by_the_gradients(cell, activation, loss, conv, bidirectional):
     """Central differences, in a direction that moves all parameters, inputs and initial states at once."""
-    spec = make_spec(cell, activation, layers=2, conv=conv, bidirectional=bidirectional, sizes=(2, 3, 4))
+    spec = make_spec(
+        cell,
+        activation,
+        layers=2,
+        conv_channels=conv[0],
+        conv_width=conv[1],
+        bidirectional=bidirectional,
+        sizes=(2, 3, 4),
+    )
     network, draw = make_network(spec), np.random.default_rng(0)
     examples = [make_example(spec, length, loss, draw, scale=0.5) for length in (5, 3)]
     batch, _ = run(network, [(examples, EVERYTHING)])
@@ -62,7 +70,7 @@ def test_a_small_change_of_everything_changes_the_loss_by_the_gradients(cell, ac
 @pytest.mark.parametrize(("cell", "activation"), CELLS)
 def test_chunks_that_pass_states_on_and_gradients_back_are_the_whole(cell, activation, loss, conv):
     """Truncated backpropagation that truncates nothing; chunks shorter than the convolution among them."""
-    spec = make_spec(cell, activation, layers=2, conv=conv)
+    spec = make_spec(cell, activation, layers=2, conv_channels=conv[0], conv_width=conv[1])
     network, draw = make_network(spec), np.random.default_rng(0)
     example = make_example(spec, 14, loss, draw)
     expected, _ = run(network, [([example], EVERYTHING)])

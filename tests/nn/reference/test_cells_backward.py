@@ -4,9 +4,9 @@ import inspect
 
 import numpy as np
 import pytest
-from helpers.autograd_twin import EVERYTHING, assert_equal, make_example, make_network, make_spec, run
+from helpers.autograd_twin import EVERYTHING, assert_equal, make_example, make_network, run
 from helpers.pages import names
-from helpers.ragged_batches import CELLS
+from helpers.specs import CELLS, make_spec
 from seqloom_server.nn.reference import reference_backward, reference_forward
 
 

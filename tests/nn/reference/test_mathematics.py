@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.pages import names, text
-from helpers.ragged_batches import make_network, make_sequences, make_spec, make_state
+from helpers.ragged_batches import make_network, make_sequences, make_state
+from helpers.specs import make_spec
 from seqloom_server.nn.reference import reference_forward
 
 PAGE = text("docs/mathematics.md")

@@ -5,7 +5,8 @@ import asyncio
 import numpy as np
 import pytest
 import seqloom
-from helpers.expected_outputs import CLOSE, TOLERANCE, assert_state, hidden_of, log_softmax, noise
+from helpers.expected_outputs import CLOSE, TOLERANCE, assert_state, hidden_of, log_softmax
+from helpers.frames import noise
 from helpers.real_server import SMALL
 from helpers.threads import in_threads
 from helpers.tolerances import assert_labels, near

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import seqloom
 from helpers.breaking_proxy import proxy_of
-from helpers.expected_outputs import CLOSE, noise
+from helpers.expected_outputs import CLOSE
+from helpers.frames import noise
 from helpers.real_server import until, write_models
 from seqloom._streaming.stream_budget import CLIENT_BYTES, step_bytes
 from seqloom_server.nn.spec import ModelSpec

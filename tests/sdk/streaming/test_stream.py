@@ -5,18 +5,14 @@ import asyncio
 import numpy as np
 import pytest
 import seqloom
-from helpers.expected_outputs import CLOSE, assert_state, noise
+from helpers.expected_outputs import CLOSE, assert_state
+from helpers.frames import cut, noise
 from helpers.real_server import until
 from helpers.tolerances import alike, assert_labels
 from seqloom_server.nn.spec import ModelSpec
 
 LSTM = ModelSpec("lstm", 5, 7, 3, num_layers=2)
 LENGTHS = [3, 1, 0, 10, 2, 0, 0, 7]
-
-
-def cut(x, lengths):
-    ends = np.cumsum(lengths)
-    return [x[end - length : end] for length, end in zip(lengths, ends, strict=True)]
 
 
 def check(chunks, lengths, expected):

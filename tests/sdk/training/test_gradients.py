@@ -8,7 +8,7 @@ import seqloom
 import torch
 from helpers.autograd_reference import Reference, loss_of
 from helpers.breaking_proxy import proxy_of
-from helpers.expected_outputs import noise
+from helpers.frames import noise
 from helpers.real_server import until
 from helpers.threads import in_threads
 from seqloom_server.nn.spec import ModelSpec
