@@ -16,7 +16,8 @@ import safetensors.torch
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from helpers.real_server import SMALL, write_models
+from helpers.forked_process import ForkedProcess
+from helpers.real_server import COMMAND, SMALL, write_models
 from seqloom import tensors
 from seqloom.v1 import inference_service_pb2 as pb
 from seqloom.v1 import inference_service_pb2_grpc, model_service_pb2, model_service_pb2_grpc
@@ -30,14 +31,10 @@ def models(tmp_path):
     return tmp_path / "models"
 
 
-def command(*arguments, environment=None):
-    return subprocess.run(
-        [sys.executable, "-m", "seqloom_server", *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def command(*arguments):
+    process = ForkedProcess(COMMAND, *arguments)
+    printed, complaint = process.communicate(120)
+    return subprocess.CompletedProcess(arguments, process.returncode, printed, complaint)
 
 
 def health(address):

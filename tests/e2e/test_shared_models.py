@@ -3,14 +3,13 @@
 import asyncio
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 import seqloom
 import torch
+from helpers.forked_process import ForkedProcess
 from helpers.real_server import SMALL, until, write_models
 from helpers.run_helpers import SPEC, call_of
 from seqloom_server.engine.core.folder_lock import FolderLock
@@ -71,12 +70,7 @@ class Writer:
     """A process that changes models. made: the names that it says it made, the first line being that it is ready."""
 
     def __init__(self, root, seed, begin=0):
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(root), str(seed), str(begin)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self.process = ForkedProcess(WRITER, root, seed, begin)
         assert self.process.stdout.readline() == "ready\n", self.process.stderr.read()
 
     def kill(self):
@@ -189,7 +183,8 @@ def test_a_start_leaves_alone_what_another_process_is_writing(tmp_path):
             "model_folders._LOCK_SECONDS = 0.2;"
             "asyncio.run(registry.Registry(pathlib.Path(sys.argv[1]), 'cpu', 4).load_all(strict=True))"
         )
-        subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=60)
+        started = ForkedProcess(script, tmp_path)
+        assert started.wait(60) == 0, started.stderr.read()
         assert (half / "begun").exists()
         (half / "begun").unlink()
         (half / model_folder.CONFIG).write_bytes(model_folder.to_bytes(network)[0])

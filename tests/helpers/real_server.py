@@ -28,6 +28,7 @@ from helpers.plain_twin import plain_outputs
 Models = Mapping[str, ModelSpec | tuple[ModelSpec, int]]
 Arrays = tuple[npt.NDArray, ...]
 
+COMMAND = "import sys; from seqloom_server.__main__ import main; sys.exit(main())"  # seqloom-server
 SMALL = ModelSpec(cell="elman", input_size=5, hidden_size=7, output_size=3)
 
 
@@ -142,7 +143,7 @@ class ServerProcess:
                 text=True,
             )
         else:
-            process = ForkedProcess(words, environment)
+            process = ForkedProcess(COMMAND, *words, environment=environment)
         started = cls(process)
         started._reader = threading.Thread(target=lambda: started.stderr.extend(process.stderr), daemon=True)
         started._reader.start()

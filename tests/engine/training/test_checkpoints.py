@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from helpers import damage
+from helpers.forked_process import ForkedProcess
 from helpers.tolerances import served
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -443,9 +444,7 @@ def test_a_writer_that_is_killed_at_any_moment_leaves_whole_checkpoints(tmp_path
     moments = random.Random(0)
     run, saved = tmp_path / "run-1", 0
     for saves in (2, 5, 8):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(run), str(saved + 1)], stdout=subprocess.PIPE, text=True
-        )
+        writer = ForkedProcess(WRITER, run, saved + 1)
         for _ in range(saves):
             saved = int(writer.stdout.readline())
         for _ in range(moments.randrange(100_000)):  # somewhere in the next save

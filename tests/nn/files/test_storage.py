@@ -3,13 +3,13 @@
 import json
 import os
 import pickle
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from helpers.forked_process import ForkedProcess
 from helpers.ragged_batches import make_network, make_sequences, make_state, run, run_twin, torch_twin
 from helpers.specs import CELLS, make_spec
 from seqloom_server.nn.files import model_folder
@@ -226,12 +226,7 @@ for version in range(1, 1000):
 
 
 def writer(folder, prelude=""):
-    return subprocess.Popen(
-        [sys.executable, "-c", prelude + WRITER, str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return ForkedProcess(prelude + WRITER, folder)
 
 
 @pytest.mark.parametrize("saves", [1, 5, 12])
