@@ -2,7 +2,8 @@
 
 import numpy as np
 import torch
-from helpers.engine_helpers import Gate, alone, close_to, feed, keep_cost, make_frames, open_sequence, running_engine
+from helpers.engine_helpers import alone, close_to, feed, make_frames, open_sequence, running_engine
+from helpers.gate import Gate, keep_cost
 from helpers.real_server import metric, until
 from helpers.specs import make_spec
 from helpers.tolerances import near

@@ -3,7 +3,8 @@
 import time
 
 import pytest
-from helpers.engine_helpers import Gate, feed, make_frames, open_sequence, running_engine
+from helpers.engine_helpers import feed, make_frames, open_sequence, running_engine
+from helpers.gate import Gate
 from helpers.real_server import metric
 from helpers.specs import make_spec
 from seqloom_server.engine.core.sequence import Op

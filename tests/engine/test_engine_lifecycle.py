@@ -7,7 +7,8 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from helpers.engine_helpers import Collected, Gate, alone, close_to, feed, make_frames, open_sequence, running_engine
+from helpers.engine_helpers import Collected, alone, close_to, feed, make_frames, open_sequence, running_engine
+from helpers.gate import Gate
 from helpers.real_server import metric, until
 from helpers.specs import make_spec
 from seqloom_server.engine.core.sequence import Chunk, Op, OutputSpec

@@ -5,7 +5,6 @@ import asyncio
 import numpy as np
 import pytest
 from helpers.engine_helpers import (
-    Gate,
     alone,
     assert_states_close,
     close_to,
@@ -15,6 +14,7 @@ from helpers.engine_helpers import (
     open_sequence,
     running_engine,
 )
+from helpers.gate import Gate
 from helpers.real_server import metric, until
 from helpers.specs import make_spec
 from seqloom_server.engine.core.sequence import Chunk, Op

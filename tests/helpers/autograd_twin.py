@@ -1,4 +1,4 @@
-"""What the tests of gradients share: a plain torch.nn network, one sequence at a time, differentiated by autograd."""
+"""A plain torch.nn network, one sequence at a time, differentiated by autograd: what a call of gradients must give."""
 
 import dataclasses
 

@@ -1,84 +1,17 @@
-"""What the engine tests share: a device in simulated time, a sink that collects, a whole engine, a gate before it."""
+"""An engine without a server around it: what goes in as chunks of sequences, and a sink for what comes out."""
 
 import asyncio
 import contextlib
-import threading
 import time
 
 import numpy as np
 from seqloom_server.config import ServerConfig
-from seqloom_server.engine.core.sequence import Chunk, Op, OutputSpec, Sequence
-from seqloom_server.engine.core.slice_cost import SliceCost
-from seqloom_server.engine.core.state_slots import SlotPool
+from seqloom_server.engine.core.sequence import Chunk, Op, OutputSpec
 from seqloom_server.engine.engine import Engine
-from seqloom_server.engine.scheduling.scheduler import Scheduler
-from seqloom_server.engine.scheduling.slice_fit import SchedulerLimits
 from seqloom_server.metrics import Metrics
 
 from helpers.plain_twin import plain_outputs
 from helpers.tolerances import near
-
-
-class KnownWeights:
-    """Weights as the scheduler sees them, of a cost that is known: seconds a step and a cell."""
-
-    def __init__(self, model="m", *, per_slice=0.0, per_step=1e-3, per_cell=1e-4, max_cells=1 << 20, whole_only=False):
-        self.model, self.version, self.max_cells, self.whole_only = model, 1, max_cells, whole_only
-        self.slots = SlotPool()
-        self.cost = SliceCost(1.0, 1.0)
-        self.cost.per_slice, self.cost.per_step, self.cost.per_cell = per_slice, per_step, per_cell
-
-
-def keep_cost(weights, *, per_slice, per_step, per_cell):
-    """Has the weights cost this whatever the clock says: what a gate holds up is no slice's time."""
-    cost = weights.cost
-    cost.per_slice, cost.per_step, cost.per_cell = per_slice, per_step, per_cell
-    cost.observe = lambda *_: None
-
-
-def make_sequence(weights, op=Op.INFER, **more):
-    return Sequence(op, weights, OutputSpec(), sink=None, **more)
-
-
-def make_chunk(steps, now=0.0, **more):
-    return Chunk(np.zeros((steps, 1), "f4"), now, **more)
-
-
-class Device:
-    """A device of known speed: runs a scheduler's slices, one after the other, in simulated time."""
-
-    def __init__(self, **limits):
-        self.scheduler = Scheduler(SchedulerLimits(**limits))
-        self.now = 0.0
-        self.used = dict.fromkeys(Op, 0.0)
-
-    def push(self, sequence, *sizes, last=False):
-        chunks = [make_chunk(size, self.now) for size in sizes]
-        chunks[-1].last = last
-        self.scheduler.push(sequence, chunks, self.now)
-
-    def open(self, weights, op, count=1, **more):
-        if op is Op.STREAM:
-            self.scheduler.live_sessions += count
-        return [make_sequence(weights, op, **more) for _ in range(count)]
-
-    def start(self):
-        return self.scheduler.next_work(self.now)
-
-    def finish(self, piece):
-        seconds = piece.weights.cost.seconds(piece.steps, piece.cells)
-        self.now += seconds
-        for member in piece.members:
-            self.used[member.sequence.op] += seconds * member.steps / max(piece.cells, 1)
-        self.scheduler.complete(piece, seconds, self.now)
-        return piece
-
-    def run(self):
-        return self.finish(self.start())
-
-
-def sequences_of(piece):
-    return [member.sequence for member in piece.members]
 
 
 def make_frames(spec, *lengths, seed=0):
@@ -190,40 +123,3 @@ def close_to(spec):
 def assert_states_close(got, wanted, spec):
     for one, other in zip(got, wanted, strict=True):
         np.testing.assert_allclose(one, other, **close_to(spec))
-
-
-class Gate:
-    """Stands before a network: the device thread waits at it, and tells the batches that come through.
-
-    batches: per call, the number of sequences of each step.
-    """
-
-    def __init__(self, weights):
-        self.batches = []
-        self.break_with = None
-        self._advance = weights.network.advance
-        self._passes = threading.Semaphore(0)
-        self._arrived = threading.Semaphore(0)
-        self._open = False
-        weights.network.advance = self._pass
-
-    def _pass(self, rows, batch_sizes, state):
-        self.batches.append(batch_sizes.tolist())
-        self._arrived.release()
-        if not self._open:
-            assert self._passes.acquire(timeout=60)
-        if self.break_with is not None:
-            raise self.break_with
-        return self._advance(rows, batch_sizes, state)
-
-    async def arrived(self):
-        """Waits until the device thread has come to the gate once more."""
-        assert await asyncio.to_thread(self._arrived.acquire, timeout=60)
-
-    def let_pass(self, count=1):
-        self._passes.release(count)
-
-    def open(self):
-        """Lets everything pass from now on."""
-        self._open = True
-        self._passes.release()

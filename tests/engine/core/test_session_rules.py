@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers.engine_helpers import KnownWeights, make_chunk, make_sequence
+from helpers.simulated_device import KnownWeights, make_chunk, make_sequence
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule

@@ -11,7 +11,6 @@ import threading
 import numpy as np
 import pytest
 from helpers.engine_helpers import (
-    Gate,
     alone,
     assert_states_close,
     close_to,
@@ -22,6 +21,7 @@ from helpers.engine_helpers import (
     running_engine,
 )
 from helpers.frames import cut
+from helpers.gate import Gate
 from helpers.real_server import metric, until
 from helpers.specs import CELLS, make_spec
 from hypothesis import given, settings

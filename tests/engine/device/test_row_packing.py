@@ -1,7 +1,7 @@
 """Packing against the plain loop: every row of every member at its place, and nothing else."""
 
 import numpy as np
-from helpers.engine_helpers import KnownWeights, make_sequence
+from helpers.simulated_device import KnownWeights, make_sequence
 from hypothesis import given
 from hypothesis import strategies as st
 from seqloom_server.engine.core.sequence import Member, OutputSpec

@@ -3,7 +3,7 @@
 import gc
 import weakref
 
-from helpers.engine_helpers import KnownWeights, make_sequence
+from helpers.simulated_device import KnownWeights, make_sequence
 from hypothesis import given
 from hypothesis import strategies as st
 from seqloom_server.engine.scheduling.deadlines import Deadlines

@@ -3,7 +3,7 @@
 import collections
 
 import pytest
-from helpers.engine_helpers import Device, KnownWeights, sequences_of
+from helpers.simulated_device import Device, KnownWeights, sequences_of
 from seqloom_server.engine.core.sequence import Op
 
 

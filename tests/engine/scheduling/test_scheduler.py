@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from helpers.engine_helpers import Device, KnownWeights, make_chunk, sequences_of
+from helpers.simulated_device import Device, KnownWeights, make_chunk, sequences_of
+from seqloom_server.engine.core.limits import SchedulerLimits
 from seqloom_server.engine.core.sequence import Op
-from seqloom_server.engine.scheduling.slice_fit import SchedulerLimits
 
 
 @pytest.mark.parametrize("op", [Op.STREAM, Op.INFER])

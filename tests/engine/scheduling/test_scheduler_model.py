@@ -1,13 +1,13 @@
 """The scheduler against a plain model of it: anything may come, end, fail or be cancelled at any time."""
 
 import numpy as np
-from helpers.engine_helpers import KnownWeights, make_sequence
+from helpers.simulated_device import KnownWeights, make_sequence
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
+from seqloom_server.engine.core.limits import SchedulerLimits
 from seqloom_server.engine.core.sequence import Chunk, Op
 from seqloom_server.engine.scheduling.scheduler import Scheduler
-from seqloom_server.engine.scheduling.slice_fit import SchedulerLimits
 from seqloom_server.errors import Reason, ServerError
 
 LIMITS = SchedulerLimits(

@@ -1,7 +1,7 @@
 """The queue of the scheduler: bounds that refuse, deadlines that pass, slots and counts that come back."""
 
 import pytest
-from helpers.engine_helpers import Device, KnownWeights, sequences_of
+from helpers.simulated_device import Device, KnownWeights, sequences_of
 from seqloom_server.engine.core.sequence import Op
 from seqloom_server.errors import Reason, ServerError
 

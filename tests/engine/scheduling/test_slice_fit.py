@@ -1,11 +1,12 @@
 """Which sequences join a slice and how far they run, for any lengths: within the bounds, dense, and never nothing."""
 
 import numpy as np
-from helpers.engine_helpers import KnownWeights, make_sequence
+from helpers.simulated_device import KnownWeights, make_sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from seqloom_server.engine.core.limits import SchedulerLimits
 from seqloom_server.engine.core.sequence import Member, Slice
-from seqloom_server.engine.scheduling.slice_fit import SchedulerLimits, SliceFit
+from seqloom_server.engine.scheduling.slice_fit import SliceFit
 
 lengths_strategy = st.lists(st.one_of(st.integers(0, 12), st.integers(0, 3000)), min_size=1, max_size=80)
 costs = st.tuples(st.sampled_from([1e-6, 1e-4, 1e-2]), st.sampled_from([1e-7, 1e-5, 1e-3]))

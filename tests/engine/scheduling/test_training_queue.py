@@ -3,12 +3,12 @@
 import asyncio
 
 import pytest
-from helpers.engine_helpers import Device, KnownWeights
+from helpers.simulated_device import Device, KnownWeights
 from hypothesis import given
 from hypothesis import strategies as st
+from seqloom_server.engine.core.limits import SchedulerLimits
 from seqloom_server.engine.core.sequence import Op
 from seqloom_server.engine.core.training_job import Task, TrainingBatch, TrainingCall
-from seqloom_server.engine.scheduling.slice_fit import SchedulerLimits
 from seqloom_server.engine.scheduling.training_queue import TrainingQueue
 from seqloom_server.errors import Reason, ServerError
 

@@ -2,19 +2,8 @@
 
 import numpy as np
 import pytest
-from helpers.engine_helpers import (
-    Device,
-    KnownWeights,
-    alone,
-    close_to,
-    feed,
-    make_chunk,
-    make_frames,
-    make_sequence,
-    open_sequence,
-    running_engine,
-    sequences_of,
-)
+from helpers.engine_helpers import alone, close_to, feed, make_frames, open_sequence, running_engine
+from helpers.simulated_device import Device, KnownWeights, make_chunk, make_sequence, sequences_of
 from helpers.specs import make_spec
 from seqloom_server.engine.core.sequence import Op
 from seqloom_server.engine.core.session_window import is_idle
