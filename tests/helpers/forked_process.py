@@ -16,7 +16,8 @@ from multiprocessing.connection import Connection
 from typing import TextIO
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["seqloom_server.__main__", "seqloom_server.rpc.server"])
+# torch.optim imports torch._dynamo as the first optimizer is made, which takes as long as all the rest.
+_FORKS.set_forkserver_preload(["seqloom_server.__main__", "seqloom_server.rpc.server", "torch._dynamo"])
 
 
 class ForkedProcess:

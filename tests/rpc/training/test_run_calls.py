@@ -94,7 +94,7 @@ async def test_a_reply_that_was_acknowledged_is_forgotten(served, channel):
     assert (failure.code, failure.reason) == ("FAILED_PRECONDITION", "CALL_FORGOTTEN")
 
 
-def held(served):
+def waiting_calls(served):
     """How many calls wait for earlier ones."""
     return sum(len(run.calls._held) for run in served.engine.runs.all())
 
@@ -103,7 +103,7 @@ async def test_calls_that_arrive_out_of_order_are_done_in_order(served, channel)
     client = Client(channel, (await create_run(channel)).id)
     step = asyncio.ensure_future(client.step(number=3))
     second = asyncio.ensure_future(client.forward_backward(batch(1), number=2))
-    await until(lambda: held(served) == 2)
+    await until(lambda: waiting_calls(served) == 2)
     assert not step.done()
     await client.forward_backward(batch(0), number=1)
     assert (await second).step == 1
@@ -194,7 +194,7 @@ async def test_runs_are_bounded(serve):
         assert failure.retry_after
         client = Client(channel, run.id)
         held = [asyncio.ensure_future(client.forward_backward(number=n)) for n in (2, 3, 4)]
-        await until(lambda: held(served) == 3)
+        await until(lambda: waiting_calls(served) == 3)
         assert (await refused(client.forward_backward(number=5))).reason == "OVERLOADED"
         await client.forward_backward(number=1)
         await asyncio.gather(*held)

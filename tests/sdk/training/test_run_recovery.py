@@ -13,6 +13,7 @@ from helpers.autograd_reference import Reference
 from helpers.breaking_proxy import proxy_of
 from helpers.real_server import until, write_models
 from helpers.run_helpers import SPEC, assert_weights, call_of, weights_of
+from seqloom._training.call_delivery import _SECONDS_BETWEEN_LOOKS
 from seqloom_server.nn.spec import ModelSpec
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
@@ -39,6 +40,11 @@ def killable(server_process, tmp_path):
         async def die_and_return(self) -> None:
             """kill -9, and a new one at the same address."""
             await asyncio.to_thread(self.process.end, signal.SIGKILL)
+            await self.come_back()
+
+        async def come_back(self) -> None:
+            """Later than a client who calls nothing looks at its connection, which it would find mended else."""
+            await asyncio.sleep(1.5 * _SECONDS_BETWEEN_LOOKS)
             await asyncio.to_thread(self.start)
 
     return Killable()
@@ -182,7 +188,7 @@ async def test_a_server_that_does_not_come_back_is_unavailable_when_the_time_is_
         await asyncio.to_thread(killable.process.end, signal.SIGKILL)
         with pytest.raises(seqloom.Unavailable):
             await run.step(timeout=1)
-        await asyncio.to_thread(killable.start)
+        await killable.come_back()
         later = await run.forward_backward(*call_of(2))
         info = await run.info()  # the step whose caller gave it up was sent before that, or never
         assert (later.step, info.accumulated_calls) == (info.step + 1, 2 - info.step)
@@ -197,7 +203,7 @@ async def test_an_orderly_end_of_the_server_saves_the_run(killable):
         await run.forward_backward(*call_of(7))
         status, _ = await asyncio.to_thread(killable.process.end, signal.SIGTERM)
         assert status == 0
-        await asyncio.to_thread(killable.start)
+        await killable.come_back()
         info = await run.info()
         assert (info.step, info.durable_step, info.accumulated_calls) == (3, 3, 1)
         assert (await run.step()).step_number == 4
