@@ -11,6 +11,7 @@ import pytest
 import seqloom
 import torch
 from helpers.autograd_reference import Reference
+from helpers.gate import Gate
 from helpers.real_server import until, write_models
 from helpers.run_helpers import assert_weights, weights_of
 from helpers.tolerances import near
@@ -46,20 +47,20 @@ async def test_24_concurrent_calls_share_passes_and_each_gets_its_own_gradients(
         def passes():
             return served.value("batch_sequences_count", op="train", model="m")
 
-        def ahead(steps):
-            return asyncio.create_task(clients[24].gradients("m", *([part] for part in example_of(99, steps, spec))))
-
-        others = [ahead(4000)]
-        while not served.value("queue_items", op="train"):  # until the device is busy, as that of a busy server is
-            others.append(ahead(5))
-            await asyncio.sleep(0.002)
+        gate = Gate(served.engine.registry.current("m"))  # the device is busy, as that of a busy server is
+        other = asyncio.create_task(clients[24].infer("m", [examples[0][0]]))
+        await gate.arrived()
         before = passes()
-        every = await asyncio.gather(
-            *(client.gradients("m", [x], [y]) for client, (x, y) in zip(clients, examples, strict=False))
-        )
-        await asyncio.gather(*others)
+        calls = [
+            asyncio.create_task(client.gradients("m", [x], [y]))
+            for client, (x, y) in zip(clients, examples, strict=False)
+        ]
+        await until(lambda: served.value("queue_items", op="train") == 24)
+        gate.open()
+        every = await asyncio.gather(*calls)
+        await other
         assert passes() - before <= 6
-        assert served.value("batch_sequences_sum", op="train", model="m") == 24 + len(others)
+        assert served.value("batch_sequences_sum", op="train", model="m") == 24
         whole = await clients[0].gradients("m", *zip(*examples, strict=True))
         for own, example in zip(every, examples, strict=True):
             assert_weights(own.parameters, autograd_of(served.networks["m"], [example]), **TIGHT[dtype])
