@@ -22,7 +22,7 @@ ADAM = seqloom.Adam(0.01)
 
 @pytest.fixture
 def killable(server_process, tmp_path):
-    """A server with one model "m" that can be killed and started again: started(), kill(), address."""
+    """A server with one model "m" that can be killed and come back: start(), die_and_return(), come_back(), address."""
 
     class Killable:
         def __init__(self) -> None:
