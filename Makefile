@@ -1,7 +1,8 @@
 # The project's commands. Each sets up .venv by itself; a machine needs only make and Python 3.11 to 3.14.
 #
 #   make demo [DATA=DIR]   many callers' speech through one batched network (DATA: a folder of WAV files)
-#   make test              lint and every test; `make test PRECISION=bf16` with every float32 model served so (or tf32)
+#   make test              lint and the tests; `make test PRECISION=bf16` with every float32 model served so (or tf32)
+#   make test-slow         the tests marked slow, which `make test` leaves out; `make test-all` all of them
 #   make lint              the checks alone; `make format` mends what can be mended by itself
 #   make protos            the gRPC stubs, generated again from protos/
 #   make bench [DATA=DIR]  every goal of speed in one sitting, beside Triton and others; 12 minutes
@@ -18,7 +19,8 @@
 # TORCH_INDEX  the package index that torch comes from: by default PyTorch's CPU builds on a Linux machine without an
 #              NVIDIA driver, else pip's own index, which is also taken where that one cannot be reached
 # PRECISION    in which `make test` serves models whose test names none; by default full
-# ARGS         more arguments for the program that a command runs
+# ARGS         more arguments for the program that a command runs; those for `make test`, such as "tests/rpc -x", say
+#              which tests run and how, which by default are all but the slow ones, on up to four cores at once
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,9 +31,11 @@ TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/d
 DATA ?=
 PRECISION ?=
 ARGS ?=
+PYTEST = $(BIN)/python -m pytest $(if $(PRECISION),--precision $(PRECISION))
+TOGETHER := -n auto --dist loadfile --no-loadscope-reorder
 RECORDINGS = $(if $(DATA),--data "$(DATA)")
 
-.PHONY: help demo test lint format protos peers compare bench bench-training bench-sweeps bench-gpu bench-front-end bench-quick compose-test clean
+.PHONY: help demo test test-slow test-all lint format protos peers compare bench bench-training bench-sweeps bench-gpu bench-front-end bench-quick compose-test clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -39,8 +43,19 @@ help:
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py $(RECORDINGS) $(ARGS)
 
+ifdef ARGS
 test: lint
-	$(BIN)/python -m pytest $(if $(PRECISION),--precision $(PRECISION)) $(ARGS)
+	$(PYTEST) $(ARGS)
+else
+test: lint
+	$(PYTEST) $(TOGETHER) -m "not slow and not alone"
+	$(PYTEST) -m alone
+endif
+
+test-slow: $(INSTALLED)
+	$(PYTEST) $(TOGETHER) -m "slow and not alone"
+
+test-all: test test-slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

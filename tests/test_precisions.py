@@ -3,12 +3,12 @@
 import dataclasses
 
 import numpy as np
-import precisions
 import pytest
 import seqloom
-from precisions import alike, assert_labels, near, served
+from helpers import tolerances
+from helpers.real_server import SMALL
+from helpers.tolerances import alike, assert_labels, near, served
 from seqloom_server.nn.spec import ModelSpec
-from serving import SMALL
 
 BOTH = (ModelSpec, seqloom.ModelSpec)
 
@@ -18,12 +18,12 @@ def mode(request):
     return request.config.getoption("--precision")
 
 
-@pytest.fixture(params=precisions.PRECISIONS)
+@pytest.fixture(params=tolerances.PRECISIONS)
 def other(request, mode):
     """Has the rest of a test run in this mode."""
-    precisions.serve_in(request.param)
+    tolerances.serve_in(request.param)
     yield request.param
-    precisions.serve_in(mode)
+    tolerances.serve_in(mode)
 
 
 async def test_models_are_served_in_the_mode(mode, serve):

@@ -5,7 +5,7 @@ import dataclasses
 import re
 
 import pytest
-from pages import ROOT, table, text
+from helpers.pages import ROOT, table, text
 from seqloom_server.config import ServerConfig
 from seqloom_server.errors import Reason
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import seqloom
 from google.rpc import code_pb2
-from pages import ROOT, code, section, table, text
+from helpers.pages import ROOT, code, section, table, text
+from helpers.plain_twin import plain_outputs
+from helpers.real_server import SMALL, write_models
 from prometheus_client.parser import text_string_to_metric_families
 from seqloom.errors import from_status
 from seqloom.v1 import inference_service_pb2, model_service_pb2
@@ -17,10 +19,8 @@ from seqloom_server.config import ServerConfig
 from seqloom_server.errors import Reason, ServerError
 from seqloom_server.nn import spec
 from seqloom_server.nn.files import model_folder
-from seqloom_server.nn.reference import reference_forward
 from seqloom_server.rpc.calls.status import status_of
 from seqloom_server.rpc.inference import outbox, stream_call, stream_session
-from serving import SMALL, write_models
 
 PAGE = "docs/protocol.md"
 
@@ -33,9 +33,8 @@ def test_the_example_is_a_client_that_works(server_process, tmp_path):
     names = {}
     exec(compile(example.replace("localhost:50051", started.address), PAGE, "exec"), names)
     network, _ = model_folder.load(ROOT / "examples" / "models" / "digits")
-    parameters = {name: tensor.double().numpy() for name, tensor in network.parameters().items()}
-    hidden, (final,) = reference_forward.forward(network.spec, parameters, names["xs"].astype(float))
-    assert names["labels"] == reference_forward.logits(parameters, hidden).argmax(axis=1).tolist()
+    _, logits, (final,) = plain_outputs(network, names["xs"])
+    assert names["labels"] == logits.argmax(axis=1).tolist()
     np.testing.assert_allclose(names["final_state"], final, rtol=1e-4, atol=1e-6)
 
 

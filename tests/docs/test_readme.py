@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from pages import ROOT, code, text
+from helpers.pages import ROOT, code, text
 from seqloom_server.config import ServerConfig
 from seqloom_server.nn.files import model_folder
 

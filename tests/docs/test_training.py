@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from pages import ROOT, code, section, table, text
+from helpers.pages import ROOT, code, section, table, text
 from seqloom._training import call_delivery as sdk_calls
 from seqloom_server.config import ServerConfig
 from seqloom_server.engine.training import numbered_calls

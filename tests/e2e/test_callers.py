@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import random
 import urllib.request
 
@@ -9,30 +10,22 @@ import numpy as np
 import psutil
 import pytest
 import seqloom
-from precisions import near, served
+from helpers.frames import noise
+from helpers.plain_twin import plain_outputs
+from helpers.real_server import total, until, write_models
+from helpers.tolerances import near, served
 from prometheus_client.parser import text_string_to_metric_families
-from seqloom_server.nn.reference import reference_forward
 from seqloom_server.nn.spec import ModelSpec
-from serving import until, write_models
 
 SPEC = ModelSpec("elman", 8, 64, 10)
 CLOSE = near(rtol=1e-4, atol=1e-4)
-
-
-def noise(steps, seed=0, width=8):
-    return np.random.default_rng(seed).standard_normal((steps, width)).astype("f4")
 
 
 def scrape(address):
     """A server's metrics: value(name, **labels) sums what matches, without the prefix."""
     with urllib.request.urlopen(f"http://{address}/metrics") as reply:
         families = list(text_string_to_metric_families(reply.read().decode()))
-    samples = [sample for family in families for sample in family.samples]
-
-    def value(name, **labels):
-        return sum(s.value for s in samples if s.name == f"seqloom_{name}" and labels.items() <= s.labels.items())
-
-    return value
+    return functools.partial(total, families)
 
 
 @pytest.fixture
@@ -41,14 +34,9 @@ def start(server_process, tmp_path):
 
     async def started(models, *arguments):
         networks = write_models(tmp_path, models)
-        parameters = {
-            model: {name: tensor.double().numpy() for name, tensor in network.parameters().items()}
-            for model, network in networks.items()
-        }
 
         def expected(model, x):
-            hidden, _ = reference_forward.forward(networks[model].spec, parameters[model], np.asarray(x, float))
-            return reference_forward.logits(parameters[model], hidden)
+            return plain_outputs(networks[model], x)[1]
 
         return await asyncio.to_thread(server_process, "--models", tmp_path, *arguments), expected
 
@@ -61,7 +49,7 @@ async def test_batches_of_64_callers_of_unequal_lengths_are_full_and_nothing_is_
     lengths = [20 + 37 * i % 280 for i in range(64)]
 
     async def caller(client, i):
-        x = noise(lengths[i], seed=i, width=40)
+        x = noise(lengths[i], seed=i, width=40, dtype="f4")
         return [(await client.infer("m", [x])).outputs[0] for _ in range(3)]
 
     async with contextlib.AsyncExitStack() as stack:
@@ -76,7 +64,7 @@ async def test_batches_of_64_callers_of_unequal_lengths_are_full_and_nothing_is_
     assert grown("batch_sequences_sum") / grown("batch_sequences_count") > 16
     assert grown("padded_steps_total") == 0
     for i, every in enumerate(results):
-        wanted = expected("m", noise(lengths[i], seed=i, width=40))
+        wanted = expected("m", noise(lengths[i], seed=i, width=40, dtype="f4"))
         for outputs in every:
             np.testing.assert_allclose(outputs, wanted, **CLOSE)
 
@@ -86,7 +74,7 @@ async def test_500_live_streams_each_get_exactly_their_own_in_order(start):
     together = asyncio.Barrier(500)
 
     async def caller(client, i):
-        x = noise(40, seed=i)
+        x = noise(40, seed=i, width=8, dtype="f4")
         sizes = [1 + (i + j) % 7 for j in range(6)]
         ends = [*np.cumsum(sizes).tolist(), 40]
         chunks = [x[start:end] for start, end in zip([0, *ends], ends, strict=False)]
@@ -100,7 +88,7 @@ async def test_500_live_streams_each_get_exactly_their_own_in_order(start):
         clients = [await stack.enter_async_context(seqloom.AsyncClient(server.address, timeout=120)) for _ in range(10)]
         results = await asyncio.gather(*(caller(clients[i % 10], i) for i in range(500)))
     for i, got in enumerate(results):
-        np.testing.assert_allclose(got, expected("m", noise(40, seed=i)), **CLOSE)
+        np.testing.assert_allclose(got, expected("m", noise(40, seed=i, width=8, dtype="f4")), **CLOSE)
     value = await asyncio.to_thread(scrape, server.http_address)
     assert value("steps_total", op="stream", model="m") == 500 * 40
 
@@ -116,7 +104,7 @@ async def test_a_storm_of_cancellations_leaves_nothing_and_disturbs_nobody(start
         async def use():
             async with client.stream("m") as stream:
                 for chunk in range(generator.randrange(4)):
-                    await stream.send(noise(generator.randrange(1, 200), seed=chunk))
+                    await stream.send(noise(generator.randrange(1, 200), seed=chunk, width=8, dtype="f4"))
                     if generator.random() < 0.5:
                         await stream.receive()
                 if generator.random() < 0.1:
@@ -138,7 +126,7 @@ async def test_a_storm_of_cancellations_leaves_nothing_and_disturbs_nobody(start
 
     async def beside(client, i, over):
         """A live stream of many chunks, each of which gets its own outputs."""
-        x = noise(2000, seed=1000 + i)
+        x = noise(2000, seed=1000 + i, width=8, dtype="f4")
         done = 0
         got = []
         async with client.stream("m") as stream:
@@ -175,7 +163,7 @@ async def test_a_storm_of_cancellations_leaves_nothing_and_disturbs_nobody(start
     value = await asyncio.to_thread(scrape, server.http_address)
     assert value("cancelled_total") > 100
     async with seqloom.AsyncClient(server.address) as client:
-        x = noise(30)
+        x = noise(30, width=8, dtype="f4")
         np.testing.assert_allclose((await client.infer("m", [x])).outputs[0], expected("m", x), **CLOSE)
 
 
@@ -191,7 +179,7 @@ async def test_a_long_recording_delays_live_streams_by_no_more_than_a_slice(serv
             return served.value(name, op=op, model="m") - before[name, op]
 
         async def live(i):
-            x = noise(10, seed=i)
+            x = noise(10, seed=i, width=8, dtype="f4")
             rounds = 0
             async with client.stream("m") as stream:
                 while not recorded.is_set():
@@ -207,7 +195,7 @@ async def test_a_long_recording_delays_live_streams_by_no_more_than_a_slice(serv
         callers = [asyncio.create_task(live(i)) for i in range(streams)]
         await until(lambda: grown("batch_steps_count", "stream") >= 20)
         before = {(name, op): served.value(name, op=op, model="m") for name, op in before}
-        x = noise(steps, seed=99)
+        x = noise(steps, seed=99, width=8, dtype="f4")
         result = await client.infer("m", [x])
         waited = grown("queue_duration_seconds_sum", "stream") / grown("queue_duration_seconds_count", "stream")
         slices = grown("batch_steps_count", "infer")

@@ -9,16 +9,16 @@ import textwrap
 import numpy as np
 import pytest
 import seqloom
+from helpers.breaking_proxy import proxy_of
+from helpers.real_server import open_channel, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from proxy import proxy_of
 from seqloom import tensors
 from seqloom.v1 import model_service_pb2, model_service_pb2_grpc, tensor_pb2, training_service_pb2_grpc
 from seqloom.v1 import training_service_pb2 as pb
 from seqloom_server.nn.files import model_folder
 from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.spec import ModelSpec
-from serving import open_channel, until
 
 SPEC = ModelSpec(cell="gru", input_size=400, hidden_size=8, output_size=6)
 LARGE = ModelSpec(cell="elman", input_size=400, hidden_size=500, output_size=400)  # 2.6 MB of weights

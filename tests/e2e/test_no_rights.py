@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import seqloom
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from helpers.real_server import SMALL, write_models
 from seqloom_server.engine.core.folder_lock import LOCK
-from serving import SMALL, write_models
 
 # A folder that cannot be written in this process' view, and a process that is no root, where this system has them.
 READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" || exit 99; shift; exec "$@"'
@@ -40,7 +40,7 @@ def start(server_process, tmp_path, monkeypatch):
         python.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(python))
         arguments = ["--models", tmp_path / "models", "--runs", tmp_path / "runs", *options]
-        return server_process(*arguments, ready=False)
+        return server_process(*arguments, ready=False, fresh=True)
 
     return factory
 

@@ -11,14 +11,14 @@ import threading
 import numpy as np
 import pytest
 import seqloom
+from helpers.real_server import SMALL, serving, until, write_models
+from helpers.run_helpers import SPEC, call_of
 from seqloom_server.config import ServerConfig
 from seqloom_server.engine.core.folder_lock import LOCK
-from seqloom_server.engine.training import checkpoint_files
+from seqloom_server.engine.training import checkpoint_files, runs_holder
 from seqloom_server.engine.training.runs_holder import HOLDER
 from seqloom_server.nn.files import atomic_folder, model_folder
 from seqloom_server.rpc.server import CannotStart, Server
-from serving import SMALL, serving, until, write_models
-from training_kit import SPEC, call_of
 
 SGD = seqloom.SGD(0.1)
 
@@ -294,7 +294,8 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("what", STRANGE)
-async def test_whatever_lies_where_a_holder_is_told_hinders_nobody(tmp_path, what):
+async def test_whatever_lies_where_a_holder_is_told_hinders_nobody(tmp_path, what, monkeypatch):
+    monkeypatch.setattr(runs_holder, "_SECONDS_TO_TELL", 0.1)  # nobody is about to tell anything
     (tmp_path / "runs").mkdir()
     STRANGE[what](tmp_path / "runs" / HOLDER)
     first = server_on(tmp_path)

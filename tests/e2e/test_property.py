@@ -5,9 +5,9 @@ import asyncio
 import numpy as np
 import pytest
 import seqloom
+from helpers.tolerances import alike
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from precisions import alike
 from seqloom_server.nn.spec import ModelSpec
 
 TOLERANCE = {"float32": alike(rtol=1e-5, atol=1e-5), "float64": {"rtol": 1e-10, "atol": 1e-10}}

@@ -16,12 +16,13 @@ import safetensors.torch
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from helpers.forked_process import ForkedProcess
+from helpers.real_server import COMMAND, SMALL, write_models
 from seqloom import tensors
 from seqloom.v1 import inference_service_pb2 as pb
 from seqloom.v1 import inference_service_pb2_grpc, model_service_pb2, model_service_pb2_grpc
 from seqloom_server.nn.files import model_folder
 from seqloom_server.nn.forward.network import Network
-from serving import SMALL, write_models
 
 
 @pytest.fixture
@@ -30,14 +31,10 @@ def models(tmp_path):
     return tmp_path / "models"
 
 
-def command(*arguments, environment=None):
-    return subprocess.run(
-        [sys.executable, "-m", "seqloom_server", *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def command(*arguments):
+    process = ForkedProcess(COMMAND, *arguments)
+    printed, complaint = process.communicate(120)
+    return subprocess.CompletedProcess(arguments, process.returncode, printed, complaint)
 
 
 def health(address):
@@ -47,7 +44,7 @@ def health(address):
 
 def test_it_prints_one_line_when_it_serves_and_exits_0_on_a_signal(server_process, models):
     for number in (signal.SIGTERM, signal.SIGINT):
-        started = server_process("--models", models)
+        started = server_process("--models", models, fresh=True)
         assert not started.address.endswith(":0")
         assert health(started.address) == health_pb2.HealthCheckResponse.SERVING
         for path, words in (("healthz", "ok"), ("metrics", 'seqloom_weights_version{model="small"} 1.0')):
@@ -239,7 +236,7 @@ def test_a_model_for_which_there_is_no_memory_is_refused_as_load(server_process,
 
 
 def test_a_signal_while_it_starts_ends_it_quietly(server_process, models):
-    started = server_process("--models", models, ready=False)
+    started = server_process("--models", models, ready=False, fresh=True)
     maps = pathlib.Path(f"/proc/{started.process.pid}/maps")
     while "libtorch" not in maps.read_text():
         assert started.process.poll() is None

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import seqloom
-from serving import SMALL, write_models
+from helpers.real_server import SMALL, write_models
 
 
 @pytest.fixture

@@ -2,20 +2,11 @@
 
 import numpy as np
 import torch
-from engine_kit import (
-    Gate,
-    alone,
-    close_to,
-    feed,
-    keep_cost,
-    make_frames,
-    make_spec,
-    metric,
-    open_sequence,
-    running_engine,
-    until,
-)
-from precisions import near
+from helpers.engine_helpers import alone, close_to, feed, make_frames, open_sequence, running_engine
+from helpers.gate import Gate, keep_cost
+from helpers.real_server import metric, until
+from helpers.specs import make_spec
+from helpers.tolerances import near
 from seqloom_server.engine.core.sequence import Op
 
 SPEC = make_spec()

@@ -6,19 +6,19 @@ import tempfile
 import numpy as np
 import pytest
 import torch
-from engine_kit import (
-    CELLS,
+from helpers.engine_helpers import (
     alone,
     assert_states_close,
     close_to,
-    cut,
     feed,
     make_frames,
-    make_spec,
     make_state,
     open_sequence,
     running_engine,
 )
+from helpers.frames import cut
+from helpers.plain_twin import plain_outputs
+from helpers.specs import CELLS, make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqloom_server.engine.core.sequence import Chunk, Op, OutputSpec
@@ -116,14 +116,13 @@ async def test_callers_of_one_batch_each_get_the_output_that_they_want(tmp_path)
         for kind, frames, _, sink in runs:
             await sink.wait()
             (piece,) = sink.pieces
-            logits, _ = alone(weights, frames)
-            parameters = {name: tensor.numpy() for name, tensor in weights.network.parameters().items()}
+            hidden, logits, _ = plain_outputs(weights.network, frames)
             expected = {
                 "logits": logits,
                 "probs": reference_forward.softmax(logits),
                 "log_probs": reference_forward.log_softmax(logits),
                 "labels": None,
-                "hidden": reference_forward.forward(spec, parameters, frames)[0],
+                "hidden": hidden,
                 "top_k": np.sort(reference_forward.log_softmax(logits), 1)[:, ::-1][:, :3],
             }[kind]
             if expected is None:

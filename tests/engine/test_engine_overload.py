@@ -1,15 +1,10 @@
 """More than the engine takes: refused at once with when to come again, and nothing half done."""
 
 import pytest
-from engine_kit import (
-    Gate,
-    feed,
-    make_frames,
-    make_spec,
-    metric,
-    open_sequence,
-    running_engine,
-)
+from helpers.engine_helpers import feed, make_frames, open_sequence, running_engine
+from helpers.gate import Gate
+from helpers.real_server import metric
+from helpers.specs import make_spec
 from seqloom_server.engine.core.sequence import Chunk, Op
 from seqloom_server.errors import Reason, ServerError
 

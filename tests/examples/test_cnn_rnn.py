@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from demo import ROOT
-from wav_bytes import chunk, fmt, riff
+from helpers.wav_bytes import chunk, fmt, riff
 
 
 def run_example(*arguments):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from demo import MODEL, ROOT, turns
 from features import log_mel
-from in_process import class_probabilities
+from helpers.in_process import class_probabilities
+from helpers.wav_bytes import chunk, fmt, riff
 from recognition import edits, recognise
 from recordings import shipped
 from seqloom_server.nn.files import model_folder
-from wav_bytes import chunk, fmt, riff
 
 STEPS = 40
 BARS = "▁▂▃▄▅▆▇█"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from features import log_mel
-from in_process import class_probabilities
+from helpers.in_process import class_probabilities
 from recognition import edits, recognise
 from recordings import SPEECH, shipped
 from seqloom_server.nn.files import model_folder

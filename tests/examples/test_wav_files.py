@@ -5,8 +5,8 @@ import wave
 
 import numpy as np
 import pytest
+from helpers.wav_bytes import A_LAW, FLOAT, LIST, MU_LAW, VALUES, chunk, extensible, fmt, riff, whole_numbers
 from recordings import SPEECH
-from wav_bytes import A_LAW, FLOAT, LIST, MU_LAW, VALUES, chunk, extensible, fmt, riff, whole_numbers
 from wav_files import read_wav
 
 REAL = SPEECH.parents[2] / "shared" / "data" / "fsdd"

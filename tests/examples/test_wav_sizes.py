@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 import pytest
-from wav_bytes import FLOAT, LIST, MU_LAW, PCM, UNKNOWN, VALUES, chunk, extensible, fmt, riff, whole_numbers
+from helpers.wav_bytes import FLOAT, LIST, MU_LAW, PCM, UNKNOWN, VALUES, chunk, extensible, fmt, riff, whole_numbers
 
 PCM_16, PCM_24 = (whole_numbers(VALUES, width) for width in (2, 3))
 

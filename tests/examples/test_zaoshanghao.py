@@ -8,10 +8,11 @@ import sys
 import numpy as np
 import pytest
 from formulas import FORMULAS, apart, backward, forward, loss
+from helpers.plain_twin import plain_outputs
+from helpers.real_server import SMALL, write_models
 from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.reference import reference_forward
 from seqloom_server.nn.spec import ModelSpec
-from serving import SMALL, write_models
 from zaoshanghao import CLASSES, MODEL, ROOT, greeting, labels
 
 # as the program makes it, whatever the mode
@@ -27,9 +28,7 @@ def run_example(*arguments):
 
 def log_probs_of(seed):
     """The greeting's log-probabilities under weights drawn from a seed, [100, 6000], by the server's plain twin."""
-    parameters = {n: t.double().numpy() for n, t in Network.create(NETWORK, seed, "cpu").parameters().items()}
-    hidden, _ = reference_forward.forward(NETWORK, parameters, greeting().astype(float))
-    return reference_forward.log_softmax(reference_forward.logits(parameters, hidden))
+    return reference_forward.log_softmax(plain_outputs(Network.create(NETWORK, seed, "cpu"), greeting())[1])
 
 
 def losses(output):

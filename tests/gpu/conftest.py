@@ -1,13 +1,11 @@
-"""Everything here needs a CUDA device and is skipped where there is none; helpers are those of the engine and nn."""
+"""Everything here needs a CUDA device and is skipped where there is none."""
 
 import pathlib
-import sys
 
 import pytest
 import torch
 
 _HERE = pathlib.Path(__file__).parent
-sys.path += [str(_HERE.parent / name) for name in ("engine", "nn")]
 
 
 def pytest_collection_modifyitems(items):

@@ -3,20 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from engine_kit import (
-    CELLS,
-    alone,
-    cut,
-    feed,
-    make_frames,
-    make_spec,
-    make_state,
-    metric,
-    open_sequence,
-    running_engine,
-    until,
-)
-from gpu_kit import always
+from helpers.engine_helpers import alone, feed, make_frames, make_state, open_sequence, running_engine
+from helpers.frames import cut
+from helpers.real_server import metric, until
+from helpers.recorded_graphs import always
+from helpers.specs import CELLS, make_spec
 from seqloom_server.engine.core.sequence import Op
 from seqloom_server.nn.cuda_graphs.buckets import Grid
 from seqloom_server.nn.cuda_graphs.graph_layers import GraphLayers

@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from gpu_kit import always
-from ragged import CELLS, make_network, make_sequences, make_spec, make_state, run
+from helpers.masked_rectangles import run_masked
+from helpers.ragged_batches import make_network, make_sequences, make_state, run
+from helpers.recorded_graphs import always
+from helpers.specs import CELLS, make_spec
 from seqloom_server.nn.cuda_graphs import graph_layers as module
 from seqloom_server.nn.cuda_graphs.buckets import Grid
 from seqloom_server.nn.cuda_graphs.graph_layers import GraphLayers
 from seqloom_server.nn.forward.network import Network
-from test_masked import run_masked
 
 GRID = Grid((1, 2, 4, 8, 16, 32), (1, 2, 4, 6, 8))
 

@@ -88,7 +88,7 @@ def test_a_timer_tells_what_was_launched_since(staging):
 
 
 def test_tf32_is_what_its_name_says_and_only_where_it_is_asked_for():
-    from ragged import make_network, make_spec
+    from helpers.ragged_batches import make_network, make_spec
     from seqloom_server.nn.forward.network import Network
 
     exact = make_network(make_spec("elman", dtype="float32", sizes=(64, 512, 10)))

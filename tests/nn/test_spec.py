@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import pytest
-from ragged import CELLS, make_spec, torch_twin
-from ragged import make_network as create
+from helpers.ragged_batches import make_network as create
+from helpers.ragged_batches import torch_twin
+from helpers.specs import CELLS, make_spec
 from seqloom_server.nn.spec import InvalidSpec, ModelSpec
 
 GOOD = {"cell": "gru", "input_size": 3, "hidden_size": 4, "output_size": 5}

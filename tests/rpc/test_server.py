@@ -9,10 +9,11 @@ import urllib.request
 import grpc
 import numpy as np
 import pytest
-from calls import Sessions, assert_serves, entry, frames, infer, infer_request, refused
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from precisions import near
+from helpers.raw_calls import Sessions, assert_serves, entry, frames, infer, infer_request, refused
+from helpers.real_server import SMALL, open_channel, until
+from helpers.tolerances import near
 from prometheus_client.parser import text_string_to_metric_families
 from seqloom import tensors
 from seqloom.v1 import inference_service_pb2_grpc, model_service_pb2_grpc, tensor_pb2
@@ -22,7 +23,6 @@ from seqloom_server.engine.device import slice_runner
 from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc import server
 from seqloom_server.rpc.server import SERVICES, CannotStart, Server
-from serving import SMALL, open_channel, until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

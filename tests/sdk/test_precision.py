@@ -1,0 +1,85 @@
+"""A model whose outputs are computed in bfloat16, through the SDK: near the same in full, and trained in full."""
+
+import dataclasses
+
+import grpc
+import numpy as np
+import pytest
+import seqloom
+from helpers.frames import noise
+from seqloom.v1 import model_service_pb2, model_service_pb2_grpc
+from seqloom_server.nn.spec import ModelSpec
+
+SPEC = ModelSpec("lstm", 5, 64, 12, 2, dtype="float32", precision="full")
+HALVED = dataclasses.replace(SPEC, precision="bf16")
+NEAR = {"rtol": 0.02, "atol": 0.02}
+
+
+async def test_outputs_are_near_in_every_form_and_a_stream_goes_on_with_its_state(serve):
+    xs = [noise(40, seed=1).astype("f4"), noise(9, seed=2).astype("f4")]
+    async with (
+        serve({"full": SPEC, "halved": HALVED}) as served,
+        seqloom.AsyncClient(served.address) as client,
+    ):
+        assert (await client.model("halved")).spec.precision == "bf16"
+        for kind in ("logits", "probs", "log_probs", "hidden"):
+            full, halved = await client.infer("full", xs, outputs=kind), await client.infer("halved", xs, outputs=kind)
+            for one, other in zip(halved.outputs, full.outputs, strict=True):
+                assert one.dtype == np.float32
+                np.testing.assert_allclose(one, other, **NEAR)
+            np.testing.assert_allclose(halved.final_state.cell, full.final_state.cell, **NEAR)
+        async with client.stream("halved") as stream:
+            got = [chunk.outputs async for chunk in stream.run(np.split(xs[0], [3, 4, 30]))]
+        whole = await client.infer("halved", xs)
+        np.testing.assert_allclose(np.concatenate(got), whole.outputs[0], **NEAR)
+
+
+async def test_gradients_and_runs_are_in_full_and_a_publish_keeps_the_precision(serve):
+    xs, targets = [noise(12).astype("f4")], [np.arange(12) % 12]
+    async with (
+        serve({"full": SPEC, "halved": HALVED}) as served,
+        seqloom.AsyncClient(served.address) as client,
+    ):
+        full, halved = [await client.gradients(name, xs, targets) for name in ("full", "halved")]
+        assert halved.loss == full.loss
+        for name, gradient in full.parameters.items():
+            np.testing.assert_array_equal(halved.parameters[name], gradient)
+        before = (await client.infer("halved", xs)).outputs[0]
+        run = await client.create_run("halved", optimizer=seqloom.SGD(lr=0.5))
+        await run.forward_backward(xs, targets)
+        await run.step()
+        await run.publish()
+        assert (await client.model("halved")).spec.precision == "bf16"
+        after = (await client.infer("halved", xs)).outputs[0]
+        assert np.abs(after - before).max() > 0.1
+
+
+async def test_a_folder_keeps_it_and_may_be_given_another(serve, tmp_path):
+    xs = [noise(12).astype("f4")]
+    async with serve({"halved": HALVED}) as served, seqloom.AsyncClient(served.address) as client:
+        await client.export_model("halved", tmp_path / "m")
+        config = tmp_path / "m" / "config.json"
+        assert '"precision": "bf16"' in config.read_text()
+        await client.import_model("again", tmp_path / "m")
+        first, again = (await client.infer("halved", xs)).outputs[0], (await client.infer("again", xs)).outputs[0]
+        np.testing.assert_array_equal(again, first)
+        config.write_text(config.read_text().replace('"bf16"', '"full"'))
+        await client.import_model("full", tmp_path / "m")
+        full = (await client.infer("full", xs)).outputs[0]
+        assert 0 < np.abs(full - first).max() < 0.05
+
+
+async def test_what_is_no_precision_is_refused_by_name(serve):
+    with pytest.raises(seqloom.InvalidArgument, match="precision: is 'fp8': expected one of full, tf32, bf16"):
+        seqloom.ModelSpec("gru", 1, 1, 1, precision="fp8")
+    with pytest.raises(seqloom.InvalidArgument, match="precision: is 'bf16': expected 'full' for float64"):
+        seqloom.ModelSpec("gru", 1, 1, 1, dtype="float64", precision="bf16")
+    async with serve({}) as served, grpc.aio.insecure_channel(served.address) as channel:
+        create = model_service_pb2_grpc.ModelServiceStub(channel).CreateModel
+        spec = model_service_pb2.ModelSpec(
+            cell=model_service_pb2.CELL_TYPE_GRU, input_size=1, hidden_size=1, output_size=1, num_layers=1, precision=9
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await create(model_service_pb2.CreateModelRequest(name="m", spec=spec))
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "spec.precision: is 9" in refused.value.details()
