@@ -1,6 +1,7 @@
 """The gRPC channel of a client, with its stubs and the call that all its sessions share."""
 
 import asyncio
+from collections.abc import Callable
 from typing import cast
 
 import grpc
@@ -21,6 +22,7 @@ class Channel:
         """Raises InvalidArgument in a fork of a process that used gRPC, and if a file of `tls` cannot be read."""
         _forks.mark_grpc_used()
         self.loop = asyncio.get_running_loop()
+        self._watcher: asyncio.Task[None] | None = None
         options = config.channel_options()
         credentials = config.credentials()
         self._channel = (
@@ -43,6 +45,20 @@ class Channel:
         """Whether the channel is connected. If not, the next call connects it."""
         return self._channel.get_state() is grpc.ChannelConnectivity.READY
 
+    def watch(self, lost: Callable[[], None]) -> None:
+        """Calls lost() whenever the connection was lost, also if another call has restored it since."""
+        if self._watcher is None:
+            self._watcher = asyncio.create_task(self._watch(lost))
+
+    async def _watch(self, lost: Callable[[], None]) -> None:
+        while True:
+            state = self._channel.get_state()
+            await self._channel.wait_for_state_change(state)
+            if state is grpc.ChannelConnectivity.READY:
+                lost()
+
     async def close(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
         await self.shared.close()
         await self._channel.close(None)

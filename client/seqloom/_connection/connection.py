@@ -21,7 +21,10 @@ class ConnectionListener(Protocol):
     """An object that uses a connection for longer than one call."""
 
     def check_connection(self) -> None:
-        """Checks whether the connection was lost."""
+        """Checks whether the connection is lost."""
+
+    def connection_lost(self) -> None:
+        """Is called after the connection was lost, also if it is restored already."""
 
     def abort(self, error: SeqloomError) -> None:
         """Ends the object, as the connection is closed."""
@@ -60,6 +63,11 @@ class Connection:
     def add_listener(self, listener: ConnectionListener) -> None:
         """Adds a listener, which is removed when it is garbage-collected."""
         self._listeners.add(listener)
+        self.channel().watch(self._lost)
+
+    def _lost(self) -> None:
+        for listener in list(self._listeners):
+            listener.connection_lost()
 
     async def models(
         self,

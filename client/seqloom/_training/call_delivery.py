@@ -40,7 +40,6 @@ Result = TypeVar("Result")
 
 MAX_IN_FLIGHT = 64
 MAX_IN_FLIGHT_BYTES = 64 << 20
-_CHECK_SECONDS = 0.5  # how often the connection is checked while the client makes no calls
 
 
 @dataclass(slots=True, eq=False)
@@ -88,7 +87,7 @@ class CallDelivery:
         self._saving: _Call | None = None
         self._saved = False
         self._closed: SeqloomError | None = None
-        self._check_timer: asyncio.TimerHandle | None = None
+        self._losses = 0  # of the connection
         self._all_answered = asyncio.Event()
 
     def submit(self, request: RunRequest[Result], deadline: float) -> asyncio.Future[Result]:
@@ -118,25 +117,23 @@ class CallDelivery:
                 "the server did not respond to every call before the timeout", reason="TIMEOUT"
             ) from None
 
+    def connection_lost(self) -> None:
+        """Starts a recovery: another server, without the last calls, may be behind a connection that is restored."""
+        self._losses += 1
+        self._start_recovery()
+
     def check_connection(self) -> None:
-        """Starts a recovery if the connection is lost: the server may have restarted without the last calls."""
-        if len(self._log) and self._recovery is None and not self._stalled and not self._channel.connected:
+        """Starts a recovery if the connection is lost now, before a call restores it."""
+        if len(self._log) and not self._channel.connected:
+            self._start_recovery()
+
+    def _start_recovery(self) -> None:
+        if len(self._log) and self._recovery is None and not self._stalled and self._closed is None:
             self._recovery = asyncio.create_task(self._recover(None))
-
-    def _check_again(self) -> None:
-        self._check_timer = None
-        self.check_connection()
-        self._schedule_check()
-
-    def _schedule_check(self) -> None:
-        if self._check_timer is None and len(self._log) and self._closed is None:
-            self._check_timer = asyncio.get_running_loop().call_later(_CHECK_SECONDS, self._check_again)
 
     def abort(self, error: SeqloomError) -> None:
         """Ends the delivery; every call that is not answered fails with the error."""
         self._closed = error
-        if self._check_timer is not None:
-            self._check_timer.cancel()
         for task in [*self._in_flight, *([] if self._recovery is None else [self._recovery])]:
             task.cancel()
         self._fail(error)
@@ -185,7 +182,6 @@ class CallDelivery:
         task = asyncio.create_task(self._deliver(self._log.add(call, size)))
         self._in_flight[task] = size
         task.add_done_callback(self._delivery_ended)
-        self._schedule_check()
 
     def _delivery_ended(self, task: asyncio.Task[None]) -> None:
         del self._in_flight[task]
@@ -256,7 +252,7 @@ class CallDelivery:
                 self._last_error = error
                 if error is not None:
                     await asyncio.sleep(backoff.delay(error))
-                before = self._log.acknowledged
+                before, losses = self._log.acknowledged, self._losses
                 try:
                     await self._send_again()
                 except SeqloomError as failed:
@@ -267,8 +263,10 @@ class CallDelivery:
                     if self._log.acknowledged > before:
                         backoff = Backoff(sys.maxsize, math.inf)
                 else:
-                    self._stalled, self._last_error = False, None
-                    return
+                    if self._losses == losses:
+                        self._stalled, self._last_error = False, None
+                        return
+                    error = None  # lost again meanwhile
         finally:
             self._recovery = None
             self._send_queued()

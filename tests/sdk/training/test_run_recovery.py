@@ -13,7 +13,6 @@ from helpers.autograd_reference import Reference
 from helpers.breaking_proxy import proxy_of
 from helpers.real_server import until, write_models
 from helpers.run_helpers import SPEC, assert_weights, call_of, weights_of
-from seqloom._training.call_delivery import _CHECK_SECONDS
 from seqloom_server.nn.spec import ModelSpec
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
@@ -22,7 +21,7 @@ ADAM = seqloom.Adam(0.01)
 
 @pytest.fixture
 def killable(server_process, tmp_path):
-    """A server with one model "m" that can be killed and come back: start(), die_and_return(), come_back(), address."""
+    """A server with one model "m" that can be killed and come back: start(), die_and_return(), address."""
 
     class Killable:
         def __init__(self) -> None:
@@ -40,11 +39,6 @@ def killable(server_process, tmp_path):
         async def die_and_return(self) -> None:
             """kill -9, and a new one at the same address."""
             await asyncio.to_thread(self.process.end, signal.SIGKILL)
-            await self.come_back()
-
-        async def come_back(self) -> None:
-            """Later than a client who calls nothing looks at its connection, which it would find mended else."""
-            await asyncio.sleep(1.5 * _CHECK_SECONDS)
             await asyncio.to_thread(self.start)
 
     return Killable()
@@ -188,7 +182,7 @@ async def test_a_server_that_does_not_come_back_is_unavailable_when_the_time_is_
         await asyncio.to_thread(killable.process.end, signal.SIGKILL)
         with pytest.raises(seqloom.Unavailable):
             await run.step(timeout=1)
-        await killable.come_back()
+        await asyncio.to_thread(killable.start)
         later = await run.forward_backward(*call_of(2))
         info = await run.info()  # the step whose caller gave it up was sent before that, or never
         assert (later.step, info.accumulated_calls) == (info.step + 1, 2 - info.step)
@@ -203,7 +197,7 @@ async def test_an_orderly_end_of_the_server_saves_the_run(killable):
         await run.forward_backward(*call_of(7))
         status, _ = await asyncio.to_thread(killable.process.end, signal.SIGTERM)
         assert status == 0
-        await killable.come_back()
+        await asyncio.to_thread(killable.start)
         info = await run.info()
         assert (info.step, info.durable_step, info.accumulated_calls) == (3, 3, 1)
         assert (await run.step()).step_number == 4
@@ -258,7 +252,22 @@ async def test_kill_9_after_a_step_that_overflowed_brings_nothing_back_that_it_d
             assert (await first.info()).accumulated_calls == 0
         undisturbed, found = [await weights_of(client, run, tmp_path / run.id) for run in runs]
     for name, parameter in undisturbed.items():
-        np.testing.assert_array_equal(found[name], parameter, err_msg=name)
+        # calls of two clients that are sent again may share a batch, which sums them in another order
+        np.testing.assert_allclose(found[name], parameter, **CLOSE, err_msg=name)
+
+
+async def test_a_client_that_calls_nothing_sends_again_what_a_server_lost_that_another_client_found_first(killable):
+    async with seqloom.AsyncClient(killable.address, timeout=30) as client:
+        first = await client.create_run("m", optimizer=seqloom.SGD(0.1), checkpoint_interval=0)
+        second = await client.attach_run(first.id)
+        for n in range(4):
+            await first.forward_backward(*call_of(1))
+            await second.forward_backward(*call_of(2))
+            await first.step()
+            await second.forward_backward(*call_of(3))
+            await killable.die_and_return()
+            await first.forward_backward(*call_of(4))  # over the connection of both, which this restores
+            assert (await first.step()).step == 2 * n + 2  # waits for what the second one has to send again
 
 
 async def test_a_run_that_is_found_broken_is_told_at_once_and_goes_on_when_it_is_mended(killable, tmp_path):
