@@ -92,6 +92,6 @@ __all__ = [
     "__version__",
 ]
 
-for _name in __all__:
-    if _name != "__version__":
-        globals()[_name].__module__ = __name__  # so that tracebacks and reprs show the public name
+for _public in (SeqloomError, *SeqloomError.__subclasses__()):
+    _public.__module__ = __name__  # so that tracebacks show the name that callers catch
+del _public

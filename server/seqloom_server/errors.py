@@ -27,7 +27,7 @@ class Reason(enum.StrEnum):
     RUN_WAITS = "RUN_WAITS"  # for earlier calls, which were lost with a server or never arrived
     NOTHING_ACCUMULATED = "NOTHING_ACCUMULATED"  # an optimizer step without a gradient
     STEP_MISMATCH = "STEP_MISMATCH"  # the step expected is not the run's next
-    NOT_DONE = "NOT_DONE"  # a call on a run began and ran out of memory: nothing changed
+    NOT_DONE = "NOT_DONE"  # a call on a run began and was refused as overloaded: nothing changed
     CALL_CHANGED = "CALL_CHANGED"  # a call's number was used before with another content
     CALL_FORGOTTEN = "CALL_FORGOTTEN"  # a call was done, and its reply acknowledged
     CHECKPOINT_NOT_FOUND = "CHECKPOINT_NOT_FOUND"

@@ -295,7 +295,7 @@ STRANGE = {
 
 @pytest.mark.parametrize("what", STRANGE)
 async def test_whatever_lies_where_a_holder_is_told_hinders_nobody(tmp_path, what, monkeypatch):
-    monkeypatch.setattr(runs_holder, "_SECONDS_TO_TELL", 0.1)  # nobody is about to tell anything
+    monkeypatch.setattr(runs_holder, "_SECONDS_TO_WRITE", 0.1)  # nobody is about to tell anything
     (tmp_path / "runs").mkdir()
     STRANGE[what](tmp_path / "runs" / HOLDER)
     first = server_on(tmp_path)

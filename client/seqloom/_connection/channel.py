@@ -1,6 +1,8 @@
 """The gRPC channel of a client, with its stubs and the call that all its sessions share."""
 
 import asyncio
+import contextlib
+import weakref
 from collections.abc import Callable
 from typing import cast
 
@@ -45,20 +47,35 @@ class Channel:
         """Whether the channel is connected. If not, the next call connects it."""
         return self._channel.get_state() is grpc.ChannelConnectivity.READY
 
-    def watch(self, lost: Callable[[], None]) -> None:
-        """Calls lost() whenever the connection was lost, also if another call has restored it since."""
-        if self._watcher is None:
-            self._watcher = asyncio.create_task(self._watch(lost))
+    def watch(self, lost: weakref.WeakMethod[Callable[[], None]]) -> None:
+        """Calls lost() whenever the connection was lost, also if another call has restored it since.
 
-    async def _watch(self, lost: Callable[[], None]) -> None:
-        while True:
-            state = self._channel.get_state()
-            await self._channel.wait_for_state_change(state)
-            if state is grpc.ChannelConnectivity.READY:
-                lost()
+        Ends with the method's object, which nothing here keeps alive.
+        """
+        if self._watcher is None:
+            owner = getattr(lost(), "__self__", self)
+            self._watcher = self.loop.create_task(_watch(self._channel, lost))
+            weakref.finalize(owner, _cancel, self.loop, self._watcher).atexit = False
 
     async def close(self) -> None:
         if self._watcher is not None:
             self._watcher.cancel()
         await self.shared.close()
         await self._channel.close(None)
+
+
+async def _watch(channel: grpc.aio.Channel, lost: weakref.WeakMethod[Callable[[], None]]) -> None:
+    while True:
+        state = channel.get_state()
+        await channel.wait_for_state_change(state)
+        call = lost()
+        if call is None:
+            return
+        if state is grpc.ChannelConnectivity.READY:
+            call()
+        del call
+
+
+def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed, and has cancelled its tasks
+        loop.call_soon_threadsafe(task.cancel)

@@ -63,7 +63,7 @@ class Connection:
     def add_listener(self, listener: ConnectionListener) -> None:
         """Adds a listener, which is removed when it is garbage-collected."""
         self._listeners.add(listener)
-        self.channel().watch(self._lost)
+        self.channel().watch(weakref.WeakMethod(self._lost))
 
     def _lost(self) -> None:
         for listener in list(self._listeners):

@@ -1,6 +1,8 @@
 """Runs over a real server: what is accumulated and applied, in which order, and what a refusal leaves behind."""
 
 import asyncio
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from helpers.breaking_proxy import proxy_of
 from helpers.real_server import until
 from helpers.run_helpers import SPEC, assert_weights, call_of, weights_of
 from helpers.threads import in_threads
+from seqloom_server.engine.training import checkpoint_files
 from seqloom_server.nn.spec import ModelSpec
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
@@ -443,3 +446,38 @@ async def test_leaving_the_block_of_a_blocking_run_raises_what_keeps_it_from_bei
     with pytest.raises(seqloom.NotFound) as gone:
         await in_threads(lambda _: train(), [0])
     assert gone.value.reason == "RUN_NOT_FOUND"
+
+
+async def test_a_client_of_a_run_that_nobody_holds_is_collected_with_all_its_tasks(training):
+    served, _ = training
+    before = asyncio.all_tasks()
+    client = seqloom.AsyncClient(served.address)
+    run = await client.create_run("m", optimizer=seqloom.SGD(0.1))
+    await run.forward_backward(*call_of(1))
+    await run.save()
+    connection = weakref.ref(client._connection)
+    del client, run
+    gc.collect()
+    assert connection() is None
+    own = asyncio.current_task()
+    await until(
+        lambda: not [task for task in asyncio.all_tasks() - before if task is not own and "_watch" in repr(task)]
+    )
+
+
+@pytest.mark.parametrize("call", ["publish", "load", "save"])
+async def test_a_checkpoint_that_memory_does_not_suffice_for_is_no_call_that_was_not_done(training, monkeypatch, call):
+    _, client = training
+    run = await client.create_run("m", optimizer=seqloom.SGD(0.1))
+    await run.save("a")
+
+    def no_memory(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_files, "save_run", no_memory)
+        with pytest.raises(seqloom.Internal) as refused:
+            await getattr(run, call)(*(["a"] if call == "load" else []))
+    assert refused.value.reason == "STORAGE_FAILED"
+    await run.forward_backward(*call_of(1))
+    assert (await run.step()).step == 1

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from seqloom_server.engine.core.sequence import Member, Slice, SliceResult, StateArrays
+from seqloom_server.engine.core.sequence import Member, Slice, StateArrays
 from seqloom_server.engine.device import row_packing
 from seqloom_server.engine.device.row_packing import Index
 from seqloom_server.engine.device.slice_in_flight import SliceInFlight
-from seqloom_server.engine.device.transfers import InPlace, Staging
+from seqloom_server.engine.device.transfers import Staging
 from seqloom_server.engine.models.served_weights import DISCARD, ZERO, ServedWeights
-
-_IN_PLACE = InPlace()
 
 
 @dataclass(slots=True)
@@ -55,7 +53,7 @@ class _StateIndices:
         return [self.sources, self.targets, self.returned, initial]
 
 
-def launch(slice_: Slice, staging: Staging = _IN_PLACE, *, poison: bool = False) -> SliceInFlight:
+def launch(slice_: Slice, staging: Staging, *, poison: bool = False) -> SliceInFlight:
     """Launches a slice, which the caller then finishes. poison: see ServedWeights.poison()."""
     weights = slice_.weights
     assert isinstance(weights, ServedWeights)
@@ -122,8 +120,3 @@ def _add_outputs(
     for (spec, members, _), group_rows in zip(packing.groups, positions, strict=True):
         selected = hidden if group_rows is None else hidden.index_select(0, group_rows)
         flight.add_outputs(members, *weights.network.outputs(selected, spec.kind, spec.top_k))
-
-
-def run(slice_: Slice, staging: Staging = _IN_PLACE, *, poison: bool = False) -> list[tuple[Member, SliceResult]]:
-    """Runs a slice to its end; returns each member's result, in no particular order."""
-    return launch(slice_, staging, poison=poison).finish()

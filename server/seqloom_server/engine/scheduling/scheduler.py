@@ -160,7 +160,7 @@ class Scheduler:
             if added > most:
                 raise ServerError(
                     Reason.OVER_LIMIT,
-                    f"{added} {unit} at once: expected at most {most:.0f}, what the queue holds",
+                    f"{added} {unit} at once: expected at most {most:.0f}, all that the queue accepts",
                 )
         joins = not sequence.chunks and not sequence.in_flight
         if (

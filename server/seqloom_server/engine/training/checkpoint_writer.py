@@ -70,7 +70,12 @@ class CheckpointWriter:
         kept = calls.kept(snapshot.done)
         if reply is not None:
             kept.append(reply)
-        await in_worker_thread("runs", self._save, snapshot, kept, name)
+        try:
+            await in_worker_thread("runs", self._save, snapshot, kept, name)
+        except ServerError as error:
+            if error.reason is Reason.OVERLOADED:  # which would say that nothing of the call was done
+                raise ServerError(Reason.STORAGE_FAILED, "the server has no memory for the checkpoint") from error
+            raise
         if name:
             self.names = sorted({*self.names, name})
         self.step, self.calls = snapshot.step, snapshot.done

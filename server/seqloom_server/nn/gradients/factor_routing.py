@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from seqloom_server.nn.gradients.gradient_factors import Sink
+from seqloom_server.nn.gradients.gradient_factors import FactorSink
 from seqloom_server.nn.recurrence.packed_rows import PackedRows
 from seqloom_server.nn.recurrence.yield_points import Pieces
 
@@ -14,7 +14,7 @@ from seqloom_server.nn.recurrence.yield_points import Pieces
 class FactorRoute:
     """A sink and its rows of the batch, from `start` to `stop` in the sequences' own order; None: all, in any order."""
 
-    sink: Sink
+    sink: FactorSink
     start: int | None = None
     stop: int | None = None
 

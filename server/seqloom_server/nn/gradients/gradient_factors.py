@@ -27,7 +27,7 @@ class Product:
     right: int | None
 
 
-class Sink(Protocol):
+class FactorSink(Protocol):
     """Takes factors by name, then multiplies pairs of them; rows of later groups and chunks come afterwards.
 
     put: views, valid until release().

@@ -13,7 +13,7 @@ import torch
 from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.gradients.conv_backward import ConvBackward
 from seqloom_server.nn.gradients.factor_routing import FactorRoute, FactorRoutes
-from seqloom_server.nn.gradients.gradient_factors import Sink
+from seqloom_server.nn.gradients.gradient_factors import FactorSink
 from seqloom_server.nn.losses.output_layer import OutputLayer
 from seqloom_server.nn.losses.training_example import Array, Example, GradientRequest, stack_rows
 from seqloom_server.nn.recurrence.gru import GruScan
@@ -37,7 +37,7 @@ class GroupPart:
     request: GradientRequest
     sequences: slice
     rows: slice
-    sink: Sink | None
+    sink: FactorSink | None
     outputs: Array | None
 
 
@@ -59,7 +59,7 @@ class GroupResult:
 class SequenceGroup:
     """The sequences of some calls on their way through the network and back. total: takes the factors of all rows."""
 
-    def __init__(self, network: Network, parts: list[GroupPart], total: Sink | None, budget: YieldBudget) -> None:
+    def __init__(self, network: Network, parts: list[GroupPart], total: FactorSink | None, budget: YieldBudget) -> None:
         self._spec, self._device = network.spec, network.device
         self._weights = network.parameters()
         self._budget = budget

@@ -14,7 +14,7 @@ from seqloom_server.rpc.inference.outbox import Outgoing
 _MAX_ENTRY_BYTES = 256 << 10  # of outputs in one entry, so that sessions of one call take turns
 
 
-class SessionCall(Protocol):
+class SessionOwner(Protocol):
     """The call that carries a session."""
 
     def send(self, outgoing: Outgoing) -> None: ...
@@ -50,7 +50,7 @@ class StreamSession:
 
     window: SessionWindow
 
-    def __init__(self, call: SessionCall, number: int, spec: ModelSpec, output: OutputSpec) -> None:
+    def __init__(self, call: SessionOwner, number: int, spec: ModelSpec, output: OutputSpec) -> None:
         self._call = call
         self._number = number
         self._spec = spec
@@ -91,7 +91,7 @@ class StreamSession:
         if waiting >= window.size and not end:  # so chunks without steps are bounded like steps
             raise ServerError(
                 Reason.WINDOW_EXCEEDED,
-                f"{waiting} chunks are queued: expected at most {window.size}; receive outputs before sending more",
+                f"{waiting} chunks are queued: expected fewer than {window.size}; receive outputs before sending more",
             )
         chunks = window.chunks(frames, reset=reset, end=end, acknowledged=entry.acknowledged_steps, now=now)
         # a bidirectional model gives no outputs before the sequence's last frames have arrived

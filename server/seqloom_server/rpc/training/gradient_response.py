@@ -13,7 +13,7 @@ from seqloom_server.nn.gradients.gradient_factors import factor_width
 from seqloom_server.nn.losses.training_example import GradientRequest
 from seqloom_server.nn.spec import ModelSpec
 
-WANTS = {
+GRADIENT_FIELDS = {
     pb.WITH_RESPECT_TO_INPUTS: "inputs",
     pb.WITH_RESPECT_TO_INITIAL_STATE: "initial_state",
     pb.WITH_RESPECT_TO_OUTPUTS: "outputs",

@@ -190,12 +190,12 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
 def _gradient_request(head: pb.ComputeGradientsRequest) -> GradientRequest:
     names = set(head.with_respect_to)
     for number in names:
-        if number not in gradient_response.WANTS and number != pb.WITH_RESPECT_TO_PARAMETERS:
+        if number not in gradient_response.GRADIENT_FIELDS and number != pb.WITH_RESPECT_TO_PARAMETERS:
             raise invalid("with_respect_to", f"has {number}: expected WithRespectTo's")
     form = _FORMS.get(head.parameter_form)
     if form is None:
         raise invalid("parameter_form", f"is {head.parameter_form}: expected a ParameterForm")
-    fields = {name: number in names for number, name in gradient_response.WANTS.items()}
+    fields = {name: number in names for number, name in gradient_response.GRADIENT_FIELDS.items()}
     parameters: ParameterForm = form if pb.WITH_RESPECT_TO_PARAMETERS in names else "none"
     return GradientRequest(parameters=parameters, final_state=True, **fields)
 
