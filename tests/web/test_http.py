@@ -101,3 +101,10 @@ def test_many_silent_connections_keep_nobody_out(server, monkeypatch):
             assert ask(server, "/healthz")[::2] == (200, b"ok\n")
         assert silent[0].recv(1) == b"", "the oldest gave way"
         assert len(server._server._since) <= web._MAX_CONNECTIONS
+
+
+def test_as_many_connect_at_once_as_may_be_connected():
+    server = web._Server(("127.0.0.1", 0), web._Handler)  # which nobody serves yet: the system alone answers
+    with contextlib.closing(server.socket), contextlib.ExitStack() as connections:
+        for _ in range(web._MAX_CONNECTIONS):
+            connections.enter_context(socket.create_connection(server.server_address, timeout=5))

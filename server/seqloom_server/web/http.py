@@ -102,6 +102,7 @@ def _text(start_response: StartResponse, status: str, text: str) -> Iterable[byt
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    request_queue_size = _MAX_CONNECTIONS  # more wait for a second or longer, as the system drops them
 
     def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
         self._lock = threading.Lock()
