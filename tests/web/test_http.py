@@ -107,4 +107,5 @@ def test_as_many_connect_at_once_as_may_be_connected():
     server = web._Server(("127.0.0.1", 0), web._Handler)  # which nobody serves yet: the system alone answers
     with contextlib.closing(server.socket), contextlib.ExitStack() as connections:
         for _ in range(web._MAX_CONNECTIONS):
-            connections.enter_context(socket.create_connection(server.server_address, timeout=5))
+            one = connections.enter_context(socket.create_connection(server.server_address, timeout=5))
+            assert one.getpeername() == server.server_address

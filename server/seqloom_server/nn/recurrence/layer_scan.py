@@ -4,6 +4,7 @@ dL/da_t is linear in dL/ds_t, so the factor between them is first computed for a
 over the steps then make a few calls of torch a step, into buffers that are already allocated.
 """
 
+from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ class LayerWeights(NamedTuple):
     b_w: torch.Tensor
 
 
-class LayerScan:
+class LayerScan(ABC):
     """A layer's pass over one batch; keeps what its backward pass needs.
 
     states: [N + cells, H]; the first N are those before the first step. cells: the same of an LSTM, else None.
@@ -43,15 +44,15 @@ class LayerScan:
         self.budget = budget
         self.costs = [step_flops(size, weights.w.numel()) for size in packed.sizes]
 
+    @abstractmethod
     def forward(self, rows: torch.Tensor, initial: tuple[torch.Tensor, ...] | None) -> Pieces:
         """Runs packed rows [cells, D] from the states `initial`, [N, H] per part, or zeros."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backward(self, d_states: torch.Tensor, d_cell: torch.Tensor | None) -> Pieces:
         """Runs backward. d_states: [N + cells, H], the gradient of each state from outside this layer, to which the
         gradients from later steps are added. d_cell: [N, H], an LSTM's dL/dc_T, which becomes dL/dc_0.
         """
-        raise NotImplementedError
 
     def _buffer(self, rows: torch.Tensor, initial: torch.Tensor | None) -> torch.Tensor:
         """Returns a buffer for states, with the initial states filled in."""
