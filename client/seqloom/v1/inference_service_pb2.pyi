@@ -61,7 +61,7 @@ class SessionRequest(_message.Message):
     def __init__(self, session: _Optional[int] = ..., open: _Optional[_Union[OpenSession, _Mapping]] = ..., reset: bool = ..., frames: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., end: bool = ..., cancel: bool = ..., acknowledged_steps: _Optional[int] = ...) -> None: ...
 
 class OpenSession(_message.Message):
-    __slots__ = ("model", "output", "initial_state", "weights_version", "snapshot_interval_steps", "timeout_seconds", "whole_sequence")
+    __slots__ = ("model", "output", "initial_state", "weights_version", "snapshot_interval_steps", "timeout_seconds", "whole_sequence", "total_steps", "steps_per_second")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     INITIAL_STATE_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,8 @@ class OpenSession(_message.Message):
     SNAPSHOT_INTERVAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     WHOLE_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     model: str
     output: _tensor_pb2.OutputSpec
     initial_state: _tensor_pb2.State
@@ -76,7 +78,9 @@ class OpenSession(_message.Message):
     snapshot_interval_steps: int
     timeout_seconds: float
     whole_sequence: bool
-    def __init__(self, model: _Optional[str] = ..., output: _Optional[_Union[_tensor_pb2.OutputSpec, _Mapping]] = ..., initial_state: _Optional[_Union[_tensor_pb2.State, _Mapping]] = ..., weights_version: _Optional[int] = ..., snapshot_interval_steps: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., whole_sequence: bool = ...) -> None: ...
+    total_steps: int
+    steps_per_second: float
+    def __init__(self, model: _Optional[str] = ..., output: _Optional[_Union[_tensor_pb2.OutputSpec, _Mapping]] = ..., initial_state: _Optional[_Union[_tensor_pb2.State, _Mapping]] = ..., weights_version: _Optional[int] = ..., snapshot_interval_steps: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., whole_sequence: bool = ..., total_steps: _Optional[int] = ..., steps_per_second: _Optional[float] = ...) -> None: ...
 
 class StreamInferResponse(_message.Message):
     __slots__ = ("entries",)

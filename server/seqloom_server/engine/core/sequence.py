@@ -108,6 +108,7 @@ class Sequence:
     sink: Sink
     initial_state: StateArrays | None = None
     deadline: float | None = None  # by time.monotonic(): for a whole sequence's end, or a session's first slice
+    caller: str = ""  # whom it is counted for: callers take turns
     snapshot_interval: int = 0
     chunks: collections.deque[Chunk] = field(default_factory=collections.deque)
     waiting_steps: int = 0

@@ -26,13 +26,14 @@ class Job:
     """One caller's work. weights: those of a model or of a run; jobs of the same weights keep their order.
 
     outcome: set once; cancelled where the caller has gone. deadline: for its beginning, on time.monotonic's clock.
-    call: (client, number) of a call on a run.
+    call: (client, number) of a call on a run. caller: whom it is counted for.
     """
 
     weights: Any
     outcome: "asyncio.Future[Any]"
     deadline: float | None = None
     call: tuple[str, int] | None = None
+    caller: str = ""
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
     arrived: float = 0.0
