@@ -9,6 +9,7 @@
 #   make bench-training    more of training, 7 minutes; `make bench-sweeps` how cost grows, 5 minutes (both: DATA=DIR)
 #   make bench-quick       all three, in short, 2.5 minutes (DATA=DIR)
 #   make bench-front-end   what each kind of message costs the process that serves it; 3 minutes
+#   make bench-overload    what a server does when more is offered than it can do, beside Triton; 6 minutes
 #   make bench-gpu         what a GPU does through a server, beside cuDNN alone; 8 minutes
 #   make peers             sets up Triton, which `make bench` measures beside (benchmarks/peers/README.md)
 #   make compare BEFORE=FILE AFTER=FILE   two results of a benchmark, by ratio
@@ -35,7 +36,7 @@ PYTEST = $(BIN)/python -m pytest $(if $(PRECISION),--precision $(PRECISION))
 TOGETHER := -n auto --dist loadfile --no-loadscope-reorder
 RECORDINGS = $(if $(DATA),--data "$(DATA)")
 
-.PHONY: help demo test test-slow test-all lint format protos peers compare bench bench-training bench-sweeps bench-gpu bench-front-end bench-quick compose-test clean
+.PHONY: help demo test test-slow test-all lint format protos peers compare bench bench-training bench-sweeps bench-gpu bench-front-end bench-overload bench-quick compose-test clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -89,6 +90,9 @@ bench-gpu: $(INSTALLED)
 
 bench-front-end: $(INSTALLED)
 	$(BIN)/python -m benchmarks.bench_front_end $(ARGS)
+
+bench-overload: $(INSTALLED)
+	$(BIN)/python -m benchmarks.bench_overload $(ARGS)
 
 bench-quick: $(INSTALLED)
 	$(BIN)/python -m benchmarks.bench_server --quick --only callers connections streams realtime blocking padding $(RECORDINGS) $(ARGS)

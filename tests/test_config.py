@@ -45,7 +45,7 @@ def test_the_environment_may_name_the_file_and_a_flag_names_another(file, tmp_pa
     assert load(["--config", str(other)], named).threads == 7
 
 
-OTHER_VALUES = {int: 2 << 20, float: 0.75, bool: True}
+OTHER_VALUES = {int: 2 << 20, float: 0.625, bool: True}
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(ServerConfig), ids=lambda field: field.name)

@@ -1,4 +1,4 @@
-"""Draws a results file of the sweeps as one picture of small panels, a PNG.
+"""Draws a results file of the sweeps, or of overload, as one picture of small panels, a PNG.
 
 python -m benchmarks.harness.plot RESULTS.json [PICTURE.png]
 """
@@ -39,6 +39,7 @@ class Panel(NamedTuple):
     legend: str | None = None
 
 
+_OFFERED, _OF_PEAK, _OF_COUNT = "offered", "times the peak offered", "times the count on time offered"
 _CHUNKS = "frames a chunk, H=64 O=40 but for the last"
 _PANELS = (
     Panel("callers", "Whole recordings: throughput", "callers", _FRAMES, "callers", _RATE),
@@ -50,6 +51,10 @@ _PANELS = (
           legend=_CHUNKS),
     Panel("lengths", "By length, 4 callers: throughput", "steps", _FRAMES, "steps of a sequence", _RATE),
     Panel("widths", "By width, 64 callers: throughput", "hidden", _FRAMES, "hidden units", _RATE),
+    Panel("overload", "Whole sequences: answered in time", _OFFERED, "good_share", _OF_PEAK, "% of the peak"),
+    Panel("overload", "Whole sequences: refusals", _OFFERED, "refused_p99_ms", _OF_PEAK, "p99 at the caller, ms"),
+    Panel("overload-streams", "Streams: admitted", _OFFERED, "opened_share", _OF_COUNT, "% of those on time"),
+    Panel("overload-streams", "Streams: delay of those admitted", _OFFERED, "p99_ms", _OF_COUNT, "p99, ms"),
 )  # fmt: skip
 
 
@@ -75,11 +80,11 @@ def figure(rows: list[Point], conditions: dict[str, Any]) -> Figure:
     by_sweep: dict[str, list[Point]] = {}
     for row in rows:
         by_sweep.setdefault(row.get("sweep", ""), []).append(row)
-    found = [(panel, by_sweep[panel.sweep]) for panel in _PANELS if panel.sweep in by_sweep]
+    found = [(panel, drawn) for panel in _PANELS if (drawn := _drawn(panel, by_sweep.get(panel.sweep, [])))]
     found += [(None, by_sweep["mixed"])] if "mixed" in by_sweep else []
     if not found:
         raise ValueError("the results have no sweep that is drawn")
-    columns = min(_COLUMNS, len(found))
+    columns = 2 if len(found) == 4 else min(_COLUMNS, len(found))
     lines = -(-len(found) // columns)
     whole = Figure(figsize=(4.5 * columns, 3.6 * lines), layout="constrained")
     whole.get_layout_engine().set(w_pad=0.1, h_pad=0.12)
@@ -98,11 +103,20 @@ def figure(rows: list[Point], conditions: dict[str, Any]) -> Figure:
     return whole
 
 
+def _drawn(panel: Panel, points: list[Point]) -> list[Point]:
+    """Those of a sweep's points that a panel shows."""
+    return [each for each in points if panel.y in each["values"] and (panel.alone or each["who"] != "alone")]
+
+
 def _line(point: Point) -> tuple[str, Any, str]:
     """The name, the colour and the style of the line that a point is on."""
     model, (who, _, alone) = point["model"], point["who"].partition(" ")
     if point["sweep"] == "widths":
         return f"{who}, alone" if alone else who, _COLOURS[who], "--" if alone else "-"
+    if point["sweep"] in ("overload", "overload-streams"):
+        network = model.partition(",")[0]
+        styles = {"served": ("", "-"), "Triton": (", Triton", ":"), "spread": (", 8 connections", "--")}
+        return network + styles[who][0], _COLOURS[network], styles[who][1]
     if point["sweep"] == "streams":
         size = point["at"]["chunk"]
         if _COLOURS[model] == _LARGE:
@@ -115,8 +129,7 @@ def _curves(axis: Axes, panel: Panel, points: list[Point]) -> str:
     """A line for each name, and around it a shade from the least to the most of the rounds."""
     lines: dict[tuple[str, Any, str], list[Point]] = {}
     for point in points:
-        if panel.alone or point["who"] != "alone":
-            lines.setdefault(_line(point), []).append(point)
+        lines.setdefault(_line(point), []).append(point)
     share = panel.y.endswith("_share")
     scale = 100 if share else 1
     for (label, colour, style), found in lines.items():
@@ -128,10 +141,10 @@ def _curves(axis: Axes, panel: Panel, points: list[Point]) -> str:
         axis.plot(xs, ys, style, color=colour, label=label, marker="o", markersize=3, linewidth=1.4)
     axis.set_xscale("log")
     ticks = sorted({point["at"][panel.x] for found in lines.values() for point in found})
-    axis.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    axis.set_xticks(ticks, [f"{tick:,.10g}" for tick in ticks])
     axis.xaxis.set_minor_locator(NullLocator())
     if share:
-        axis.set_ylim(0, 105)
+        axis.set_ylim(0, max(105, axis.get_ylim()[1]))
     else:
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -14,11 +14,11 @@ from benchmarks.setup.goals import GOALS, TRITON
 from benchmarks.setup.server_bench import CHUNK, ServerBench
 
 _STEP = 1.1  # from one count of streams to the next
-_COUNTS = {
+COUNTS = {
     LARGE: [round(10 * _STEP**k) for k in range(40)],
     SMALL: [round(40 * _STEP**k) for k in range(40)],
 }
-_HASTE = 5  # steps at once where little is to be done
+HASTE = 5  # steps at once where little is to be done
 _TRITON_MOST = 1000  # streams; its models are configured for 1,024
 
 
@@ -45,7 +45,7 @@ def real_time(bench: ServerBench) -> Iterator[Row]:
         return bench.watched(stream_load.real_time(bench.client, model, bench.chunks(), count, seconds))
 
     for size, models in SIZES.items():
-        counts = _COUNTS[size][::_HASTE] if bench.quick else _COUNTS[size]
+        counts = COUNTS[size][::HASTE] if bench.quick else COUNTS[size]
         searches = {model: Search(counts, functools.partial(serve, model), bench.rounds) for model in models}
         searches[TRITON] = Search(
             [count for count in counts if count <= _TRITON_MOST],

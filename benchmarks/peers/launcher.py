@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from benchmarks.harness.child_process import ROOT, Program, child_process, progr
 from benchmarks.peers.environment import Environment
 
 _HERE = pathlib.Path(__file__).resolve().parent
+_MODELS = _HERE / "models"
 _SHARED_MEMORY = pathlib.Path("/dev/shm")
 _START = 120  # seconds
 _LAST_WORDS = 5  # seconds
@@ -41,14 +43,21 @@ class PeerFailed(Exception):
 class Triton:
     """A Triton that serves one model, and the load for it.
 
-    threads: torch's. crashes: how often it had to be started again, by what it was asked: work
-    and how many callers or streams.
+    threads: torch's. models: the repository of its models. crashes: how often it had to be started again, by what it
+    was asked: work and how many callers or streams.
     """
 
-    def __init__(self, environment: Environment, weights: pathlib.Path, recordings: pathlib.Path, threads: int) -> None:
-        self.crashes: Counter[tuple[str, int]] = Counter()
+    def __init__(
+        self,
+        environment: Environment,
+        weights: pathlib.Path,
+        recordings: pathlib.Path,
+        threads: int,
+        models: pathlib.Path = _MODELS,
+    ) -> None:
+        self.crashes: Counter[tuple[str, float]] = Counter()
         self._given_up = False
-        self._environment, self._recordings = environment, recordings
+        self._environment, self._recordings, self._models = environment, recordings, models
         self._variables = environment.variables(WEIGHTS=str(weights), THREADS=str(threads))
         self._running = contextlib.ExitStack()
         self._start()
@@ -58,7 +67,7 @@ class Triton:
         """The server's process."""
         return self._process.pid
 
-    def ask(self, work: str, count: int, seconds: float) -> Any:
+    def ask(self, work: str, count: float, seconds: float) -> Any:
         """Asks its load, see load.py, from the beginning where Triton has crashed.
 
         Raises PeerFailed where it crashes at every try, and is started again then; where it lives and cannot answer;
@@ -115,7 +124,7 @@ class Triton:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the rest of what runs
         self._running.callback(self._log.close)
         self.address = f"127.0.0.1:{_free_port()}"
-        command = [str(self._environment.server), f"--model-repository={_HERE / 'models'}"]
+        command = [str(self._environment.server), f"--model-repository={self._models}"]
         command += [f"--backend-directory={self._environment.backends}"]
         command += ["--grpc-address=127.0.0.1", f"--grpc-port={self.address.rpartition(':')[2]}"]
         command += ["--allow-http=false", "--allow-metrics=false", "--log-warning=false", "--log-info=false"]
@@ -167,25 +176,41 @@ class Triton:
 
 @contextlib.contextmanager
 def tritons(
-    models: dict[str, pathlib.Path], recordings: list[np.ndarray], threads: Mapping[str, int]
+    models: dict[str, pathlib.Path],
+    recordings: list[np.ndarray],
+    threads: Mapping[str, int],
+    queue_policy: str = "",
 ) -> Iterator[dict[str, Triton]]:
     """Yields a Triton for each of the models, under its name.
 
     models: the folder of each, with its model.safetensors. recordings: [frames, D] float32 each, which the loads send.
-    threads: torch's in each; 0 leaves them to it. Raises PeerMissing and PeerFailed.
+    threads: torch's in each; 0 leaves them to it. queue_policy: of its queue of whole sequences, in the words of its
+    configuration; by default all wait until they are served. Raises PeerMissing and PeerFailed.
     """
     environment = Environment()
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         spoken = folder / "recordings.npz"
         np.savez(spoken, *recordings)
+        served = _with_policy(folder, queue_policy) if queue_policy else _MODELS
         running = {}
         for name, path in models.items():
             weights = folder / f"{name}.npz"
             np.savez(weights, **load_file(path / "model.safetensors"))
-            running[name] = Triton(environment, weights, spoken, threads[name])
+            running[name] = Triton(environment, weights, spoken, threads[name], served)
             stack.callback(running[name].close)
         yield running
+
+
+def _with_policy(folder: pathlib.Path, queue_policy: str) -> pathlib.Path:
+    """A copy of the models within a folder, where the queue of whole sequences has that policy, and of the network."""
+    (folder / _HERE.name).mkdir()
+    shutil.copy(_HERE / "network.py", folder / _HERE.name)
+    models = shutil.copytree(_MODELS, folder / _HERE.name / _MODELS.name)
+    config = models / "rnn" / "config.pbtxt"
+    batching = "dynamic_batching {"
+    config.write_text(config.read_text().replace(batching, f"{batching} default_queue_policy {{ {queue_policy} }}"))
+    return models
 
 
 def _free_port() -> int:

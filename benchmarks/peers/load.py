@@ -1,11 +1,14 @@
 """Load for Triton from an unmodified tritonclient: the callers and streams are those that Seqloom is measured with.
 
 A program of launcher.py, in the peers' own environment: asked [address, work, count, seconds], it answers with the
-round's numbers, or {"failed": why}. Work is "callers", "streams" or "real_time"; "labels" answers with what the server
-says to the first `count` recordings, sent whole and as streams.
+round's numbers, or {"failed": why}. Work is "callers", "patient", which repeat what is refused, "streams" or
+"real_time"; "offered" are `count` calls a second that do not wait for each other, told as open_loop.Calls; "labels"
+answers with what the server says to the first `count` recordings, sent whole and as streams.
 """
 
 import asyncio
+import dataclasses
+import functools
 import itertools
 import sys
 from collections.abc import AsyncIterable, AsyncIterator
@@ -16,11 +19,12 @@ import tritonclient.grpc.aio as triton
 
 from benchmarks.harness.child_process import questions, say
 from benchmarks.harness.rounds import Loop
-from benchmarks.loads import sequence_load, stream_load
+from benchmarks.loads import open_loop, sequence_load, stream_load
 from benchmarks.loads.workload import FRAME, chunks
 
 CHUNK = 10  # frames
 _PATIENCE = 60  # seconds that a round may take beyond its own
+_PAUSE = 0.01  # seconds until a call that was refused comes again
 _numbers = itertools.count(1)  # of sequences; 0 is none
 
 
@@ -39,7 +43,7 @@ def main() -> None:
 
 
 async def _round(
-    address: str, work: str, count: int, seconds: float, recordings: list[np.ndarray], live: list[np.ndarray]
+    address: str, work: str, count: Any, seconds: float, recordings: list[np.ndarray], live: list[np.ndarray]
 ) -> Any:
     async with triton.InferenceServerClient(address) as client:
         if work == "labels":
@@ -54,6 +58,13 @@ async def _round(
                 assert len(await whole(client, frames)) == len(frames)
 
             return await sequence_load.closed_loop([call] * count, recordings, seconds)
+        if work == "offered":
+            return dataclasses.asdict(
+                await open_loop.offered([functools.partial(_told, client)], recordings, count, seconds)
+            )
+        if work == "patient":
+            patient = functools.partial(_answered, client)
+            return await sequence_load.closed_loop([patient] * count, recordings, seconds)
         load = {"streams": stream_load.closed_loop, "real_time": stream_load.real_time}[work]
         return await load(Streams(client), "rnnseq", live, count, seconds)
 
@@ -65,6 +76,28 @@ async def _streamed(client: Any, frames: np.ndarray) -> np.ndarray:
             await stream.send(frames[first : first + CHUNK])
             got.append(await stream.receive())
         return np.concatenate(got)
+
+
+async def _told(client: Any, frames: np.ndarray, timeout: float | None = open_loop.TIMEOUT) -> str:
+    """Sends a call; returns what became of it. timeout: seconds."""
+    try:
+        answer = await client.infer("rnn", [_tensor(frames)], client_timeout=timeout)
+    except triton.InferenceServerException as error:
+        code = (error.status() or "").rpartition(".")[2]
+        found = {"DEADLINE_EXCEEDED": open_loop.LATE, "UNAVAILABLE": open_loop.REFUSED}
+        if code not in found:
+            print(f"a call failed: {error}", file=sys.stderr)
+        return found.get(code, open_loop.FAILED)
+    assert answer.as_numpy("y").shape[1] == len(frames)
+    return open_loop.GOOD
+
+
+async def _answered(client: Any, frames: np.ndarray) -> None:
+    """Sends a call until it is not refused."""
+    while True:
+        if await _told(client, frames, None) == open_loop.GOOD:
+            return
+        await asyncio.sleep(_PAUSE)
 
 
 async def whole(client: Any, frames: np.ndarray) -> np.ndarray:

@@ -31,3 +31,18 @@ GOALS: dict[tuple[str, str, str], float] = {
 
 PADDING = {"cpu": 0.0, "cuda": 0.25}
 """The most of the computed steps that may be padding, by device."""
+
+PEAK, OFFERED = "the peak", "what is offered"
+GOODPUT = {PEAK: 0.9, OFFERED: 0.95}
+"""Under overload: the least share that is answered in time, of the peak where as much or more is offered, else of what
+is offered."""
+FROM = 0.8
+"""The least that is offered, of the peak, where the shares above are promised."""
+WASTED = 0.05
+"""The most of the steps computed that may be for answers which nobody got."""
+SLOWED = 2.0
+"""The most by which the p99 of live streams that were admitted may grow, beside that at FROM of their capacity."""
+ADMITTED = 0.9
+"""The least of the streams that are on time that are admitted where more come."""
+REFUSED_MS = 20.0
+"""The p99 of refusals of the large network's calls, at the caller, stays below it."""

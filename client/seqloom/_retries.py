@@ -5,6 +5,7 @@ import math
 import random
 import time
 
+from seqloom._retry_budget import RetryBudget
 from seqloom.errors import InvalidArgument, Overloaded, SeqloomError, Unavailable
 
 INITIAL_BACKOFF, MAX_BACKOFF = 0.1, 2.0  # seconds
@@ -21,23 +22,35 @@ def until(deadline: float) -> asyncio.Timeout:
 
 
 class Backoff:
-    """Exponentially growing delays between attempts, with jitter, so that callers do not retry at the same time."""
+    """Exponentially growing delays between the attempts of one call, with jitter, so that callers do not come together.
 
-    def __init__(self, retries: int, deadline: float) -> None:
+    After Overloaded the delay is never shorter than `retry_after`, and a repeat takes one of the client's budget.
+    retries: how often the call may be repeated; None for a call that must be done in the end, which waits for the
+    longest delay if the budget is spent. deadline: on time.monotonic's clock; no attempt starts after it.
+    """
+
+    def __init__(self, retries: int | None, deadline: float, budget: RetryBudget) -> None:
         self._retries = retries
         self._deadline = deadline
+        self._budget = budget
         self._failed = 0
+        self._longest = INITIAL_BACKOFF
 
     def delay(self, error: SeqloomError) -> float:
         """Returns the seconds to wait before the next attempt; raises `error` if there should be none."""
-        if self._failed >= self._retries:
+        if self._retries is not None and self._failed >= self._retries:
             raise error
-        delay: float = min(MAX_BACKOFF, INITIAL_BACKOFF * 2**self._failed) * random.uniform(0.5, 1.0)
+        delay = self._longest * random.uniform(0.5, 1.0)
         if isinstance(error, Overloaded):
             delay = max(delay, error.retry_after * random.uniform(1.0, 1.25))
         if time.monotonic() + delay >= self._deadline:
             raise error
+        if isinstance(error, Overloaded) and not self._budget.take():
+            if self._retries is not None:
+                raise error
+            delay = max(delay, MAX_BACKOFF * random.uniform(0.5, 1.0))
         self._failed += 1
+        self._longest = min(MAX_BACKOFF, 2 * self._longest)
         return delay
 
 

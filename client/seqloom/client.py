@@ -32,8 +32,11 @@ class AsyncClient:
 
     address: "host:port", or a gRPC target such as "unix:/run/seqloom.sock". token: sent with every call. tls: None for
     an unencrypted connection. timeout: seconds, the default of every call; math.inf for no limit. retries: how often a
-    call that is safe to repeat is repeated, with growing pauses, if the server is unavailable or overloaded. keepalive:
-    seconds without traffic after which the connection is checked, at least 10; math.inf for never.
+    call that is safe to repeat is repeated, with growing pauses, if the server is unavailable or overloaded. After
+    Overloaded no call is repeated sooner than `retry_after`, and while a client makes n calls it repeats at most
+    10 + n/10 times; beyond that Overloaded is raised at once, so that repeats do not become the load. While the server
+    refuses most calls of `infer`, some are refused here and not sent. keepalive: seconds without traffic after which
+    the connection is checked, at least 10; math.inf for never.
 
     The client connects on the first call. Every method raises subclasses of seqloom.SeqloomError, usually
     InvalidArgument, NotFound, Overloaded, Unavailable or DeadlineExceeded.
@@ -66,6 +69,7 @@ class AsyncClient:
 
         outputs: "logits", "probs", "log_probs", "labels", "hidden" or TopK(k). initial_state: State of [L, N, H]; None
         for zeros. weights_version: the required version of the weights; raises VersionMismatch if another is served.
+        timeout: seconds; what the server does not expect to end in time is refused at once, with Overloaded.
         """
         deadline = self._connection.config.deadline(timeout)
 
@@ -85,13 +89,16 @@ class AsyncClient:
         initial_state: State | None = None,
         weights_version: int | None = None,
         snapshot_interval: int = 0,
+        rate: float | None = None,
         timeout: float | None = None,
     ) -> AsyncStream:
         """Returns a live stream, to be opened by `with`. Its hidden state stays on the server between chunks.
 
         outputs, weights_version: as of infer. initial_state: State of [L, 1, H]; None for zeros. snapshot_interval: the
-        number of steps between two snapshots of the hidden state, stream.snapshot; 0 for none. timeout: seconds, the
-        default of each of the stream's calls.
+        number of steps between two snapshots of the hidden state, stream.snapshot; 0 for none. rate: frames a second,
+        above 0, of a stream in real time: it is promised that its outputs come without delay, or refused with
+        Overloaded when it is opened; frames sent faster than that wait. None for a stream that takes what the others
+        leave, and may wait for them. timeout: seconds, the default of each of the stream's calls.
         """
 
         async def open_session() -> tuple[Session, ModelSpec]:
@@ -105,6 +112,7 @@ class AsyncClient:
                     initial_state=arguments.state(initial_state, info.spec, 1)[0],
                     weights_version=arguments.version(weights_version),
                     snapshot_interval_steps=arguments.interval(snapshot_interval),
+                    steps_per_second=0.0 if rate is None else positive_number(rate, "rate"),
                 )
                 session = await self._connection.channel().shared.open_session(message, (info.spec, outputs), deadline)
                 try:

@@ -62,9 +62,10 @@ class VersionMismatch(SeqloomError):
 
 
 class Overloaded(SeqloomError):
-    """The server is overloaded and has done nothing.
+    """The server is overloaded and has done nothing, or was not asked, as it refuses most calls.
 
-    retry_after: seconds after which a repeat may succeed.
+    A server that has much to do also refuses a call that would end after its timeout. retry_after: seconds after which
+    a repeat may succeed.
     """
 
     def __init__(self, message: str, *, reason: str = "", request_id: str = "", retry_after: float = 0.0) -> None:

@@ -6,6 +6,7 @@ Buffers, Encoding).
 """
 
 import functools
+import struct
 from collections.abc import Iterable
 from typing import TypeAlias
 
@@ -16,6 +17,7 @@ from seqloom.v1 import tensor_pb2
 Buffers: TypeAlias = "list[bytes | memoryview]"
 """The parts of an encoded message, in order; they are joined when it is sent."""
 
+_DOUBLE = struct.Struct("<d")
 _DATA = tensor_pb2.Tensor.DESCRIPTOR.fields_by_name["data"].number
 
 
@@ -37,6 +39,11 @@ def message(field: int, parts: Buffers) -> Buffers:
 def joined(parts: Iterable["bytes | memoryview"]) -> bytes:
     """Joins the parts of a message: the only copy."""
     return b"".join(parts)
+
+
+def double(field: int, value: float) -> bytes:
+    """Encodes a field of type double."""
+    return _varint(field << 3 | 1) + _DOUBLE.pack(value)
 
 
 @functools.lru_cache(4096)

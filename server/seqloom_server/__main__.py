@@ -54,6 +54,7 @@ def _serve(settings: ServerConfig, _: argparse.Namespace) -> int:
 
     import torch
 
+    from seqloom_server.engine.admission.loop_time import TimedLoop
     from seqloom_server.engine.engine import CannotStart
     from seqloom_server.rpc.server import Server
 
@@ -83,7 +84,8 @@ def _serve(settings: ServerConfig, _: argparse.Namespace) -> int:
         await server.stop()
 
     sys.setswitchinterval(settings.switch_interval_ms / 1e3)
-    asyncio.run(serve())
+    with asyncio.Runner(loop_factory=TimedLoop) as runner:
+        runner.run(serve())
     return 0
 
 

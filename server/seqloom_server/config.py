@@ -69,24 +69,48 @@ class ServerConfig:
     strict_models: bool = _option(False, "refuse to start if a model or a run cannot be loaded, instead of logging it")
     grace_seconds: float = _option(20.0, "seconds that running work may take after SIGTERM", least=0)
     max_live_versions: int = _option(4, "versions of one model's weights in use at once", least=1)
-    max_sessions: int = _option(10_000, "live sessions open at once", least=1)
+    max_sessions: int = _option(10_000, "live sessions open at once, over all callers", least=1)
     idle_seconds: float = _option(300.0, "seconds without work after which a session is ended", least=0.01)
     window_steps: int = _option(4096, "steps of a session sent and not yet acknowledged", least=64)
     max_batch_sequences: int = _option(256, "sequences in one slice, a batch of device work", least=1)
     max_batch_steps: int = _option(32_768, "steps in one slice, over all its sequences, padding included", least=1)
     max_slice_ms: float = _option(40.0, "milliseconds that a slice may take while live sessions are open", least=0.1)
     bulk_slice_ms: float = _option(200.0, "milliseconds that a slice may take while none is open", least=0.1)
-    max_queue_items: int = _option(16_384, "sequences in the queue", least=1)
+    max_queue_items: int = _option(16_384, "sequences in the queue, over all callers", least=1)
     max_queue_steps: int = _option(2_000_000, "steps in the queue", least=1)
     max_queue_bytes: int = _option(1 << 30, "bytes of frames in the queue", least=1)
+    max_queue_seconds: float = _option(
+        10.0,
+        "seconds that a whole sequence may be expected to wait, whatever its timeout; beyond that it is refused",
+        least=0.001,
+    )
+    max_live_load: float = _option(
+        0.75,
+        "load of live sessions that have a rate, as a share of the device's time or of the event loop's, whichever is "
+        "larger; beyond that no more of them are opened",
+        least=0,
+        most=1,
+    )
     max_output_bytes: int = _option(512 << 20, "bytes of unread outputs, over all callers", least=1 << 20)
     max_model_bytes: int = _option(2 << 30, "bytes of one model's weights", least=1)
     max_padding: float = _option(
         0.25, "share of padding in a slice, beyond which the slice is cut shorter", least=0, most=1
     )
-    live_share: float = _option(0.5, "share of device time guaranteed to live sessions", least=0, most=1)
-    inference_share: float = _option(0.2, "share of device time guaranteed to whole sequences", least=0, most=1)
-    training_share: float = _option(0.2, "share of device time guaranteed to training", least=0, most=1)
+    live_share: float = _option(
+        0.5,
+        "share of the device time that live sessions with a rate leave, guaranteed to those without",
+        least=0,
+        most=1,
+    )
+    inference_share: float = _option(
+        0.2,
+        "share of the device time that live sessions with a rate leave, guaranteed to whole sequences",
+        least=0,
+        most=1,
+    )
+    training_share: float = _option(
+        0.2, "share of the device time that live sessions with a rate leave, guaranteed to training", least=0, most=1
+    )
     training_piece_gflop: float = _option(
         0.0,
         "floating-point operations, in 10^9, after which training may be interrupted; 0: a value for the device",

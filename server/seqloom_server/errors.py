@@ -35,11 +35,24 @@ class Reason(enum.StrEnum):
     STORAGE_FAILED = "STORAGE_FAILED"  # the server cannot read or write a folder: disk full, permission denied
     VERSION_MISMATCH = "VERSION_MISMATCH"  # the weights version requested is not the one served
     OVERLOADED = "OVERLOADED"  # more than the server accepts now; nothing was done
-    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"  # passed in the queue, or no next part arrived; no device time was spent
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"  # cannot be met, or no next part arrived; no more device time is spent
     CANCELLED = "CANCELLED"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     ENGINE_DEAD = "ENGINE_DEAD"  # the device thread died
     INTERNAL = "INTERNAL"  # a bug in the server
+
+
+class Overload(enum.StrEnum):
+    """What the server has no room for; the label of `seqloom_rejected_total`."""
+
+    QUEUE_FULL = "queue_full"  # or a caller's part of it, as of the following bounds
+    TOO_LATE = "too_late"  # the answer would come after its deadline, or the work wait for too long
+    SESSIONS = "sessions"
+    LIVE_LOAD = "live_load"  # of streams that have a rate
+    UNREAD_OUTPUTS = "unread_outputs"
+    MEMORY = "memory"  # of the machine or of its device
+    MODELS = "models"  # imports, exports, versions in use, the lock of their folder
+    RUNS = "runs"  # and the calls on one that wait for earlier ones
 
 
 class ServerError(Exception):
@@ -47,14 +60,26 @@ class ServerError(Exception):
 
     field: path of the request's invalid field, or "".
     retry_after: seconds after which a repeat may succeed, or None if a repeat cannot.
+    cause: what there is no room for, of an error because of load.
+    counted: whether it is in the metrics; see `count_refusal` of engine/core/overload.py.
     """
 
-    def __init__(self, reason: Reason, message: str, *, field: str = "", retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        field: str = "",
+        retry_after: float | None = None,
+        cause: Overload | None = None,
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.field = field
         self.retry_after = retry_after
+        self.cause = cause
+        self.counted = False
 
 
 def invalid(field: str, message: str) -> ServerError:

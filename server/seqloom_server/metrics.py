@@ -44,12 +44,30 @@ class Metrics:
         )
         self.steps_total = self._counter("steps_total", "Useful steps computed: the throughput", slices)
         self.padded_steps_total = self._counter("padded_steps_total", "Steps computed for padding", slices)
+        self.wasted_steps_total = self._counter(
+            "wasted_steps_total", "Steps computed for answers that nobody got", slices
+        )
         self.device_busy_seconds_total = self._counter(
             "device_busy_seconds_total", "Time that the device spent computing", []
         )
         self.active_streams = self._gauge("active_streams", "Open live sessions", ["model"])
         self.queue_items = self._gauge("queue_items", "Sequences waiting for the device", ["op"])
         self.rejected_total = self._counter("rejected_total", "Work refused because of load", ["reason"])
+        self.refusal_duration_seconds = self._histogram(
+            "refusal_duration_seconds",
+            "From a message, or a call's first byte, to its refusal because of load",
+            _SECONDS,
+            [],
+        )
+        self.admission_predicted_seconds = self._histogram(
+            "admission_predicted_seconds",
+            "From the admission of whole sequences to their end, as predicted: of one in each slice",
+            _SECONDS,
+            ["model"],
+        )
+        self.admission_actual_seconds = self._histogram(
+            "admission_actual_seconds", "From the admission of the same sequences to their end", _SECONDS, ["model"]
+        )
         self.cancelled_total = self._counter("cancelled_total", "Sequences that ended without a result", ["stage"])
         self.weights_version = self._gauge("weights_version", "Version of the weights served", ["model"])
         self.optimizer_steps_total = self._counter(

@@ -26,6 +26,7 @@ def run(name: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
         ("bench_training", ["gradients", "--callers", "2"], 6),
         ("bench_sweeps", ["streams", "--streams", "1", "2", "--chunks", "2"], 4),
         ("bench_front_end", ["calls"], 2),
+        ("bench_overload", ["neighbours"], 4),
         ("bench_gpu", ["realtime", "padding", "--device", "cpu"], 5),
     ],
 )

@@ -56,9 +56,9 @@ def test_every_class_and_method_that_it_names_is_in_the_code():
 def test_every_option_that_it_names_is_there_with_the_default_that_it_tells():
     options = {field.name: field.default for field in dataclasses.fields(ServerConfig)}
     bounds = table(PAGE, "What is bounded by what")
-    told = dict(re.findall(r"^(\w+_\w+) ([\d,]+)", bound)[0] for _, bound, _ in bounds if "_" in bound)
+    told = dict(re.findall(r"^(\w+_\w+) ([\d,.]+)", bound)[0] for _, bound, _ in bounds if "_" in bound)
     assert len(told) >= 15
-    assert {name: int(default.replace(",", "")) for name, default in told.items()} == {
+    assert {name: float(default.replace(",", "")) for name, default in told.items()} == {
         name: options[name] for name in told
     }
     limits = {name for name in options if name.startswith(("max_", "idle_", "bulk_", "grace_", "window_"))}

@@ -16,11 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from seqloom.errors import from_status
 from seqloom.v1 import inference_service_pb2, model_service_pb2
 from seqloom_server.config import ServerConfig
-from seqloom_server.errors import Reason, ServerError
+from seqloom_server.errors import Overload, Reason, ServerError
 from seqloom_server.nn import spec
 from seqloom_server.nn.files import model_folder
 from seqloom_server.rpc.calls.status import status_of
-from seqloom_server.rpc.inference import outbox, stream_call, stream_session
+from seqloom_server.rpc.inference import outbox, session_opening, stream_call, stream_session
 
 PAGE = "docs/protocol.md"
 
@@ -69,8 +69,8 @@ def test_the_limits_are_those_of_the_server():
     ("number", "words"),
     [
         (stream_call._MAX_ENTRIES, "a message of more than {:,} entries"),
-        (stream_call._MIN_WINDOW_STEPS, "at most {} steps may be sent: no server has a smaller one"),
-        (stream_call._WINDOW_BYTES >> 20, "the number of steps whose requested outputs take {} MiB"),
+        (session_opening._MIN_WINDOW_STEPS, "at most {} steps may be sent: no server has a smaller one"),
+        (session_opening._WINDOW_BYTES >> 20, "the number of steps whose requested outputs take {} MiB"),
         (stream_session._MAX_ENTRY_BYTES >> 10, "An entry holds about {} KiB of outputs"),
         (outbox._MAX_UNREAD_BYTES >> 20, "while more than {} MiB that it sent were not read"),
         (int(ServerConfig().idle_seconds), "(an option of the server, {} by default)"),
@@ -82,6 +82,11 @@ def test_the_limits_are_those_of_the_server():
 )
 def test_numbers_that_are_told_are_right(number, words):
     assert words.format(number) in " ".join(text(PAGE).split())
+
+
+def test_every_cause_of_a_refusal_is_there():
+    (meaning,) = [meaning for name, _, _, meaning in table(PAGE, "Metrics") if name == "seqloom_rejected_total"]
+    assert {*Overload, "overloaded"} <= set(re.findall("[a-z_]+", meaning))
 
 
 def test_the_table_of_metrics_is_what_a_server_exports(server_process, tmp_path):

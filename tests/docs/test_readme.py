@@ -64,7 +64,9 @@ def test_the_examples_address_is_where_both_servers_listen():
     assert f'"127.0.0.1:${{SEQLOOM_PORT:-{port}}}:{port}"' in (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "docs/architecture.md", "docs/protocol.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CHANGELOG.md", "docs/architecture.md", "docs/protocol.md", "docs/overload.md"]
+)
 def test_every_link_leads_somewhere(page):
     path = ROOT / page
     links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([\w-]+))?\)", path.read_text(encoding="utf-8"))

@@ -25,7 +25,7 @@ async def test_a_full_queue_refuses_at_once_and_what_was_let_in_ends_well(tmp_pa
         for _, error in refused:
             assert error.reason is Reason.OVERLOADED
             assert error.retry_after > 0
-        assert metric(engine, "rejected_total", reason="OVERLOADED") == 2
+        assert metric(engine, "rejected_total", reason="queue_full") == 2
         gate.open()
         for _, sink in runs[:3]:
             assert (await sink.wait()).steps == 30
@@ -70,6 +70,7 @@ async def test_whole_sequences_that_are_opened_and_never_fed_are_bounded_and_end
         sinks = [open_sequence(engine, Op.INFER)[1] for _ in range(4)]
         with pytest.raises(ServerError, match="4 sequences are open"):
             open_sequence(engine, Op.INFER)
+        assert metric(engine, "rejected_total", reason="queue_full") == 1
         for sink in sinks:
             await sink.until(lambda sink: sink.endings)
             assert sink.reason is Reason.SESSION_IDLE

@@ -5,6 +5,7 @@ window.
 """
 
 import collections
+import time
 
 import numpy as np
 from seqloom import tensors, wire
@@ -25,7 +26,7 @@ class Echo:
         self.ending = False
 
     def put(self, outgoing):
-        (entry,) = pb.StreamInferRequest.FromString(wire.joined(outgoing.buffers())).entries
+        (entry,) = pb.StreamInferRequest.FromString(wire.joined(outgoing.buffers(time.monotonic()))).entries
         self.acknowledged = max(self.acknowledged, entry.acknowledged_steps)
         if entry.HasField("frames"):
             frames = tensors.decode(entry.frames)

@@ -18,8 +18,8 @@ class KnownWeights:
         self.cost.per_slice, self.cost.per_step, self.cost.per_cell = per_slice, per_step, per_cell
 
 
-def make_sequence(weights, op=Op.INFER, **more):
-    return Sequence(op, weights, OutputSpec(), sink=None, **more)
+def make_sequence(weights, op=Op.INFER, sink=None, **more):
+    return Sequence(op, weights, OutputSpec(), sink=sink, **more)
 
 
 def make_chunk(steps, now=0.0, **more):

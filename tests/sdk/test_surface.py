@@ -17,8 +17,8 @@ from helpers.pages import ROOT
 PUBLIC_MODULES = {"tensors", "torch", "v1"}  # beside seqloom itself
 LAYOUT_MODULES = {"client", "errors", "types", "wire"}  # importable, but the names to use are those of seqloom
 PRIVATE_MODULES = {
-    *("_blocking", "_config", "_connection", "_forks", "_load_grpc", "_messages", "_retries", "_streaming"),
-    *("_training", "_version"),
+    *("_blocking", "_config", "_connection", "_forks", "_load_grpc", "_messages", "_retries", "_retry_budget"),
+    *("_streaming", "_training", "_version"),
 }
 MODULE_NAMES = {
     "seqloom.tensors": {
@@ -46,7 +46,7 @@ CLIENT = {
     "__init__": "self, address, *, token=None, tls=None, timeout=60.0, retries=5, keepalive=30.0",
     "infer": "self, model, xs, outputs='logits', *, initial_state=None, weights_version=None, timeout=None",
     "stream": "self, model, outputs='logits', *, initial_state=None, weights_version=None, snapshot_interval=0, "
-    "timeout=None",
+    "rate=None, timeout=None",
     "gradients": "self, model, xs, targets=None, *, loss='cross_entropy', reduction='sum', wrt=('parameters',), "
     "output_gradients=None, initial_state=None, final_state_gradient=None, parameter_form='smallest', "
     "parameter_dtype=None, weights_version=None, timeout=None",

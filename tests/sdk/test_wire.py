@@ -1,5 +1,6 @@
 """Messages written straight as bytes are what protobuf would have written, field for field."""
 
+import math
 from types import SimpleNamespace
 
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -41,20 +42,25 @@ def test_a_message_within_another_is_found_by_its_number_and_size(size, field):
             st.booleans(),
             st.booleans(),
             st.integers(0, 2**62),
+            st.just(math.inf) | st.floats(0, 1e9, exclude_min=True),
         ),
         max_size=4,
-    )
+    ),
+    st.booleans(),
 )
-def test_entries_are_what_protobuf_would_have_written(entries):
+def test_entries_are_what_protobuf_would_have_written(entries, told):
     expected, parts = inference_service_pb2.StreamInferRequest(), []
-    for number, frames, opening, reset, end, cancel, received in entries:
+    for number, frames, opening, reset, end, cancel, received, seconds in entries:
         entry = expected.entries.add(session=number, reset=reset, end=end, cancel=cancel)
         if opening is not None:
             entry.open.CopyFrom(opening)
+            if told and seconds < math.inf:
+                entry.open.timeout_seconds = seconds
         if frames is not None:
             tensors.encode_into(frames, entry.frames)
             entry.acknowledged_steps = received
         opened = None if opening is None else opening.SerializeToString()
         sender = SimpleNamespace(number=number, failure=None, received=received)
-        parts += OutgoingEntry(sender, open=opened, reset=reset, frames=frames, end=end, cancel=cancel).buffers()
+        outgoing = OutgoingEntry(sender, opened, reset, frames, end, cancel, deadline=seconds, tell_timeout=told)
+        parts += outgoing.buffers(now=0.0)
     assert inference_service_pb2.StreamInferRequest.FromString(wire.joined(parts)) == expected

@@ -228,8 +228,11 @@ class Client:
 
     address: "host:port", or a gRPC target such as "unix:/run/seqloom.sock". token: sent with every call. tls: None for
     an unencrypted connection. timeout: seconds, the default of every call; math.inf for no limit. retries: how often a
-    call that is safe to repeat is repeated, with growing pauses, if the server is unavailable or overloaded. keepalive:
-    seconds without traffic after which the connection is checked, at least 10; math.inf for never.
+    call that is safe to repeat is repeated, with growing pauses, if the server is unavailable or overloaded. After
+    Overloaded no call is repeated sooner than `retry_after`, and while a client makes n calls it repeats at most
+    10 + n/10 times; beyond that Overloaded is raised at once, so that repeats do not become the load. While the server
+    refuses most calls of `infer`, some are refused here and not sent. keepalive: seconds without traffic after which
+    the connection is checked, at least 10; math.inf for never.
 
     The client connects on the first call. Every method raises subclasses of seqloom.SeqloomError, usually
     InvalidArgument, NotFound, Overloaded, Unavailable or DeadlineExceeded.
@@ -264,6 +267,7 @@ class Client:
 
         outputs: "logits", "probs", "log_probs", "labels", "hidden" or TopK(k). initial_state: State of [L, N, H]; None
         for zeros. weights_version: the required version of the weights; raises VersionMismatch if another is served.
+        timeout: seconds; what the server does not expect to end in time is refused at once, with Overloaded.
         """
         return self._loop_thread.run(
             self._asynchronous.infer(
@@ -279,13 +283,16 @@ class Client:
         initial_state: State | None = None,
         weights_version: int | None = None,
         snapshot_interval: int = 0,
+        rate: float | None = None,
         timeout: float | None = None,
     ) -> Stream:
         """Returns a live stream, to be opened by `with`. Its hidden state stays on the server between chunks.
 
         outputs, weights_version: as of infer. initial_state: State of [L, 1, H]; None for zeros. snapshot_interval: the
-        number of steps between two snapshots of the hidden state, stream.snapshot; 0 for none. timeout: seconds, the
-        default of each of the stream's calls.
+        number of steps between two snapshots of the hidden state, stream.snapshot; 0 for none. rate: frames a second,
+        above 0, of a stream in real time: it is promised that its outputs come without delay, or refused with
+        Overloaded when it is opened; frames sent faster than that wait. None for a stream that takes what the others
+        leave, and may wait for them. timeout: seconds, the default of each of the stream's calls.
         """
         return Stream(
             self._loop_thread,
@@ -295,6 +302,7 @@ class Client:
                 initial_state=initial_state,
                 weights_version=weights_version,
                 snapshot_interval=snapshot_interval,
+                rate=rate,
                 timeout=timeout,
             ),
         )

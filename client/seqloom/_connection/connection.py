@@ -12,6 +12,7 @@ from seqloom._config import Config
 from seqloom._connection.channel import Channel
 from seqloom._connection.service_stubs import CallOptions, ModelStub, Request, Response, TrainingStub, UnaryMethod
 from seqloom._retries import Backoff, may_repeat, remaining
+from seqloom._retry_budget import RetryBudget
 from seqloom.errors import Cancelled, InvalidArgument, SeqloomError, checked_reply, from_transport
 
 T = TypeVar("T")
@@ -31,11 +32,15 @@ class ConnectionListener(Protocol):
 
 
 class Connection:
-    """A client's connection, for the calls of one event loop. Raises InvalidArgument in a fork that cannot have one."""
+    """A client's connection, for the calls of one event loop. Raises InvalidArgument in a fork that cannot have one.
+
+    retry_budget: of all its calls.
+    """
 
     def __init__(self, config: Config) -> None:
         _forks.check_not_forked()
         self.config = config
+        self.retry_budget = RetryBudget()
         self._channel: Channel | None = None
         self._closed = False
         self._listeners: weakref.WeakSet[ConnectionListener] = weakref.WeakSet()
@@ -93,7 +98,8 @@ class Connection:
 
     async def repeated(self, attempt: Callable[[], Awaitable[T]], deadline: float, *, read_only: bool) -> T:
         """Repeats `attempt` until it succeeds, or fails with an error after which it cannot be repeated."""
-        backoff = Backoff(self.config.retries, deadline)
+        self.retry_budget.add_call()
+        backoff = Backoff(self.config.retries, deadline, self.retry_budget)
         while True:
             try:
                 return await attempt()

@@ -1,5 +1,6 @@
 """One entry of a StreamInfer request: frames and control flags of one session, encoded when they are sent."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,22 +13,33 @@ from seqloom.v1 import inference_service_pb2
 _ENTRIES = inference_service_pb2.StreamInferRequest.ENTRIES_FIELD_NUMBER
 _OPEN = inference_service_pb2.SessionRequest.OPEN_FIELD_NUMBER
 _FRAMES = inference_service_pb2.SessionRequest.FRAMES_FIELD_NUMBER
+_TIMEOUT = inference_service_pb2.OpenSession.TIMEOUT_SECONDS_FIELD_NUMBER
 
 
 class SendingSession(Protocol):
-    """The session that an entry belongs to. received: steps whose outputs the caller has received."""
+    """The session that an entry belongs to. received: steps whose outputs the caller has received.
+
+    opened: whether the entry that opens it was written, so that the server may know it.
+    """
 
     number: int
     failure: SeqloomError | None
     share: BudgetShare
+    opened: bool
 
     @property
     def received(self) -> int: ...
 
+    def cancel(self, error: SeqloomError) -> None: ...
+
 
 @dataclass(slots=True)
 class OutgoingEntry:
-    """One entry of a session. open: a serialized OpenSession. held_bytes: bytes of the budget held until it is sent."""
+    """One entry of a session. open: a serialized OpenSession. held_bytes: bytes of the budget held until it is sent.
+
+    deadline: on time.monotonic's clock, after which it is not written. tell_timeout: whether `open` gets the seconds
+    that are left until then, counted when it is written: an entry may wait long for a connection that is busy.
+    """
 
     session: SendingSession
     open: bytes | None = None
@@ -36,6 +48,8 @@ class OutgoingEntry:
     end: bool = False
     cancel: bool = False
     held_bytes: int = 0
+    deadline: float = math.inf
+    tell_timeout: bool = False
 
     @property
     def size(self) -> int:
@@ -47,8 +61,8 @@ class OutgoingEntry:
         if self.held_bytes:
             self.session.share.give_back(self.held_bytes)
 
-    def buffers(self) -> wire.Buffers:
-        """Returns the encoded field `entries` of a StreamInferRequest."""
+    def buffers(self, now: float) -> wire.Buffers:
+        """Returns the encoded field `entries` of a StreamInferRequest. now: on time.monotonic's clock."""
         head = inference_service_pb2.SessionRequest(
             session=self.session.number,
             acknowledged_steps=0 if self.frames is None else self.session.received,
@@ -57,5 +71,8 @@ class OutgoingEntry:
             cancel=self.cancel,
         ).SerializeToString()
         if self.open is not None:
-            head += wire.delimiter(_OPEN, len(self.open)) + self.open
+            opening = self.open
+            if self.tell_timeout and self.deadline < math.inf:
+                opening += wire.double(_TIMEOUT, self.deadline - now)
+            head += wire.delimiter(_OPEN, len(opening)) + opening
         return wire.message(_ENTRIES, [head] if self.frames is None else wire.tensor(_FRAMES, self.frames, head))

@@ -39,7 +39,7 @@ class Session:
 
     frames_name: the caller's name of the frames, for error messages. budget: the client's; None for one of its own.
     step_bytes: size of the outputs of one step, to be set before the first send. share: the bytes that the session
-    holds of the budget.
+    holds of the budget. opened: whether the entry that opens it was written.
     """
 
     def __init__(
@@ -60,10 +60,13 @@ class Session:
         self.final_state: State | None = None
         self.timing: Timing | None = None
         self.failure: SeqloomError | None = None
+        self.opened = False
         self.ending = False
         self._queue = queue
         self._frames_name = frames_name
+        self._deadline = math.inf  # of a whole sequence
         self._reset = False
+        self._asked = False
         self._chunks = ChunkAssembly()
         self.share = BudgetShare(budget or StreamBudget())
         self._waiting: set[Waiter] = set()
@@ -100,30 +103,50 @@ class Session:
         """Whether the session has ended: all outputs have arrived, or it has failed."""
         return self.final_state is not None or self.failure is not None
 
-    def open(self, message: inference_service_pb2.OpenSession) -> None:
-        """Opens a live session."""
-        self._queue.put(OutgoingEntry(self, open=message.SerializeToString()))
+    def open(self, message: inference_service_pb2.OpenSession, deadline: float) -> None:
+        """Opens a live session, unless the deadline passes before it can be sent.
 
-    def open_whole(self, message: inference_service_pb2.OpenSession, frames: Array) -> None:
+        The server is told no timeout: it would count until the first frames have run, and these may come at any time.
+        """
+        self._queue.put(OutgoingEntry(self, open=message.SerializeToString(), deadline=deadline))
+
+    def open_whole(
+        self, message: inference_service_pb2.OpenSession, frames: Array, deadline: float, *, ask: bool = False
+    ) -> None:
         """Opens the session of a whole sequence, and sends as many frames with it as the window allows.
 
-        The frames must not change until the session has ended.
+        The frames must not change until the session has ended. ask: sends none until the server has admitted them.
         """
+        self._deadline = deadline
+        self._asked = ask
         self._chunks.expect(len(frames), received_on_arrival=True)
-        part = frames[: min(self.window, _rows_per_entry(frames))]
+        part = frames[: 0 if ask else min(self.window, _rows_per_entry(frames))]
         self.sent = len(part)
         self.ending = len(part) == len(frames)
-        message.whole_sequence = not self.ending
-        self._queue.put(OutgoingEntry(self, open=message.SerializeToString(), frames=part, end=self.ending))
+        if not self.ending:
+            message.whole_sequence, message.total_steps = True, len(frames)
+        opening = message.SerializeToString()
+        self._queue.put(
+            OutgoingEntry(
+                self,
+                open=opening,
+                frames=None if ask else part,
+                end=self.ending,
+                deadline=deadline,
+                tell_timeout=True,
+            )
+        )
 
-    async def send_rest(self, frames: Array) -> None:
-        """Sends the frames that open_whole() has not sent, and the end of the sequence."""
+    async def send_rest(self, frames: Array, deadline: float) -> None:
+        """Sends the frames that open_whole() has not sent, and the end of the sequence. Raises TimeoutError."""
+        if self._asked:
+            await self.wait(lambda: self.weights_version > 0, deadline)
         while self.sent < len(frames):
-            await self.wait(lambda: self._room > 0, math.inf)
+            await self.wait(lambda: self._room > 0, deadline)
             part = frames[self.sent : self.sent + min(self._room, _rows_per_entry(frames))]
             self.sent += len(part)
             self.ending = self.sent == len(frames)
-            self._queue.put(OutgoingEntry(self, frames=part, end=self.ending))
+            self._queue.put(OutgoingEntry(self, frames=part, end=self.ending, deadline=self._deadline))
 
     async def send(self, frames: Array, deadline: float) -> None:
         """Sends a copy of a chunk, [k, D], when the window and the budget have room. Raises DeadlineExceeded.

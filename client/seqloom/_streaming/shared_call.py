@@ -8,6 +8,7 @@ import asyncio
 import collections
 import contextlib
 import copy
+import time
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -19,6 +20,7 @@ from seqloom._streaming.deadline_timer import DeadlineTimer
 from seqloom._streaming.outgoing_entry import OutgoingEntry
 from seqloom._streaming.session import INITIAL_WINDOW, Session
 from seqloom._streaming.stream_budget import StreamBudget
+from seqloom._streaming.throttle import Throttle
 from seqloom.errors import Cancelled, DeadlineExceeded, Internal, SeqloomError, Unavailable, from_transport
 from seqloom.types import ModelSpec, Outputs
 from seqloom.v1 import inference_service_pb2
@@ -41,6 +43,11 @@ class SharedCall:
         self._windows: dict[SessionKind, int] = {}  # the last that the server sent for this kind of session
         self._budget = StreamBudget()
         self._closed = False
+        self._throttles: dict[str, Throttle] = {}
+
+    def throttle(self, model: str) -> Throttle:
+        """Returns the throttle of whole sequences of a model."""
+        return self._throttles.setdefault(model, Throttle())
 
     def new_session(self, kind: SessionKind, frames_name: str = "frames") -> Session:
         """Returns a new session that is not opened yet. kind: determines the size of its window."""
@@ -57,7 +64,7 @@ class SharedCall:
     ) -> Session:
         """Opens a live session, waiting for the server. Raises DeadlineExceeded and the server's errors."""
         session = self.new_session(kind)
-        session.open(message)
+        session.open(message, deadline)
         try:
             await session.wait(lambda: session.weights_version > 0, deadline)
         except TimeoutError:
@@ -103,6 +110,8 @@ class _OpenCall:
         """Queues an entry for the next message."""
         if entry.cancel:
             self._sessions.pop(entry.session.number, None)
+            if not entry.session.opened:
+                return  # the server never hears of it, as what fails before it is written is not written
         if self.broken:
             entry.release_budget()
             return
@@ -127,7 +136,8 @@ class _OpenCall:
         try:
             while True:
                 while self._outbox:
-                    await self._call.write(self._next_message())
+                    if message := self._next_message():
+                        await self._call.write(message)
                 self._wake.clear()
                 await self._wake.wait()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
@@ -144,11 +154,7 @@ class _OpenCall:
                 if not isinstance(message, inference_service_pb2.StreamInferResponse):  # grpc.aio.EOF
                     break
                 for entry in message.entries:
-                    session = self._sessions.get(entry.session)
-                    if session is not None:
-                        session.take(entry)
-                        if session.ended:
-                            del self._sessions[entry.session]
+                    self._take(entry)
             code = await self._call.code()
             error = Unavailable(f"the server ended the call ({code.name})", reason="CALL_ENDED")
         except asyncio.CancelledError:
@@ -166,6 +172,14 @@ class _OpenCall:
             self._fail(error)
             self._tasks[0].cancel()
 
+    def _take(self, entry: inference_service_pb2.SessionResponse) -> None:
+        """Handles a response; the reader itself holds no session, with its frames, while it waits for the next."""
+        session = self._sessions.get(entry.session)
+        if session is not None:
+            session.take(entry)
+            if session.ended:
+                del self._sessions[entry.session]
+
     def _fail(self, error: SeqloomError) -> None:
         self.broken = True
         sessions, self._sessions = self._sessions, {}
@@ -176,17 +190,22 @@ class _OpenCall:
         self.timer.stop()
 
     def _next_message(self) -> bytes:
-        """Returns an encoded StreamInferRequest of the next entries."""
+        """Returns an encoded StreamInferRequest of the next entries; b"" if nobody waits for any of them."""
         parts: wire.Buffers = []
-        entries, room = 0, MESSAGE_BYTES
+        entries, room, now = 0, MESSAGE_BYTES, time.monotonic()
         while self._outbox and entries < _MAX_ENTRIES:
             size = self._outbox[0].size
             if size > room and entries:
                 break
             entry = self._outbox.popleft()
             entry.release_budget()
+            session = entry.session
+            if entry.deadline <= now and not session.failure:  # and its caller could not be told yet
+                session.cancel(DeadlineExceeded("the timeout passed before the request was sent", reason="TIMEOUT"))
+            if session.failure and not entry.cancel:
+                continue
+            session.opened = session.opened or entry.open is not None
+            parts += entry.buffers(now)
             room -= size
-            if not entry.session.failure or entry.cancel:
-                parts += entry.buffers()
-                entries += 1
+            entries += 1
         return wire.joined(parts)

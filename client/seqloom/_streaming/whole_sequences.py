@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy.typing as npt
 
 from seqloom._messages import arguments
-from seqloom._retries import remaining, until
 from seqloom._streaming.session import Session
 from seqloom._streaming.shared_call import SharedCall
-from seqloom.errors import Cancelled, DeadlineExceeded, VersionMismatch
+from seqloom.errors import Cancelled, DeadlineExceeded, Overloaded, VersionMismatch
 from seqloom.tensors import Array
 from seqloom.types import InferenceResult, ModelSpec, Outputs, State, Timing
 from seqloom.v1 import inference_service_pb2, tensor_pb2
 
+_ASKED_BYTES = 4 << 10  # more frames are sent to a server that refuses calls only once it has admitted them
 _MIXED_VERSIONS = 3  # how often a call is repeated if its sequences ran with different weights
 
 
@@ -48,9 +48,18 @@ class InferRequest:
 
 async def infer(call: SharedCall, request: InferRequest, deadline: float) -> InferenceResult:
     """Runs all sequences of a request with one version of the weights. Raises the error of the first that fails."""
+    throttle = call.throttle(request.model)
+    try:
+        throttle.check()
+    except Overloaded:
+        await asyncio.sleep(0)  # who comes again at once must not keep the event loop from all else
+        raise
     for _ in range(_MIXED_VERSIONS):
         try:
             sessions = await _run_sessions(call, request, deadline)
+        except Overloaded as error:
+            throttle.refused(error)
+            raise
         except TimeoutError:
             raise DeadlineExceeded("the server did not respond before the timeout", reason="TIMEOUT") from None
         if len({session.weights_version for session in sessions}) == 1:
@@ -61,7 +70,8 @@ async def infer(call: SharedCall, request: InferRequest, deadline: float) -> Inf
 async def _run_sessions(call: SharedCall, request: InferRequest, deadline: float) -> list[Session]:
     kind = (request.spec, request.outputs)
     sessions: list[Session] = []
-    seconds = remaining(deadline)
+    throttle = call.throttle(request.model)
+    ask = throttle.overloaded and sum(frames.nbytes for frames in request.sequences) > _ASKED_BYTES
     try:
         for i, frames in enumerate(request.sequences):
             session = call.new_session(kind, f"xs[{i}]")
@@ -71,19 +81,23 @@ async def _run_sessions(call: SharedCall, request: InferRequest, deadline: float
                 output=request.output,
                 initial_state=request.states[i],
                 weights_version=request.weights_version,
-                timeout_seconds=0.0 if seconds is None else max(1e-3, seconds),
             )
-            session.open_whole(message, frames)
+            session.open_whole(message, frames, deadline, ask=ask)
         unsent = [
-            session.send_rest(frames)
+            session.send_rest(frames, deadline)
             for session, frames in zip(sessions, request.sequences, strict=True)
             if not session.ending
         ]
-        if unsent:
-            async with until(deadline):
-                await asyncio.gather(*unsent)
+        if len(unsent) == 1:  # the common case, without a task
+            await unsent[0]
+        elif unsent:
+            await asyncio.gather(*unsent)
+        if ask:
+            throttle.accepted()
         for session in sessions:
             await session.wait(lambda session=session: session.final_state is not None, deadline)  # type: ignore[misc]
+        if not ask:
+            throttle.accepted()
         call.remember_window(kind, sessions[0])
         return sessions
     finally:

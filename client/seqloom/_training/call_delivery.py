@@ -11,7 +11,6 @@ import collections
 import copy
 import math
 import secrets
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import TypeVar, cast
 from seqloom._connection.channel import Channel
 from seqloom._connection.service_stubs import CallOptions
 from seqloom._retries import Backoff, remaining, until
+from seqloom._retry_budget import RetryBudget
 from seqloom._training.call_log import CallLog, LoggedCall
 from seqloom._training.run_requests import REFUSED, RunRequest, SaveCheckpoint
 from seqloom.errors import (
@@ -67,10 +67,17 @@ class CallDelivery:
 
     options: of every call. replay_bytes: size of the log above which the server is asked to save. recovery_seconds: how
     long a recovery goes on if no caller waits: other clients may wait for calls that this client must send again.
+    retry_budget: of all the client's calls; these calls are repeated also if it is spent, but seldom.
     """
 
     def __init__(
-        self, run: str, channel: Channel, options: CallOptions, replay_bytes: int, recovery_seconds: float
+        self,
+        run: str,
+        channel: Channel,
+        options: CallOptions,
+        replay_bytes: int,
+        recovery_seconds: float,
+        retry_budget: RetryBudget,
     ) -> None:
         self.client = secrets.token_hex(16)
         self._run = run
@@ -78,6 +85,7 @@ class CallDelivery:
         self._options = options
         self._replay_bytes = replay_bytes
         self._recovery_seconds = recovery_seconds
+        self._retry_budget = retry_budget
         self._log: CallLog[_Call] = CallLog()
         self._queue: collections.deque[_Call] = collections.deque()
         self._in_flight: dict[asyncio.Task[None], int] = {}
@@ -97,6 +105,7 @@ class CallDelivery:
         loop = asyncio.get_running_loop()
         call = _Call(request, loop.create_future())
         self._all_answered.clear()
+        self._retry_budget.add_call()
         if deadline != math.inf:
             timer = loop.call_later(remaining(deadline) or 0.0, self._expire, call)
             call.future.add_done_callback(lambda _: timer.cancel())
@@ -188,7 +197,7 @@ class CallDelivery:
         self._send_queued()
 
     async def _deliver(self, logged: LoggedCall[_Call]) -> None:
-        backoff = Backoff(sys.maxsize, math.inf)
+        backoff = self._backoff()
         while True:
             try:
                 return await self._attempt(logged)
@@ -201,6 +210,9 @@ class CallDelivery:
                 await asyncio.sleep(backoff.delay(error))
             except SeqloomError as error:
                 return self._interrupted(error)
+
+    def _backoff(self) -> Backoff:
+        return Backoff(None, math.inf, self._retry_budget)
 
     async def _attempt(self, logged: LoggedCall[_Call]) -> None:
         """Sends a call and records the reply or the refusal. Raises errors after which it must be sent again."""
@@ -240,7 +252,7 @@ class CallDelivery:
             self._recovery = asyncio.create_task(self._recover(error))
 
     async def _recover(self, error: SeqloomError | None) -> None:
-        backoff = Backoff(sys.maxsize, math.inf)
+        backoff = self._backoff()
         recover_until = time.monotonic() + self._recovery_seconds
         self._stalled = True
         try:
@@ -261,7 +273,7 @@ class CallDelivery:
                         self._fail(error)
                         return
                     if self._log.acknowledged > before:
-                        backoff = Backoff(sys.maxsize, math.inf)
+                        backoff = self._backoff()
                 else:
                     if self._losses == losses:
                         self._stalled, self._last_error = False, None

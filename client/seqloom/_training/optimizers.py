@@ -86,21 +86,26 @@ def optimizer_of(message: training_service_pb2.Optimizer) -> Optimizer:
 
 def positive_number(value: object, name: str) -> float:
     """Returns `value` as a finite number above 0. Raises InvalidArgument for the argument `name`."""
-    number = nonnegative_number(value, name)
-    if number == 0:
+    number = _finite_number(value)
+    if number is None or number <= 0:
         raise InvalidArgument(f"{name}: is {value!r}: expected a finite number above 0")
     return number
 
 
 def nonnegative_number(value: object, name: str) -> float:
     """Returns `value` as a finite number of at least 0. Raises InvalidArgument for the argument `name`."""
+    number = _finite_number(value)
+    if number is None or number < 0:
+        raise InvalidArgument(f"{name}: is {value!r}: expected a finite number of at least 0")
+    return number
+
+
+def _finite_number(value: object) -> float | None:
     try:
         number = float(value) if not isinstance(value, bool | str) else math.nan  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not (math.isfinite(number) and number >= 0):
-        raise InvalidArgument(f"{name}: is {value!r}: expected a finite number of at least 0")
-    return number
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _below_1(value: object, name: str) -> float:

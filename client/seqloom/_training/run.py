@@ -47,7 +47,9 @@ class AsyncRun:
         self._spec = arguments.spec_of(run.spec)
         config = connection.config
         options: CallOptions = {"metadata": config.metadata()}
-        self._delivery = CallDelivery(run.id, connection.channel(), options, replay_bytes, config.timeout)
+        self._delivery = CallDelivery(
+            run.id, connection.channel(), options, replay_bytes, config.timeout, connection.retry_budget
+        )
         connection.add_listener(self._delivery)
 
     @property

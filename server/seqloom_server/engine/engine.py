@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterable, Set
 import torch
 
 from seqloom_server.config import ServerConfig
+from seqloom_server.engine.admission.caller_share import SharedBound
+from seqloom_server.engine.admission.live_load import LiveLoad
+from seqloom_server.engine.admission.loop_time import TimedLoop
 from seqloom_server.engine.core.limits import SchedulerLimits
 from seqloom_server.engine.core.overload import ONE_SECOND, memory_exhausted, overloaded
 from seqloom_server.engine.core.sequence import Chunk, Op, OutputSpec, Sequence, Sink, StateArrays
@@ -30,7 +33,7 @@ from seqloom_server.engine.training.batch_programs import BatchPrograms
 from seqloom_server.engine.training.run_table import RunTable
 from seqloom_server.engine.training.run_weights import RunWeights
 from seqloom_server.engine.training.runs_holder import InUse
-from seqloom_server.errors import Reason, ServerError
+from seqloom_server.errors import Overload, Reason, ServerError
 from seqloom_server.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -77,6 +80,8 @@ class Engine:
         )
         self.jobs = OpenJobs(self._scheduler.training, self._lock, self._metrics, self._check_if_empty)
         self._open: dict[Sequence, None] = {}  # every sequence that has not ended
+        self._bounds = {Op.STREAM: SharedBound(config.max_sessions), Op.INFER: SharedBound(config.max_queue_items)}
+        self._live_load = LiveLoad(config.max_live_load)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle_watch: asyncio.Task[None] | None = None
         self._releasing_runs: asyncio.Task[None] | None = None
@@ -93,6 +98,8 @@ class Engine:
         run is broken.
         """
         self._loop = asyncio.get_running_loop()
+        idle_seconds = self._loop.idle_seconds if isinstance(self._loop, TimedLoop) else None
+        self._live_load = LiveLoad(self._config.max_live_load, idle_seconds)
         if self._config.threads:
             torch.set_num_threads(self._config.threads)
         strict, models, runs = self._config.strict_models, self._config.models, self._config.runs
@@ -138,12 +145,23 @@ class Engine:
         initial_state: StateArrays | None = None,
         deadline: float | None = None,
         snapshot_interval: int = 0,
+        caller: str = "",
+        rate: float = 0.0,
+        total_steps: int = 0,
+        likely_steps: int = 0,
     ) -> Sequence:
         """Returns a new sequence under these weights; it runs as chunks are fed to it.
 
-        deadline: by time.monotonic(). Raises ServerError OVERLOADED, SHUTTING_DOWN or ENGINE_DEAD.
+        deadline: by time.monotonic(). caller: whom it is counted for. rate: steps a second of a live session that is
+        promised its delay. total_steps: of a whole sequence that says them before its frames come. likely_steps: of one
+        whose frames have come and are not read yet: it is refused before they are, or in the end by feed(). Raises
+        ServerError OVERLOADED, SHUTTING_DOWN or ENGINE_DEAD.
         """
-        self._check_admitting(op)
+        self.check_serving()
+        if op is Op.STREAM:
+            self._live_load.opening()
+        else:
+            self._live_load.other_work()
         sequence = Sequence(
             op,
             weights,
@@ -152,8 +170,26 @@ class Engine:
             initial_state=initial_state,
             deadline=deadline,
             snapshot_interval=snapshot_interval,
+            caller=caller,
+            rate=rate,
+            total_steps=total_steps,
             last_active=time.monotonic(),
         )
+        try:
+            self._check_bounds(sequence)
+            if rate:
+                self._live_load.admit(sequence)
+            if total_steps:
+                with self._lock:
+                    self._scheduler.reserve(sequence, sequence.last_active)
+                    self._lock.notify()  # its deadline may be the first
+            elif likely_steps:
+                with self._lock:
+                    self._scheduler.check(sequence, likely_steps, sequence.last_active)
+        except ServerError as error:
+            self._metrics.rejected(error)
+            raise
+        self._bounds[op].count(caller)
         self._open[sequence] = None
         self.registry.hold(weights)
         if op is Op.STREAM:
@@ -161,12 +197,19 @@ class Engine:
             self._metrics.session_opened(sequence)
         return sequence
 
+    def refuses(self, now: float) -> bool:
+        """Whether a whole sequence was refused in the last second."""
+        return self._scheduler.refuses(now)
+
     def feed(self, items: Iterable[tuple[Sequence, list[Chunk]]]) -> list[tuple[Sequence, ServerError]]:
         """Queues chunks of sequences; returns the sequences that were refused, which have ended, and their errors."""
         refused = []
         now = time.monotonic()
+        self._live_load.look(now)
         with self._lock:
             for sequence, chunks in items:
+                if sequence.op is Op.STREAM:
+                    self._live_load.sent(sum([len(chunk.rows) for chunk in chunks]))
                 try:
                     self._scheduler.push(sequence, chunks, now)
                 except ServerError as error:
@@ -175,13 +218,19 @@ class Engine:
             self._lock.notify()
         self._drop(sequence for sequence, _ in refused)
         for _, refusal in refused:
-            self._metrics.rejected(refusal.reason)
+            self._metrics.rejected(refusal)
         return refused
 
     def cancel(self, sequences: Iterable[Sequence]) -> None:
         """Ends sequences without a result; nothing more is delivered to their sinks."""
         for sequence in self._drop(sequences):
             self._metrics.cancelled("running" if sequence.started else "queued")
+
+    def unanswered(self, sequences: Iterable[Sequence]) -> None:
+        """Counts what was computed in vain of sequences that have ended: another one of their call has failed."""
+        for sequence in sequences:
+            if sequence not in self._open and not sequence.dropped:
+                self._metrics.wasted(sequence.op, sequence.weights.model, sequence.steps_done)
 
     def train(self, job: Job) -> None:
         """Queues a training job. Raises ServerError OVERLOADED, SHUTTING_DOWN or ENGINE_DEAD."""
@@ -256,17 +305,20 @@ class Engine:
         if self._death is not None:
             raise ServerError(Reason.ENGINE_DEAD, "the device thread has died: the server must be restarted")
 
-    def _check_admitting(self, op: Op) -> None:
-        self.check_serving()
-        live = self.open_sessions
-        count, most, kind = (
-            (live, self._config.max_sessions, "session")
-            if op is Op.STREAM
-            else (len(self._open) - live, self._config.max_queue_items, "sequence")
+    def _check_bounds(self, sequence: Sequence) -> None:
+        """Raises ServerError OVERLOADED if too many are open, in all or of this caller."""
+        bound = self._bounds[sequence.op]
+        if bound.has_room or bound.admits(sequence.caller):
+            return
+        live = sequence.op is Op.STREAM
+        kind = "session" if live else "sequence"
+        which = "are open" if bound.used >= bound.limit else "of this caller are open"
+        count = bound.used if bound.used >= bound.limit else bound.held(sequence.caller)
+        raise overloaded(
+            f"{kind} limit reached: {count:.0f} {kind}s {which}",
+            ONE_SECOND,
+            Overload.SESSIONS if live else Overload.QUEUE_FULL,
         )
-        if count >= most:
-            self._metrics.rejected(Reason.OVERLOADED)
-            raise overloaded(f"{kind} limit reached: {count} {kind}s are open", ONE_SECOND)
 
     def _drop(self, sequences: Iterable[Sequence]) -> list[Sequence]:
         """Ends sequences without a result; returns those that were open."""
@@ -277,12 +329,17 @@ class Engine:
             for sequence in dropped:
                 self._scheduler.cancel(sequence)
         for sequence in dropped:
+            if sequence.op is Op.INFER and sequence.steps_done:
+                self._metrics.wasted(Op.INFER, sequence.weights.model, sequence.steps_done)
             self._forget(sequence)
         return dropped
 
     def _forget(self, sequence: Sequence) -> None:
         """Removes a sequence from the open ones; called exactly once for each."""
         del self._open[sequence]
+        self._bounds[sequence.op].count(sequence.caller, -1)
+        if sequence.rate:
+            self._live_load.end(sequence)
         if sequence.op is Op.STREAM:
             self._scheduler.live_sessions -= 1
             self._metrics.session_closed(sequence)
@@ -305,9 +362,12 @@ class Engine:
 
     def ran(self, results: Results) -> None:
         """Delivers the results of a slice; called for the device thread."""
+        answered: Sequence | None = None
         for member, result in results:
             sequence = member.sequence
             if sequence.dropped:
+                if sequence.op is Op.STREAM and member.steps:
+                    self._metrics.wasted(Op.STREAM, sequence.weights.model, member.steps)
                 continue
             try:
                 sequence.sink.deliver(sequence, result)
@@ -316,6 +376,10 @@ class Engine:
                 self._fail([sequence], ServerError(Reason.INTERNAL, "outputs could not be delivered"))
             if member.final and sequence in self._open:
                 self._forget(sequence)
+                if sequence.op is Op.INFER:
+                    answered = sequence
+        if answered is not None:  # one of a slice: counting all would cost each of them as much as its admission
+            self._metrics.answered(answered, time.monotonic())
 
     def failed(self, sequences: list[Sequence]) -> None:
         """Fails the sequences of a slice that failed; called for the device thread."""
@@ -324,14 +388,17 @@ class Engine:
     def exhausted(self, sequences: list[Sequence]) -> None:
         """Fails the sequences of a slice that ran out of memory; called for the device thread."""
         error = memory_exhausted()
-        for _ in self._fail(sequences, error):
-            self._metrics.rejected(error.reason)
+        self._metrics.rejected(error, len(self._fail(sequences, error)))
 
     def expired(self, sequences: list[Sequence]) -> None:
-        """Fails sequences whose deadlines passed in the queue; called for the device thread."""
-        error = deadline_passed()
-        for _ in self._fail(sequences, error):
+        """Fails sequences that could not end by their deadlines; called for the device thread."""
+        late = [sequence for sequence in sequences if sequence.deadline is not None]
+        for _ in self._fail(late, deadline_passed()):
             self._metrics.cancelled("deadline")
+        error = overloaded("the sequence waited for longer than max_queue_seconds", ONE_SECOND, Overload.TOO_LATE)
+        waited = self._fail((sequence for sequence in sequences if sequence.deadline is None), error)
+        if waited:
+            self._metrics.rejected(error, len(waited))
 
     def died(self, error: BaseException) -> None:
         """Fails all open work; called when the device thread dies."""
@@ -365,5 +432,6 @@ def _limits(config: ServerConfig, device: str) -> SchedulerLimits:
         max_queue_items=config.max_queue_items,
         max_queue_steps=config.max_queue_steps,
         max_queue_bytes=config.max_queue_bytes,
+        max_queue_seconds=config.max_queue_seconds,
         shares={Op.STREAM: config.live_share, Op.INFER: config.inference_share, Op.TRAIN: config.training_share},
     )

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from seqloom_server.engine.core.overload import count_refusal
 from seqloom_server.engine.core.sequence import Op, Sequence, Slice
 from seqloom_server.engine.core.training_job import TrainingBatch
 from seqloom_server.engine.models.registry import Registry
 from seqloom_server.engine.scheduling.scheduler import Scheduler
+from seqloom_server.errors import ServerError
 from seqloom_server.metrics import Metrics
 
 
@@ -23,6 +25,7 @@ class _WorkMetrics:
         self.steps: Histogram = metrics.batch_steps.labels(op=op, model=model)
         self.steps_total: Counter = metrics.steps_total.labels(op=op, model=model)
         self.padded_total: Counter = metrics.padded_steps_total.labels(op=op, model=model)
+        self.wasted_total: Counter = metrics.wasted_steps_total.labels(op=op, model=model)
 
 
 @dataclass(slots=True)
@@ -33,6 +36,8 @@ class _ModelMetrics:
     active_streams: Gauge
     optimizer_steps: Counter
     deduplicated_calls: Counter
+    predicted: Histogram
+    took: Histogram
 
 
 class EngineMetrics:
@@ -57,6 +62,8 @@ class EngineMetrics:
                 self._metrics.active_streams.labels(model=name),
                 self._metrics.optimizer_steps_total.labels(model=name),
                 self._metrics.deduplicated_calls_total.labels(model=name),
+                self._metrics.admission_predicted_seconds.labels(model=name),
+                self._metrics.admission_actual_seconds.labels(model=name),
             )
 
     def unloaded(self, name: str) -> None:
@@ -69,6 +76,8 @@ class EngineMetrics:
         metrics.active_streams.remove(name)
         metrics.optimizer_steps_total.remove(name)
         metrics.deduplicated_calls_total.remove(name)
+        metrics.admission_predicted_seconds.remove(name)
+        metrics.admission_actual_seconds.remove(name)
         for metric in (
             metrics.queue_duration_seconds,
             metrics.compute_duration_seconds,
@@ -76,6 +85,7 @@ class EngineMetrics:
             metrics.batch_steps,
             metrics.steps_total,
             metrics.padded_steps_total,
+            metrics.wasted_steps_total,
         ):
             for op in Op:
                 metric.remove(op, name)
@@ -86,8 +96,21 @@ class EngineMetrics:
     def session_closed(self, sequence: Sequence) -> None:
         self._models[sequence.weights.model].active_streams.dec()
 
-    def rejected(self, reason: str) -> None:
-        self._metrics.rejected_total.labels(reason=reason).inc()
+    def rejected(self, error: ServerError, times: int = 1) -> None:
+        """Counts what was refused because of load; the same error is counted once."""
+        count_refusal(self._metrics, error, times)
+
+    def wasted(self, op: Op, model: str, steps: int) -> None:
+        """Counts steps that were computed for callers who had gone."""
+        if model in self._models:
+            self._models[model].work[op].wasted_total.inc(steps)
+
+    def answered(self, sequence: Sequence, now: float) -> None:
+        """Records what was predicted for a whole sequence that has ended, and what it took."""
+        model = self._models.get(sequence.weights.model)
+        if model is not None and sequence.admitted is not None:
+            model.predicted.observe(sequence.predicted)
+            model.took.observe(now - sequence.admitted)
 
     def cancelled(self, stage: str) -> None:
         self._metrics.cancelled_total.labels(stage=stage).inc()

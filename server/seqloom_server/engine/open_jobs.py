@@ -5,7 +5,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Set
 
-from seqloom_server.engine.core.training_job import Job
+from seqloom_server.engine.core.sequence import Op
+from seqloom_server.engine.core.training_job import Job, TrainingCall
 from seqloom_server.engine.engine_metrics import EngineMetrics
 from seqloom_server.engine.scheduling.training_queue import TrainingQueue
 from seqloom_server.errors import ServerError
@@ -39,7 +40,7 @@ class OpenJobs:
             try:
                 self._queue.push(job, time.monotonic())
             except ServerError as error:
-                self._metrics.rejected(error.reason)
+                self._metrics.rejected(error)
                 raise
         self._open[job] = None
         if not self._waking:  # later, so that calls that have arrived together share a batch
@@ -64,6 +65,9 @@ class OpenJobs:
 
     def end(self, job: Job, outcome: object) -> None:
         """Ends a job, unless it has ended: with a result, a ServerError, or cancelled if `outcome` is None."""
+        awaited = job in self._open and not job.outcome.done()
+        if not awaited and isinstance(job, TrainingCall) and not isinstance(outcome, ServerError | None):
+            self._metrics.wasted(Op.TRAIN, job.weights.model, job.steps)
         if job not in self._open:
             return
         del self._open[job]

@@ -64,7 +64,7 @@ class Server:
         request_metrics = RequestMetrics(self.metrics)
         self.engine.registry.watchers.append(request_metrics)
         self._grpc = grpc.aio.server(interceptors=[CallInterceptor(request_metrics)], options=_options(config))
-        outputs = ByteBudget(config.max_output_bytes)
+        outputs = ByteBudget(config.max_output_bytes, rejected=request_metrics.rejected)
         self._inference = InferenceServicer(self.engine, config, request_metrics, outputs)
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(self._inference, self._grpc)  # type: ignore[no-untyped-call]
         models = ModelServicer(self.engine, config)

@@ -88,6 +88,19 @@ def test_only_what_was_swept_is_drawn():
     assert len(figure.axes) == 1
 
 
+def test_overload_is_drawn_beside_triton_without_a_panel_that_would_be_empty():
+    whole = f"{NETWORKS[1]}, 450 steps"
+    points = [(who, {"offered": n}) for who in ("served", "Triton") for n in (0.5, 5.0)]
+    rows = [row("overload", who, at, whole, good_share=0.9) for who, at in points]
+    rows.append(row("overload-streams", "served", {"offered": 2.0}, NETWORKS[0], p99_ms=50.0, opened_share=1.4))
+    answered, admitted, delays = plot.figure(rows, CONDITIONS).axes
+    assert curves(answered) == {each: [(0.5, 90), (5, 90)] for each in (NETWORKS[1], f"{NETWORKS[1]}, Triton")}
+    assert [tick.get_text() for tick in answered.get_xticklabels()] == ["0.5", "5"]
+    assert curves(admitted) == {NETWORKS[0]: [(2, 140)]}
+    assert admitted.get_ylim()[1] > 140
+    assert curves(delays) == {NETWORKS[0]: [(2, 50)]}
+
+
 @pytest.mark.slow
 def test_the_command_writes_a_png_beside_the_results(tmp_path: pathlib.Path, monkeypatch, capsys):
     results = tmp_path / "results.json"

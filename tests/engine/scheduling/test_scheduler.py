@@ -90,7 +90,7 @@ def test_one_slow_slice_is_not_paid_back_with_a_row_of_slices():
 
 @pytest.mark.parametrize("op", [Op.STREAM, Op.INFER])
 def test_a_short_sequence_does_not_wait_for_a_crowd_of_long_ones(op):
-    device, weights = Device(), KnownWeights()
+    device, weights = Device(max_queue_seconds=1e6), KnownWeights()
     for long in device.open(weights, op, 300):
         device.push(long, 3000, last=True)
     device.run()

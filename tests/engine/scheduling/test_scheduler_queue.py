@@ -88,11 +88,13 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(bound, most):
 def test_a_flood_of_whole_sequences_does_not_shut_out_live_frames():
     device, weights = Device(max_queue_items=100, max_queue_steps=1000), KnownWeights()
     (stream,) = device.open(weights, Op.STREAM)
-    flood = device.open(weights, Op.INFER, 76)
-    for sequence in flood[:75]:
+    flood = device.open(weights, Op.INFER, 69, caller="flood")
+    for sequence in flood[:68]:  # nine tenths of three quarters
         device.push(sequence, 10, last=True)
-    with pytest.raises(ServerError):
-        device.push(flood[75], 10, last=True)
+    with pytest.raises(ServerError, match="the caller's part of the queue is full"):
+        device.push(flood[68], 10, last=True)
+    for sequence in device.open(weights, Op.INFER, 6, caller="another"):
+        device.push(sequence, 10, last=True)  # what is left is there for others
     device.push(stream, 10)
     assert stream in sequences_of(device.run())
 

@@ -26,6 +26,7 @@ async def test_what_one_message_asks_for_beyond_the_servers_budget_is_refused_an
             failure = await sessions.error(number)
             assert failure.code == "RESOURCE_EXHAUSTED"
             assert failure.retry_after > 0
+        assert served.value("rejected_total", reason="unread_outputs") == served.value("rejected_total") == 6
         rest = await sessions.rest()
         steps = [len(reply.outputs.outputs.values.data) for reply in rest if reply.HasField("outputs")]
         assert sum(steps) == 2 * 64 * 2000 * 4

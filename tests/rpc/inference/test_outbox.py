@@ -38,7 +38,7 @@ def test_entries_are_what_protobuf_would_have_written(entries):
     expected = pb.StreamInferResponse()
     for each in entries:
         each.fill(expected.entries.add())
-    box = outbox.Outbox(1 << 20, ByteBudget(1 << 30))
+    box = outbox.Outbox(1 << 20, ByteBudget(1 << 30), "caller")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outbox, "_LARGE_BYTES", 40)  # so that some values are, and some are not
         for each in entries:
@@ -48,7 +48,7 @@ def test_entries_are_what_protobuf_would_have_written(entries):
 
 
 def test_a_message_takes_what_it_has_room_for_and_at_least_one_entry():
-    box = outbox.Outbox(1 << 20, ByteBudget(1 << 30))
+    box = outbox.Outbox(1 << 20, ByteBudget(1 << 30), "caller")
     for number, rows in enumerate((1, 200, 200, 1, 600, 1)):
         box.put(outbox.Outgoing(number, values=floats(rows, 500)))
     taken = []

@@ -373,6 +373,7 @@ async def test_imports_that_are_together_too_large_are_told_to_come_later(serve)
         failure = await refused(import_parts(stub, *parts_of("other", wide)))
         assert (failure.code, failure.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
         assert failure.retry_after > 0
+        assert served.value("rejected_total", reason="models") == served.value("rejected_total") == 1
         parts[-1].parts = len(parts)
         await held.write(parts[-1])
         await held.done_writing()
@@ -390,6 +391,7 @@ async def test_exports_that_nobody_reads_are_bounded_and_ended(serve, monkeypatc
             assert (await call.read()).config
         failure = await refused(stub.ExportModel(pb.ExportModelRequest(name="wide")).read())
         assert (failure.code, failure.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+        assert served.value("rejected_total", reason="models") == served.value("rejected_total") == 1
         await until(lambda: served.value("requests_total", code="CANCELLED") == 2)
         whole = [part async for part in stub.ExportModel(pb.ExportModelRequest(name="wide"))]
         assert sum(len(part.weights) for part in whole) > model_folder.weights_bytes(wide)

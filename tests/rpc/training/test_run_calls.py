@@ -196,6 +196,7 @@ async def test_runs_are_bounded(serve):
         held = [asyncio.ensure_future(client.forward_backward(number=n)) for n in (2, 3, 4)]
         await until(lambda: waiting_calls(served) == 3)
         assert (await refused(client.forward_backward(number=5))).reason == "OVERLOADED"
+        assert served.value("rejected_total", reason="runs") == served.value("rejected_total") == 2
         await client.forward_backward(number=1)
         await asyncio.gather(*held)
 
@@ -338,5 +339,6 @@ async def test_a_publish_for_which_there_is_no_room_may_be_tried_again(serve):
         served.engine.registry.hold(weights)  # as an open stream does
         failure = await refused(client.publish(number=1))
         assert (failure.code, failure.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+        assert served.value("rejected_total", reason="models") == served.value("rejected_total") == 1
         served.engine.registry.release(weights)
         assert (await client.publish(number=1)).weights_version == 2

@@ -57,5 +57,6 @@ async def test_gradients_that_are_refused_for_their_size_give_nothing_back(serve
         await until(lambda: served.engine._scheduler.training.begun())
         for _ in range(3):
             assert (await refused(gradients(channel, big, wrt=inputs))).reason == "OVERLOADED"
+        assert served.value("rejected_total", reason="unread_outputs") == served.value("rejected_total") == 3
         assert not first.done()  # all of them came while it held its share
         await first

@@ -59,13 +59,14 @@ async def wire(request, serve, tmp_path):
 
 
 @pytest.mark.parametrize("name", CALLS)
-async def test_a_timeout_at_any_moment_is_deadline_exceeded(wire, name):
+async def test_a_timeout_at_any_moment_is_deadline_exceeded_or_foreseen(wire, name):
     _, client, folder = wire
+    foreseen = {"Overloaded"} if name in ("infer", "gradients") else set()  # refused, as it could not be in time
     draw, seen = random.Random(name), set()
     for _ in range(25):
         timeout = 10 ** draw.uniform(-4, -1)
         seen.add(await outcome(client, lambda timeout=timeout: CALLS[name](client, folder, timeout=timeout)))
-    assert seen <= {"ok", "DeadlineExceeded"}
+    assert seen <= {"ok", "DeadlineExceeded"} | foreseen
     assert await outcome(client, lambda: CALLS[name](client, folder)) == "ok"
 
 

@@ -81,8 +81,8 @@ def test_a_whole_sequence_is_one_array_however_it_was_cut(length, data):
 
     async def scenario():
         echo, session = make()
-        session.open_whole(pb.OpenSession(), frames)
-        feeding = asyncio.create_task(session.send_rest(frames))
+        session.open_whole(pb.OpenSession(), frames, math.inf)
+        feeding = asyncio.create_task(session.send_rest(frames, math.inf))
         while session.final_state is None:
             await settle()
             session.take(echo.reply(data.draw(st.integers(1, 2 * WINDOW))))

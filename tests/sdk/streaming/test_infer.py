@@ -276,10 +276,12 @@ def test_top_k_is_a_count(k):
         seqloom.TopK(k)
 
 
-async def test_more_steps_than_the_server_ever_takes_are_refused_with_the_limit(serve):
-    async with serve(max_steps_per_sequence=100) as served, seqloom.AsyncClient(served.address) as client:
-        with pytest.raises(seqloom.InvalidArgument, match=r"^xs\[1\].* 100") as caught:
-            await client.infer("small", [noise(100), noise(101)])
+@pytest.mark.parametrize("most", [20, 100], ids=["in one entry", "in several"])
+async def test_more_steps_than_the_server_ever_takes_are_refused_with_the_limit(serve, most):
+    async with serve(max_steps_per_sequence=most) as served, seqloom.AsyncClient(served.address) as client:
+        words = rf"^xs\[1\]: (makes|will make) {most + 1} steps: expected at most {most} in a sequence"
+        with pytest.raises(seqloom.InvalidArgument, match=words) as caught:
+            await client.infer("small", [noise(most), noise(most + 1)])
         assert caught.value.reason == "OVER_LIMIT"
         assert caught.value.request_id
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from filelock import FileLock, Timeout
 
 from seqloom_server.engine.core.overload import ONE_SECOND, overloaded
+from seqloom_server.errors import Overload
 
 LOCK = ".lock"
 
@@ -50,7 +51,7 @@ class FolderLock:
     def held(self, seconds: float) -> Iterator[None]:
         """Holds the lock for a change of models. Raises OSError, and ServerError OVERLOADED after `seconds`."""
         if not self.take(seconds):
-            raise overloaded("the models folder is locked: another process is changing it", ONE_SECOND)
+            raise overloaded("the models folder is locked: another process is changing it", ONE_SECOND, Overload.MODELS)
         try:
             yield
         finally:

@@ -1,7 +1,7 @@
 """The engine's data classes: sequences, their queued chunks of frames, slices, and the results of slices.
 
-A live stream and a whole sequence are both a `Sequence`; the frames of a whole one are all queued at once. Nothing here
-knows torch or gRPC, or reads a clock.
+A live stream and a whole sequence are both a `Sequence`; the frames of a whole one are queued at once, or as fast as
+the connection takes them. Nothing here knows torch or gRPC, or reads a clock.
 """
 
 import collections
@@ -20,6 +20,9 @@ from seqloom_server.nn.spec import OutputKind
 
 Array = npt.NDArray[Any]
 StateArrays = tuple[Array, ...]  # one [rows, N, width] per part of the model's state
+
+
+Lane = tuple[str, bool]  # a caller, and whether its long whole sequences: those take turns with its other work
 
 
 class Op(enum.StrEnum):
@@ -109,6 +112,8 @@ class Sequence:
     initial_state: StateArrays | None = None
     deadline: float | None = None  # by time.monotonic(): for a whole sequence's end, or a session's first slice
     caller: str = ""  # whom it is counted for: callers take turns
+    rate: float = 0.0  # steps a second of a live session that is promised its delay; 0 for one that takes what is left
+    total_steps: int = 0  # of a whole sequence, where its caller has said so
     snapshot_interval: int = 0
     chunks: collections.deque[Chunk] = field(default_factory=collections.deque)
     waiting_steps: int = 0
@@ -122,6 +127,17 @@ class Sequence:
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
     last_slice: int = -1  # number of the slice that it was last in
+    # the scheduler's: lane of its caller, place in it while queued; the steps that wait, and the seconds of device time
+    # that these, or those announced, are expected to take
+    lane: Lane | None = None
+    place: tuple[bool, float, int] | None = None
+    expected_steps: int = 0
+    expected_seconds: float = 0.0
+    reserved_seconds: float = 0.0
+    paid_until: float = 0.0  # when a session that keeps its rate would have sent what has run
+    on_rate: bool = False  # whether what waits, or was taken last, is within the rate
+    admitted: float | None = None  # when it was admitted by prediction, by time.monotonic()
+    predicted: float = 0.0  # seconds from then to its end
     id: int = field(default_factory=_ids.__next__)
 
     @property
@@ -135,7 +151,8 @@ class Member:
     """One sequence's part of a slice: `steps` rows, split over the arrays `parts`.
 
     fresh: the state begins with the initial state, or zeros, instead of the slot's. waited: seconds that its first
-    chunk was queued, None if part of that chunk was in an earlier slice.
+    chunk was queued, None if part of that chunk was in an earlier slice. expected: seconds of device time in a full
+    batch, of a whole sequence.
     """
 
     sequence: Sequence
@@ -148,17 +165,22 @@ class Member:
     answers: bool
     final: bool
     snapshot: bool
+    expected: float = 0.0
 
 
 @dataclass(slots=True)
 class Slice:
-    """A bounded piece of device work: members that share one version of the weights. steps: the longest member's."""
+    """A bounded piece of device work: members that share one version of the weights.
+
+    steps: the longest member's. crowded: whether whole sequences were left waiting when it was formed.
+    """
 
     weights: Weights
     members: list[Member]
     steps: int
     cells: int  # the sum of the members' steps
     padded: int = 0  # steps of padding that were computed in addition
+    crowded: bool = False
 
 
 def steps_of(members: list[Member]) -> npt.NDArray[np.int64]:

@@ -69,6 +69,10 @@ class SliceCost:
         """Returns the expected seconds of slices, 0 for one without steps. steps, cells: numbers or arrays."""
         return self.per_slice * (steps > 0) + self.per_step * steps + self.per_cell * cells
 
+    def cell_seconds(self, width: float) -> float:
+        """Returns the expected seconds of one cell in a long slice of `width` members."""
+        return self.per_cell + self.per_step / width
+
     @property
     def efficient_width(self) -> int:
         """The number of members at which four fifths of a step's time are spent on its cells."""

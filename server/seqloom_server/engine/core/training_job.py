@@ -1,7 +1,7 @@
 """The jobs of the training queue: calls, which share batches, and tasks, which run alone.
 
-Jobs under the same weights are done in the order in which they came. So a task, such as an optimizer's step, is a
-barrier for its run and for no other. Nothing here knows torch or gRPC, or reads a clock.
+Jobs of a run are done in the order in which they came. So a task, such as an optimizer's step, is a barrier for its run
+and for no other. Nothing here knows torch or gRPC, or reads a clock.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _ids = itertools.count()
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One caller's work. weights: those of a model or of a run; jobs of the same weights keep their order.
+    """One caller's work. weights: those of a model or of a run; tasks, and calls on a run, keep their order.
 
     outcome: set once; cancelled where the caller has gone. deadline: for its beginning, on time.monotonic's clock.
     call: (client, number) of a call on a run. caller: whom it is counted for.
@@ -62,12 +62,13 @@ class Task(Job):
 
 @dataclass(slots=True, eq=False)
 class TrainingBatch:
-    """Jobs that are done together, one task or many calls. program: None until the device has begun."""
+    """Jobs that are done together, one task or many calls. program: None until the device has begun. began: when."""
 
     weights: Any
     jobs: list[Job]
     program: Program | None = None
     seconds: float = 0.0
+    began: float = 0.0
 
     @property
     def calls(self) -> list[TrainingCall]:

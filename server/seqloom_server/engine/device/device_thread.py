@@ -136,6 +136,7 @@ class DeviceThread:
                 expired = self._scheduler.expire(now)
                 late = self._scheduler.training.expire(now)
                 work = self._scheduler.next_work(now)
+                expired += self._scheduler.expire(now)  # what it found to be too late
                 if expired or late or work is not None or before is not None:
                     break
                 deadline = self._scheduler.next_deadline()
@@ -237,7 +238,7 @@ class DeviceThread:
             outcomes = end.value
         except (MemoryError, torch.OutOfMemoryError):
             log.error("no memory for a training batch of %d jobs", len(batch.jobs))
-            outcomes = [memory_exhausted()] * len(batch.jobs)
+            outcomes = [memory_exhausted() for _ in batch.jobs]
         except Exception:
             log.exception("a training batch of %d jobs failed", len(batch.jobs))
             outcomes = [ServerError(Reason.INTERNAL, "the batch failed on the device")] * len(batch.jobs)
@@ -253,7 +254,7 @@ class DeviceThread:
         batch.seconds += seconds
         self._metrics.busy(seconds)
         with self._ready:
-            self._scheduler.advanced(seconds, time.monotonic(), finished=outcomes is not None)
+            self._scheduler.advanced(seconds, time.monotonic(), finished=outcomes is not None, failed=failed)
         if outcomes is None:
             return
         for job in batch.jobs:

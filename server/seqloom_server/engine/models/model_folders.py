@@ -13,7 +13,7 @@ from collections.abc import Callable
 from seqloom_server.engine.core.folder_lock import FolderLock
 from seqloom_server.engine.core.names import is_name
 from seqloom_server.engine.core.overload import ONE_SECOND, overloaded
-from seqloom_server.errors import Reason, ServerError
+from seqloom_server.errors import Overload, Reason, ServerError
 from seqloom_server.nn.files import atomic_folder, model_folder
 from seqloom_server.nn.files.model_folder import BrokenModel
 from seqloom_server.nn.forward.network import Network
@@ -71,7 +71,7 @@ class ModelFolders:
             else:
                 if atomic_folder.identity(folder) == before:
                     return loaded
-        raise overloaded(f"model {name!r} was replaced during each of {_MAX_READS} reads", ONE_SECOND)
+        raise overloaded(f"model {name!r} was replaced during each of {_MAX_READS} reads", ONE_SECOND, Overload.MODELS)
 
     def save(self, name: str, network: Network, version: int, check: Callable[[str], None] | None = None) -> None:
         """Writes a model folder, replacing an existing one. check: called with the name while the lock is held.

@@ -19,7 +19,7 @@ from seqloom_server.engine.core.why_broken import why_broken
 from seqloom_server.engine.core.worker_thread import in_worker_thread
 from seqloom_server.engine.models.model_folders import ModelFolders
 from seqloom_server.engine.models.served_weights import ServedWeights, warm_up
-from seqloom_server.errors import Reason, ServerError
+from seqloom_server.errors import Overload, Reason, ServerError
 from seqloom_server.nn.files import model_folder
 from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.spec import ModelSpec
@@ -278,7 +278,9 @@ class Registry:
         in_use = sum(1 for weights in self._users if weights.model == name)
         if in_use >= self._max_live_versions:
             raise overloaded(
-                f"version limit reached: {in_use} versions of {name!r} are in use by open sessions", ONE_SECOND
+                f"version limit reached: {in_use} versions of {name!r} are in use by open sessions",
+                ONE_SECOND,
+                Overload.MODELS,
             )
 
     async def _serve(self, name: str, version: int, network: Network, *, save: bool, new: bool = False) -> ModelInfo:

@@ -17,8 +17,10 @@ T = TypeVar("T", bound=HasDeadline)
 
 
 def deadline_passed() -> ServerError:
-    """Returns the error of work that was still queued at its deadline."""
-    return ServerError(Reason.DEADLINE_EXCEEDED, "the deadline passed while the request was queued")
+    """Returns the error of admitted work that cannot meet its deadline any more."""
+    return ServerError(
+        Reason.DEADLINE_EXCEEDED, "the deadline passed, or could not be met any more, while the request was queued"
+    )
 
 
 class Deadlines(Generic[T]):
@@ -31,11 +33,11 @@ class Deadlines(Generic[T]):
     def __len__(self) -> int:
         return len(self._watched)
 
-    def watch(self, item: T) -> None:
-        """Watches an item, if it has a deadline and is not watched yet."""
+    def watch(self, item: T, needs: float = 0.0) -> None:
+        """Watches an item, if it has a deadline and is not watched yet. needs: seconds before its deadline."""
         if item.deadline is not None and item.id not in self._watched:
             self._watched[item.id] = item
-            heapq.heappush(self._heap, (item.deadline, item.id))
+            heapq.heappush(self._heap, (item.deadline - needs, item.id))
 
     def forget(self, item: T) -> None:
         """Stops watching an item, if it was watched."""
@@ -44,13 +46,13 @@ class Deadlines(Generic[T]):
             heapq.heapify(self._heap)
 
     def next(self) -> float | None:
-        """Returns the earliest deadline, or None."""
+        """Returns the earliest deadline, less what its item needs, or None."""
         while self._heap and self._heap[0][1] not in self._watched:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
     def passed(self, now: float) -> list[T]:
-        """Returns the items whose deadline has passed, and stops watching them."""
+        """Returns the items whose deadline, less what they need, has passed, and stops watching them."""
         passed = []
         while (earliest := self.next()) is not None and earliest <= now:
             passed.append(self._watched.pop(heapq.heappop(self._heap)[1]))

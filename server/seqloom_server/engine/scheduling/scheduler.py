@@ -1,57 +1,85 @@
 """The scheduler: queues sequences, and forms the next slice or training batch. Time is an argument.
 
 Work-conserving: `next_work` takes the work that is queued, or half of it (lockstep.py), and never waits for more. Live
-frames go first, then whole sequences, then training; each class has a guaranteed share of device time. Within a class
-models take turns, and a sequence that was cut queues again at the end, so that each waits for at most as many slices as
-there are sequences in the queue.
+sessions that keep the rate that they were promised go first. Then the classes have shares of device time: the other
+live sessions, then whole sequences, then training. Within a class callers take turns (fair_queue.py). Whole sequences
+are admitted if they can end in time (engine/admission); live sessions that are cut queue again behind their caller's
+other ones.
 """
 
 import itertools
-from collections import OrderedDict
 
 import numpy as np
 
+from seqloom_server.engine.admission.queue_bounds import QueueBounds
+from seqloom_server.engine.admission.whole_sequences import Admission
 from seqloom_server.engine.core.limits import SchedulerLimits
-from seqloom_server.engine.core.overload import overloaded
-from seqloom_server.engine.core.sequence import Chunk, Op, Sequence, Slice, Weights
+from seqloom_server.engine.core.sequence import Chunk, Op, Sequence, Slice
 from seqloom_server.engine.core.training_job import TrainingBatch
 from seqloom_server.engine.scheduling import step_split
 from seqloom_server.engine.scheduling.deadlines import Deadlines
+from seqloom_server.engine.scheduling.fair_queue import FairQueue
 from seqloom_server.engine.scheduling.fair_shares import FairShares
 from seqloom_server.engine.scheduling.lockstep import Lockstep
-from seqloom_server.engine.scheduling.slice_fit import SliceFit
+from seqloom_server.engine.scheduling.slice_fit import MIN_WIDTH, SliceFit
 from seqloom_server.engine.scheduling.training_queue import TrainingQueue
-from seqloom_server.errors import Reason, ServerError
 
-_WHOLE_SEQUENCES_PART = 0.75  # of the queue's bounds; the rest is reserved for live frames
-
-Queue = OrderedDict[Sequence, None]
+_QUANTUM = 0.25  # of a slice's time, that each caller gets in a round
+_BURST_SECONDS = 1.0  # of frames that a session may send sooner than its rate says
 
 
 class Scheduler:
     """The queues of sequences and the training queue. Callers hold a lock around it.
 
-    items: per class, the number of queued sequences or training calls. training: the training queue. live_sessions: the
-    number of open ones, counted by the engine.
+    training: the training queue. live_sessions: the number of open ones, counted by the engine.
     """
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self._limits = limits
-        # per class, the versions of weights, least recently served first
-        self._queues: dict[Op, OrderedDict[Weights, Queue]] = {op: OrderedDict() for op in Op}
+        quantum = _QUANTUM * limits.slice_seconds
+        self._on_rate, self._elastic, self._whole = FairQueue(quantum), FairQueue(quantum), FairQueue(quantum)
+        self._turns = itertools.count()  # of live sessions
+        self._admission = Admission(limits)
+        self._bounds = QueueBounds(limits)
         self._deadlines: Deadlines[Sequence] = Deadlines()
+        self._doomed: list[Sequence] = []
         self._shares = FairShares(limits.shares, limits.slice_seconds)
         self._lockstep = Lockstep(limits.halved)
-        self.items = dict.fromkeys(Op, 0)
-        self.training = TrainingQueue(limits, self.items)
-        self.waiting_steps = 0
-        self.waiting_bytes = 0
+        self.training = TrainingQueue(limits, self._bounds.items)
         self.live_sessions = 0
+
+    @property
+    def items(self) -> dict[Op, int]:
+        """Per class, the number of queued sequences or training calls."""
+        return self._bounds.items
 
     @property
     def queued(self) -> int:
         """The number of queued sequences."""
-        return self.items[Op.STREAM] + self.items[Op.INFER]
+        return self._bounds.queued
+
+    @property
+    def waiting_steps(self) -> int:
+        """The steps of sequences that have not been taken into a slice."""
+        return self._bounds.steps
+
+    @property
+    def waiting_bytes(self) -> int:
+        """The bytes of these steps' frames."""
+        return self._bounds.bytes
+
+    def refuses(self, now: float) -> bool:
+        """Whether a whole sequence was refused in the last second. Needs no lock."""
+        return self._admission.refuses(now)
+
+    def check(self, sequence: Sequence, steps: int, now: float) -> None:
+        """Raises ServerError OVERLOADED if a whole sequence would be refused; it is not admitted otherwise."""
+        self._admission.check(sequence, steps, self._slice_seconds, now)
+
+    def reserve(self, sequence: Sequence, now: float) -> None:
+        """Admits a whole sequence that has said its length, before its frames come. Raises ServerError OVERLOADED."""
+        self._admission.admit(sequence, sequence.total_steps, self._slice_seconds, now, announced=True)
+        self._deadlines.watch(sequence)
 
     def push(self, sequence: Sequence, chunks: list[Chunk], now: float) -> None:
         """Queues chunks of a sequence, unless it is over.
@@ -62,15 +90,25 @@ class Scheduler:
             return
         count = sum(len(chunk.rows) for chunk in chunks)
         size = sum(chunk.rows.nbytes for chunk in chunks)
-        self._check_bounds(sequence, count, size)
-        self.waiting_steps += count
-        self.waiting_bytes += size
+        self._bounds.check(sequence, count, size)
+        if sequence.op is Op.STREAM:
+            sequence.lane = (sequence.caller, False)
+        else:
+            if sequence.admitted is None:
+                self._admission.admit(sequence, count, self._slice_seconds, now)
+            else:
+                self._admission.arrived(sequence, count, now)
         sequence.waiting_steps += count
         sequence.last_active = now
         idle = not sequence.ready
         sequence.chunks.extend(chunks)
-        if idle and sequence.ready and not sequence.in_flight:
-            self._enqueue(sequence)
+        joins = idle and sequence.ready and not sequence.in_flight
+        if joins:
+            self._enqueue(sequence, now)
+        elif sequence.place is not None and sequence.rate and not sequence.on_rate:
+            self._queue_of(sequence).remove(sequence)  # it may be within its rate again
+            self._enqueue(sequence, now)
+        self._bounds.count(sequence, int(joins), count, size)
         if sequence.op is not Op.STREAM or not sequence.started:
             self._deadlines.watch(sequence)
 
@@ -81,14 +119,19 @@ class Scheduler:
             return
         self._end(sequence)
         if not sequence.in_flight:
-            self._dequeue(sequence)
+            if self._queue_of(sequence).remove(sequence):
+                self._bounds.count(sequence, -1, 0, 0)
             self._release(sequence)
 
     def expire(self, now: float) -> list[Sequence]:
-        """Removes and returns the sequences whose deadline has passed: whole ones, and sessions that never ran."""
-        expired = self._deadlines.passed(now)
-        for sequence in expired:
+        """Removes and returns the sequences that cannot end by their deadline any more, and sessions that never ran.
+
+        That is: whose deadline has passed, and those that `next_work` would have taken.
+        """
+        expired, self._doomed = self._doomed, []
+        for sequence in self._deadlines.passed(now):
             self.cancel(sequence)
+            expired.append(sequence)
         return expired
 
     def next_deadline(self) -> float | None:
@@ -98,29 +141,40 @@ class Scheduler:
 
     def next_work(self, now: float) -> Slice | TrainingBatch | None:
         """Returns the slice to run, or the training batch to run one piece of, or None if the queues are empty."""
-        op = self._shares.choose(self._waiting())
-        if op is None:
-            return None
-        if op is Op.TRAIN:
-            return self.training.next(now)
-        slice_ = Slice(next(iter(self._queues[op])), [], 0, 0)
-        for served in (op, *(other for other in Op if other is not op)):
-            if slice_.weights in self._queues[served]:
-                self._queues[served].move_to_end(slice_.weights)
-                self._join(slice_, self._queues[served][slice_.weights], now)
-        self._lockstep.begun(slice_)
-        return slice_
+        while True:
+            first = self._on_rate
+            if not len(first):
+                op = self._shares.choose(self._waiting())
+                if op is Op.TRAIN:
+                    return self.training.next(now)
+                first = self._elastic if op is Op.STREAM else self._whole
+            weights = first.next_weights()
+            if weights is None:
+                return None
+            slice_ = Slice(weights, [], 0, 0)
+            for queue in (
+                first,
+                *(other for other in (self._on_rate, self._elastic, self._whole) if other is not first),
+            ):
+                self._join(slice_, queue, now)
+            if slice_.members:  # else none of those that waited can be in time
+                self._lockstep.begun(slice_)
+                self._admission.launched(slice_, now)
+                return slice_
 
-    def advanced(self, seconds: float, now: float, *, finished: bool) -> None:
+    def advanced(self, seconds: float, now: float, *, finished: bool, failed: bool = False) -> None:
         """Accounts for a piece of the training batch that has run. finished: whether it was the last."""
         self._lockstep.ended(now)
         if finished:
+            if not failed:
+                self.training.observe(now)
             self.training.complete()
         self._shares.account({Op.TRAIN: seconds}, self._waiting())
 
     def _waiting(self) -> list[Op]:
-        """Returns the classes that have work, most urgent first."""
-        return [op for op in Op if self._queues[op] or (op is Op.TRAIN and self.training.waiting)]
+        """Returns the classes that have work and a share, most urgent first."""
+        waiting = {Op.STREAM: len(self._elastic) > 0, Op.INFER: len(self._whole) > 0, Op.TRAIN: self.training.waiting}
+        return [op for op in Op if waiting[op]]
 
     def complete(self, slice_: Slice, seconds: float, now: float, *, failed: bool = False) -> None:
         """Completes a slice that has run; members that have more to run queue again.
@@ -130,7 +184,10 @@ class Scheduler:
         used = dict.fromkeys(Op, 0.0)
         for member in slice_.members:
             sequence = member.sequence
-            used[sequence.op] += seconds * (member.steps / slice_.cells if slice_.cells else 1 / len(slice_.members))
+            if not sequence.on_rate:  # what was promised is not part of any share
+                used[sequence.op] += seconds * (
+                    member.steps / slice_.cells if slice_.cells else 1 / len(slice_.members)
+                )
             sequence.in_flight = False
             sequence.last_active = now
             sequence.compute_seconds += seconds
@@ -138,88 +195,113 @@ class Scheduler:
                 self._end(sequence)
             if sequence.over:
                 self._release(sequence)
-            elif sequence.chunks:
-                self._enqueue(sequence)
+            elif sequence.ready:
+                self._enqueue(sequence, now)
+                self._bounds.count(sequence, 1, 0, 0)
         self._shares.account(used, self._waiting())
         self._lockstep.ended(now)
+        self._admission.completed(slice_, seconds, now)
 
-    def _check_bounds(self, sequence: Sequence, count: int, size: int) -> None:
-        limits = self._limits
-        whole = sequence.waiting_steps + count
-        if sequence.weights.whole_only and whole > limits.max_batch_steps:
-            raise ServerError(
-                Reason.OVER_LIMIT,
-                f"the sequence has {whole} steps: expected at most {limits.max_batch_steps} (max_batch_steps) for a "
-                "bidirectional model, which runs a sequence in one slice",
-            )
-        part = 1.0 if sequence.op is Op.STREAM else _WHOLE_SEQUENCES_PART
-        for unit, added, most in (
-            ("steps", count, part * limits.max_queue_steps),
-            ("bytes", size, part * limits.max_queue_bytes),
-        ):
-            if added > most:
-                raise ServerError(
-                    Reason.OVER_LIMIT,
-                    f"{added} {unit} at once: expected at most {most:.0f}, all that the queue accepts",
-                )
-        joins = not sequence.chunks and not sequence.in_flight
-        if (
-            self.waiting_steps + count > part * limits.max_queue_steps
-            or self.waiting_bytes + size > part * limits.max_queue_bytes
-            or (joins and self.queued >= part * limits.max_queue_items)
-        ):
-            # a repeat may succeed when about half of the queue has run
-            seconds = sequence.weights.cost.seconds(1, self.waiting_steps) / 2
-            raise overloaded(
-                f"the queue is full: {self.queued} items, {self.waiting_steps} steps, {self.waiting_bytes} bytes",
-                min(max(seconds, 0.05), 5.0),
-            )
+    @property
+    def _slice_seconds(self) -> float:
+        """The seconds that a slice may take."""
+        return self._limits.slice_seconds if self.live_sessions else self._limits.bulk_slice_seconds
 
-    def _join(self, slice_: Slice, queue: Queue, now: float) -> None:
+    def _join(self, slice_: Slice, queue: FairQueue, now: float) -> None:
         """Moves sequences from the queue into the slice, as many and as many of their steps as fit."""
         limits = self._limits
-        seconds = limits.slice_seconds if self.live_sessions else limits.bulk_slice_seconds
-        candidates = list(itertools.islice(queue, limits.max_batch_sequences - len(slice_.members)))
+        candidates = queue.candidates(slice_.weights, limits.max_batch_sequences - len(slice_.members))
+        if not candidates:
+            return
+        seconds = self._slice_seconds
+        if queue is self._whole:
+            doomed, seconds = self._admission.doomed(candidates, seconds, now)
+            candidates = self._without(doomed, candidates)
+        sizes = self._fit(slice_, candidates, seconds, now)
+        if queue is self._whole:
+            if not slice_.members:
+                late = self._admission.late(candidates, sizes, now)
+                if late:
+                    candidates = self._without(late, candidates)
+                    sizes = self._fit(slice_, candidates, seconds, now)
+            candidates, sizes = self._beginnable(candidates, sizes)
+        candidates = candidates[: len(sizes)]
+        if sizes:
+            queue.take(candidates, sizes)
+            for sequence, size in zip(candidates, sizes, strict=True):
+                self._take(slice_, sequence, size, now)
+
+    def _beginnable(self, candidates: list[Sequence], sizes: list[int]) -> tuple[list[Sequence], list[int]]:
+        """Leaves out those that would be begun and not ended, where enough are."""
+        pairs = list(zip(candidates, sizes, strict=False))
+        cut = [each for each, size in pairs if size < each.waiting_steps and not each.started]
+        if cut:
+            most = min(max(MIN_WIDTH, cut[0].weights.cost.efficient_width), self._limits.max_batch_sequences)
+            left_out = set(cut).difference(self._whole.beginnable(cut, most))
+            pairs = [pair for pair in pairs if pair[0] not in left_out]
+        return [each for each, _ in pairs], [size for _, size in pairs]
+
+    def _fit(self, slice_: Slice, candidates: list[Sequence], seconds: float, now: float) -> list[int]:
+        """Returns how many steps of each of the first candidates join the slice."""
+        if not candidates:
+            return []
+        most = self._limits.max_batch_steps
         lengths = np.fromiter(
-            (step_split.runnable(sequence, limits.max_batch_steps) for sequence in candidates),
-            np.int64,
-            len(candidates),
+            (step_split.runnable(each, _allowed(each, most, now)) for each in candidates), np.int64, len(candidates)
         )
         if self._lockstep.should_halve(slice_, candidates, lengths, now):
             lengths = lengths[: len(candidates) // 2]
-        count, cut = SliceFit(limits, seconds, slice_).fit(lengths)
-        for sequence in candidates[:count]:
-            self._dequeue(sequence)
-            member = step_split.take(sequence, cut, now)
-            sequence.in_flight = True
-            if sequence.slot is None and not member.final:
-                sequence.slot = sequence.weights.slots.take()
-            if sequence.op is Op.STREAM:
-                self._deadlines.forget(sequence)
-            self.waiting_steps -= member.steps
-            self.waiting_bytes -= sum(part.nbytes for part in member.parts)
-            slice_.members.append(member)
-            slice_.steps, slice_.cells = max(slice_.steps, member.steps), slice_.cells + member.steps
+        count, cut = SliceFit(self._limits, seconds, slice_).fit(lengths)
+        sizes: list[int] = np.minimum(lengths[:count], cut).tolist()
+        return sizes
 
-    def _enqueue(self, sequence: Sequence) -> None:
-        self._queues[sequence.op].setdefault(sequence.weights, OrderedDict())[sequence] = None
-        self.items[sequence.op] += 1
+    def _without(self, late: list[Sequence], candidates: list[Sequence]) -> list[Sequence]:
+        """Removes sequences that cannot be in time from the queue, and from the candidates; expire() returns them."""
+        if not late:
+            return candidates
+        for sequence in late:
+            self.cancel(sequence)
+        self._doomed += late
+        return [sequence for sequence in candidates if not sequence.over]
 
-    def _dequeue(self, sequence: Sequence) -> None:
-        queues = self._queues[sequence.op]
-        queue = queues.get(sequence.weights)
-        if queue is not None and sequence in queue:
-            del queue[sequence]
-            self.items[sequence.op] -= 1
-            if not queue:
-                del queues[sequence.weights]
+    def _take(self, slice_: Slice, sequence: Sequence, cut: int, now: float) -> None:
+        """Moves up to `cut` steps of a sequence that was queued into the slice."""
+        member = step_split.take(sequence, cut, now)
+        sequence.in_flight = True
+        if sequence.slot is None and not member.final:
+            sequence.slot = sequence.weights.slots.take()
+        if sequence.op is Op.STREAM:
+            self._deadlines.forget(sequence)
+            if sequence.rate:
+                sequence.paid_until = max(sequence.paid_until, now) + member.steps / sequence.rate
+        else:
+            member.expected = self._admission.backlog.take(sequence, member.steps)
+        self._bounds.count(sequence, -1, -member.steps, -sum([part.nbytes for part in member.parts]))
+        slice_.members.append(member)
+        slice_.steps, slice_.cells = max(slice_.steps, member.steps), slice_.cells + member.steps
+
+    def _enqueue(self, sequence: Sequence, now: float) -> None:
+        if sequence.op is Op.STREAM:
+            sequence.on_rate = bool(sequence.rate) and sequence.paid_until <= now + _BURST_SECONDS
+            self._queue_of(sequence).add(sequence, next(self._turns), begun=True)
+        else:
+            self._whole.add(sequence, self._admission.due(sequence), begun=sequence.started)
+
+    def _queue_of(self, sequence: Sequence) -> FairQueue:
+        if sequence.op is Op.INFER:
+            return self._whole
+        return self._on_rate if sequence.on_rate else self._elastic
 
     def _end(self, sequence: Sequence) -> None:
         """Marks a sequence as over and drops its queued chunks."""
         sequence.over = True
         self._deadlines.forget(sequence)
-        self.waiting_bytes -= sum(chunk.rows[chunk.taken :].nbytes for chunk in sequence.chunks)
-        self.waiting_steps -= sequence.waiting_steps
+        self._admission.backlog.take(sequence, sequence.expected_steps)
+        self._admission.backlog.release(sequence)
+        if not sequence.chunks:
+            return
+        size = sum(chunk.rows[chunk.taken :].nbytes for chunk in sequence.chunks)
+        self._bounds.count(sequence, 0, -sequence.waiting_steps, -size)
         sequence.waiting_steps = 0
         sequence.chunks.clear()
 
@@ -228,3 +310,10 @@ class Scheduler:
         if sequence.slot is not None:
             sequence.weights.slots.release(sequence.slot)
             sequence.slot = None
+
+
+def _allowed(sequence: Sequence, most: int, now: float) -> int:
+    """Returns the steps that may run at once: of a session that goes first because of its rate, what that allows."""
+    if not sequence.on_rate:
+        return most
+    return max(1, min(most, int((now + _BURST_SECONDS - max(now, sequence.paid_until)) * sequence.rate)))

@@ -17,7 +17,7 @@ from seqloom_server.engine.core.sequence import Slice
 
 Lengths = npt.NDArray[np.int64]
 
-_MIN_WIDTH = 32  # members that share a slice, cut short if necessary, rather than run to their ends in turns
+MIN_WIDTH = 32  # members that share a slice, cut short if necessary, rather than run to their ends in turns
 
 
 class SliceFit:
@@ -33,9 +33,10 @@ class SliceFit:
     def fit(self, lengths: Lengths) -> tuple[int, int]:
         """Returns (count, cut): the first `count` of the sequences may join, each with at most `cut` steps.
 
-        lengths: [N], the steps that each could run, oldest first, 0 for a reset or end without frames. An empty slice
-        gets at least one sequence and one step. Sequences that join others run no more steps than these, whose outputs
-        they would delay. If sequences must not be cut, `cut` is the steps of the longest.
+        lengths: [N], the steps that each could run, in the order in which they should join, 0 for a reset or end
+        without frames. An empty slice gets at least one sequence and one step. Sequences that join others run no more
+        steps than these, whose outputs they would delay. If sequences must not be cut, `cut` is the steps of the
+        longest.
         """
         longest = int(lengths.max(initial=0))
         if self._slice.weights.whole_only:
@@ -48,7 +49,7 @@ class SliceFit:
             return len(lengths), max(longest, 1)  # all steps of all sequences, as in most slices
         depth = _largest(longest, lambda cut: self._is_efficient(_size(lengths, cut)))
         count = self._count(lengths, depth)
-        width = max(_MIN_WIDTH, self._slice.weights.cost.efficient_width)
+        width = max(MIN_WIDTH, self._slice.weights.cost.efficient_width)
         if count < min(width, len(lengths)):
             count = max(count, min(width, self._count(lengths, 1)))
         if not self._slice.members:

@@ -51,7 +51,7 @@ class BatchPrograms:
             outcomes = [_or_overflow(call) for call in batch.calls]
             return outcomes if run is None else (yield from run.accumulate(batch.total, outcomes))
         except (MemoryError, torch.OutOfMemoryError):
-            return [memory_exhausted()] * len(calls)
+            return [memory_exhausted() for _ in calls]
         finally:
             _mark(weights, calls)
 

@@ -10,7 +10,7 @@ from seqloom_server.engine.core.overload import HALF_A_SECOND, overloaded
 from seqloom_server.engine.training.call_order import CallOrder
 from seqloom_server.engine.training.replies import Reply
 from seqloom_server.engine.training.run_state import MAX_CLIENTS, MAX_REPLIES
-from seqloom_server.errors import Reason, ServerError, invalid
+from seqloom_server.errors import Overload, Reason, ServerError, invalid
 
 _MAX_ID = 64
 _HOLD_SECONDS = 60.0  # how long a call waits for earlier ones
@@ -23,13 +23,14 @@ class CallId:
     """Names a call on a run.
 
     acknowledged: the last call whose reply the caller has. step: where the call is sent again after a restart, the step
-    that its reply had named; 0 if no reply came.
+    that its reply had named; 0 if no reply came. caller: whom its work is counted for.
     """
 
     client: str
     number: int
     acknowledged: int = 0
     step: int = 0
+    caller: str = ""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -131,7 +132,9 @@ class NumberedCalls:
         is_next = self.order.may_begin(call.client, call.number, call.step)
         if len(entries) >= MAX_REPLIES or (len(self._held) >= self._max_held and not is_next):
             raise overloaded(
-                f"{len(self._held)} calls wait for earlier ones, {len(entries)} of this client are kept", HALF_A_SECOND
+                f"{len(self._held)} calls wait for earlier ones, {len(entries)} of this client are kept",
+                HALF_A_SECOND,
+                Overload.RUNS,
             )
         entry = _Entry(call, digest, asyncio.get_running_loop().create_future(), begin, is_step)
         entry.reply.add_done_callback(lambda reply: reply.cancelled() or reply.exception())  # nobody may have waited
@@ -203,7 +206,9 @@ class NumberedCalls:
                 failure = ServerError(Reason.CANCELLED, "the run has ended")
             elif isinstance(error, ServerError) and error.reason is Reason.OVERLOADED:
                 # its number is used up, so that the same call again would get the same reply again
-                failure = ServerError(Reason.NOT_DONE, f"{error.message}: nothing was done, and it may be called anew")
+                failure = ServerError(
+                    Reason.NOT_DONE, f"{error.message}: nothing was done, and it may be called anew", cause=error.cause
+                )
             if not entry.reply.done():
                 entry.reply.set_exception(failure)
             if not isinstance(error, Exception):

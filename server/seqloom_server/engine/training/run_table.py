@@ -20,7 +20,7 @@ from seqloom_server.engine.training.run_weights import RunWeights
 from seqloom_server.engine.training.runs_holder import RunsHolder
 from seqloom_server.engine.training.step_journal import StepJournal, StepRecord
 from seqloom_server.engine.training.training_run import RunEngine, TrainingRun
-from seqloom_server.errors import Reason, ServerError
+from seqloom_server.errors import Overload, Reason, ServerError
 from seqloom_server.nn.files import atomic_folder
 from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.optimizer_spec import OptimizerSpec
@@ -111,7 +111,7 @@ class RunTable:
                 if request_id and run.meta.request_id == request_id:
                     return run
             if len(self._runs) >= self._max_runs:
-                raise overloaded(f"run limit reached: there are {len(self._runs)} runs", FIVE_SECONDS)
+                raise overloaded(f"run limit reached: there are {len(self._runs)} runs", FIVE_SECONDS, Overload.RUNS)
             meta = RunMeta(
                 id=f"run-{secrets.token_hex(6)}",
                 model=served.model,

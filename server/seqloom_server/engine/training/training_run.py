@@ -104,6 +104,7 @@ class TrainingRun:
                 self.weights,
                 asyncio.get_running_loop().create_future(),
                 call=call.key,
+                caller=call.caller,
                 examples=examples,
                 request=NOTHING,
                 steps=sum(len(example.xs) for example in examples),
@@ -254,7 +255,9 @@ class TrainingRun:
         return task.outcome
 
     def _task(self, call: CallId, start: Callable[[], Generator[None, None, Any]]) -> "asyncio.Future[Any]":
-        task = Task(self.weights, asyncio.get_running_loop().create_future(), call=call.key, start=start)
+        task = Task(
+            self.weights, asyncio.get_running_loop().create_future(), call=call.key, caller=call.caller, start=start
+        )
         self._engine.train(task)
         return task.outcome
 

@@ -113,6 +113,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         except ServerError as error:
             if error.reason in (Reason.INTERNAL, Reason.STORAGE_FAILED):  # the traceback was logged where it was raised
                 log.error("request %s: %s: %s", request_id(), method, error)
+            self._request_metrics.rejected(error)
             status = rpc_status.to_status(status_of(error, request_id()))
             code = status.code.name
             await context.abort(status.code, status.details, status.trailing_metadata)

@@ -1,7 +1,12 @@
-"""Counts completed requests by method, model and code: unary calls, streams, and the sessions of streams."""
+"""Counts completed requests by method, model and code: unary calls, streams, and the sessions of streams.
+
+And what was refused because of load: each call that ends with such an error comes by here.
+"""
 
 from prometheus_client import Counter, Histogram
 
+from seqloom_server.engine.core.overload import count_refusal
+from seqloom_server.errors import Reason, ServerError
 from seqloom_server.metrics import Metrics
 
 
@@ -25,6 +30,15 @@ class RequestMetrics:
         children[0].inc()
         if seconds is not None:
             children[1].observe(seconds)
+
+    def rejected(self, error: ServerError, seconds: float | None = None) -> None:
+        """Counts what was refused because of load, unless the error has been counted.
+
+        seconds: from when the message was read, or from the call's first byte, to the refusal.
+        """
+        count_refusal(self._metrics, error)
+        if seconds is not None and error.reason is Reason.OVERLOADED:
+            self._metrics.refusal_duration_seconds.observe(seconds)
 
     def serving(self, name: str, version: int) -> None:
         self._models.add(name)

@@ -14,6 +14,7 @@ from seqloom_server.engine.engine import Engine
 from seqloom_server.errors import ServerError
 from seqloom_server.rpc.calls import converters
 from seqloom_server.rpc.calls.byte_budget import ByteBudget
+from seqloom_server.rpc.calls.callers import caller_of
 from seqloom_server.rpc.calls.interceptors import Context, set_model
 from seqloom_server.rpc.calls.request_metrics import RequestMetrics
 from seqloom_server.rpc.inference.stream_call import StreamCall
@@ -35,6 +36,7 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self._draining = False
 
     async def Infer(self, request: inference_service_pb2.InferRequest, context: Context) -> bytes:
+        received = time.monotonic()
         weights = self._engine.registry.current(request.model, request.weights_version)
         set_model(weights.model)
         spec, config = weights.network.spec, self._config
@@ -46,9 +48,10 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         initial = None
         if request.HasField("initial_state"):
             initial = converters.state(request.initial_state, spec, len(xs), "initial_state")
-        self._budget.take(size)
+        caller = caller_of(context)
+        self._budget.take(size, caller)
         # returned when the caller has read the response or disconnected
-        context.add_done_callback(lambda _: self._budget.give(size))  # type: ignore[arg-type]
+        context.add_done_callback(lambda _: self._budget.give(size, caller))  # type: ignore[arg-type]
         remaining = context.time_remaining()
         now = time.monotonic()
         sink = BatchSink(len(xs))
@@ -62,6 +65,7 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
                     sink,
                     initial_state=None if initial is None else tuple(part[:, n : n + 1] for part in initial),
                     deadline=None if remaining is None else now + remaining,
+                    caller=caller,
                 )
                 opened.append(sequence)
             refused = self._engine.feed(
@@ -69,7 +73,15 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
             )
             if refused:
                 raise refused[0][1]
+        except ServerError as error:
+            self._request_metrics.rejected(error, time.monotonic() - received)
+            self._engine.cancel(opened)
+            raise
+        try:
             results = await sink.done
+        except BaseException:
+            self._engine.unanswered(opened)
+            raise
         finally:
             self._engine.cancel(opened)
         return _infer_response(weights.version, spec.state_parts, opened, results)
@@ -77,7 +89,7 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     async def StreamInfer(
         self, requests: AsyncIterator[inference_service_pb2.StreamInferRequest], context: Context
     ) -> None:
-        call = StreamCall(self._engine, self._config, self._request_metrics, self._budget)
+        call = StreamCall(self._engine, self._config, self._request_metrics, self._budget, caller_of(context))
         task = asyncio.current_task()
         assert task is not None
         self._calls[call] = task

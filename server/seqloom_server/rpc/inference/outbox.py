@@ -29,7 +29,8 @@ class Outgoing:
     """One outgoing entry; its arrays are encoded when the message that carries it is.
 
     opened: (weights version, window). steps: the session's steps up to the snapshot or the end. parts: names of the
-    state's parts. timing: (queue seconds, compute seconds). promised: bytes charged for its outputs.
+    state's parts. timing: (queue seconds, compute seconds). promised: bytes charged for its outputs. live: whether
+    the session is.
     """
 
     number: int
@@ -44,6 +45,7 @@ class Outgoing:
     timing: tuple[float, float] = (0.0, 0.0)
     error: status_pb2.Status | None = None
     promised: int = 0
+    live: bool = True
 
     @property
     def size(self) -> int:
@@ -94,14 +96,16 @@ class Outgoing:
 class Outbox:
     """A queue of outgoing entries. `changed` is set whenever one is added.
 
-    max_message_bytes: of a message, unless a single entry is larger. budget: charged for outputs. full: whether the
-    call's unread outputs have reached their limit.
+    max_message_bytes: of a message, unless a single entry is larger. budget: charged for outputs, as the caller's.
+    full: whether the call's unread outputs, and those to come of live sessions, have reached their limit. Those to come
+    of whole sequences are only charged: what is read late could not be refused at once.
     """
 
-    def __init__(self, max_message_bytes: int, budget: ByteBudget) -> None:
+    def __init__(self, max_message_bytes: int, budget: ByteBudget, caller: str) -> None:
         self.changed = asyncio.Event()
         self._max_message_bytes = max_message_bytes
         self._budget = budget
+        self._caller = caller
         self._entries: collections.deque[tuple[Outgoing, int]] = collections.deque()  # with their sizes
         self._bytes = 0
         self._promised = 0
@@ -112,24 +116,27 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def promise(self, size: int) -> None:
+    def promise(self, size: int, *, live: bool) -> None:
         """Charges `size` bytes for outputs to come. Raises ServerError OVERLOADED, and then charges nothing."""
-        self._budget.take(size)
-        self._promised += size
-        self._update_full()
+        self._budget.take(size, self._caller)
+        if live:
+            self._promised += size
+            self._update_full()
 
-    def withdraw(self, size: int) -> None:
+    def withdraw(self, size: int, *, live: bool) -> None:
         """Returns `size` charged bytes of outputs that will not come."""
-        self._budget.give(size)
-        self._promised -= size
-        self._update_full()
+        self._budget.give(size, self._caller)
+        if live:
+            self._promised -= size
+            self._update_full()
 
     def put(self, outgoing: Outgoing) -> None:
         """Adds an entry, whose outputs have been promised."""
         size = outgoing.size
         self._entries.append((outgoing, size))
         self._bytes += size
-        self._promised -= outgoing.promised
+        if outgoing.live:
+            self._promised -= outgoing.promised
         self._update_full()
         self.changed.set()
 
@@ -151,13 +158,13 @@ class Outbox:
                 outgoing.fill(message.entries.add())
             room -= size
             self._bytes -= size
-            self._budget.give(outgoing.promised)
+            self._budget.give(outgoing.promised, self._caller)
         self._update_full()
         return wire.joined([*parts, message.SerializeToString()])
 
     def clear(self) -> None:
         """Drops all entries."""
-        self._budget.give(sum(outgoing.promised for outgoing, _ in self._entries))
+        self._budget.give(sum(outgoing.promised for outgoing, _ in self._entries), self._caller)
         self._entries.clear()
         self._bytes = 0
         self._update_full()

@@ -12,21 +12,19 @@ from seqloom_server.config import ServerConfig
 from seqloom_server.engine.core.sequence import Chunk, Op
 from seqloom_server.engine.core.session_window import SessionWindow, empty_frames
 from seqloom_server.engine.engine import Engine
-from seqloom_server.errors import Reason, ServerError, invalid, over_limit
-from seqloom_server.rpc.calls import converters
+from seqloom_server.errors import Reason, ServerError, over_limit
 from seqloom_server.rpc.calls.byte_budget import ByteBudget
 from seqloom_server.rpc.calls.interceptors import Context, request_id
 from seqloom_server.rpc.calls.request_metrics import RequestMetrics
 from seqloom_server.rpc.calls.status import status_of
 from seqloom_server.rpc.inference.outbox import Outbox, Outgoing
+from seqloom_server.rpc.inference.session_opening import SessionOpening, shown_steps
 from seqloom_server.rpc.inference.stream_session import StreamSession, only_acknowledges
 
 log = logging.getLogger(__name__)
 
 _METHOD = "seqloom.v1.InferenceService/StreamInfer/session"  # the method's name for sessions in the metrics
 
-_MIN_WINDOW_STEPS = 64  # that a caller may send before it receives its window
-_WINDOW_BYTES = 8 << 20  # of unread outputs of one session
 _MAX_ENTRIES = 16_384  # in one message, each of which may be answered by an error
 _MAX_ENDED_SESSIONS = 4096  # remembered, to tell entries that crossed a session's end from wrong ones
 
@@ -35,14 +33,15 @@ class StreamCall:
     """The sessions of one call. `read_from` receives messages, `write_to` sends until the call ends."""
 
     def __init__(
-        self, engine: Engine, config: ServerConfig, request_metrics: RequestMetrics, budget: ByteBudget
+        self, engine: Engine, config: ServerConfig, request_metrics: RequestMetrics, budget: ByteBudget, caller: str
     ) -> None:
         self._engine = engine
         self._config = config
         self._request_metrics = request_metrics
         self._sessions: dict[int, StreamSession] = {}
         self._ended: OrderedDict[int, bool] = OrderedDict()  # by number: whether the session ended with an error
-        self._outbox = Outbox(config.max_stream_message_bytes, budget)
+        self._caller = caller
+        self._outbox = Outbox(config.max_stream_message_bytes, budget, caller)
         self._half_closed = False
         self._draining = False
         self._failure: Exception | None = None
@@ -88,8 +87,8 @@ class StreamCall:
     def send(self, outgoing: Outgoing) -> None:
         self._outbox.put(outgoing)
 
-    def promise(self, size: int) -> None:
-        self._outbox.promise(size)
+    def promise(self, size: int, *, live: bool) -> None:
+        self._outbox.promise(size, live=live)
 
     def fail(self, number: int, error: ServerError) -> None:
         """Ends a session with an error; its later entries are ignored."""
@@ -110,7 +109,7 @@ class StreamCall:
         work: dict[StreamSession, list[Chunk]] = {}
         for entry in request.entries:
             if self._outbox.full:  # the outputs of one message may need more memory than there is
-                self._feed(work)
+                self._feed(work, now)
                 work.clear()
                 await self._outbox.has_room()
                 now = time.monotonic()
@@ -126,22 +125,34 @@ class StreamCall:
                 chunks = work.setdefault(session, [])
                 chunks += session.chunks(entry, now, len(chunks))
             except ServerError as error:
-                if number in self._sessions:
-                    self._engine.cancel([self._sessions[number].window.sequence])
-                self.fail(number, error)
-        self._feed(work)
+                self._refuse(number, error, now)
+        self._feed(work, now)
 
     def _half_close(self) -> None:
         """Ends the open sessions after their queued frames: the caller has closed the stream."""
         self._half_closed = True
         now = time.monotonic()
-        left_open = [session for session in self._sessions.values() if not session.window.ended]
+        left_open = [(number, session) for number, session in self._sessions.items() if not session.window.ended]
         end = inference_service_pb2.SessionRequest(end=True)
-        self._feed({session: session.chunks(end, now, 0) for session in left_open})
+        work: dict[StreamSession, list[Chunk]] = {}
+        for number, session in left_open:
+            try:
+                work[session] = session.chunks(end, now, 0)
+            except ServerError as error:
+                self._refuse(number, error, now)
+        self._feed(work, now)
 
-    def _feed(self, work: dict[StreamSession, list[Chunk]]) -> None:
+    def _refuse(self, number: int, error: ServerError, received: float) -> None:
+        """Ends a session because of an entry that was received then, whether the session is open yet or not."""
+        if number in self._sessions:
+            self._engine.cancel([self._sessions[number].window.sequence])
+        self._request_metrics.rejected(error, time.monotonic() - received)
+        self.fail(number, error)
+
+    def _feed(self, work: dict[StreamSession, list[Chunk]], received: float) -> None:
         items = [(session.window.sequence, chunks) for session, chunks in work.items() if chunks]
         for sequence, error in self._engine.feed(items) if items else ():
+            self._request_metrics.rejected(error, time.monotonic() - received)
             sequence.sink.fail(sequence, error)
 
     def _check_late(self, entry: inference_service_pb2.SessionRequest) -> None:
@@ -165,36 +176,26 @@ class StreamCall:
             )
         weights = self._engine.registry.current(request.model, request.weights_version)
         spec = weights.network.spec
-        output = converters.output_spec(request.output, spec, "entries.open.output")
-        initial = None
-        if request.HasField("initial_state"):
-            initial = converters.state(request.initial_state, spec, 1, "entries.open.initial_state")
-        timeout = converters.timeout(request.timeout_seconds, "entries.open.timeout_seconds")
-        whole = request.whole_sequence or (entry.HasField("frames") and entry.end)
-        if spec.bidirectional:
-            _check_whole(request, whole)
-        session = StreamSession(self, number, spec, output)
+        opening = SessionOpening.checked(entry, spec, self._config)
+        session = StreamSession(self, number, spec, opening)
         sequence = self._engine.open(
             weights,
-            Op.INFER if whole else Op.STREAM,
-            output,
+            Op.INFER if opening.whole else Op.STREAM,
+            opening.output,
             session,
-            initial_state=initial,
-            deadline=None if timeout is None else now + timeout,
-            snapshot_interval=request.snapshot_interval_steps,
+            initial_state=opening.initial_state,
+            deadline=None if opening.timeout is None else now + opening.timeout,
+            snapshot_interval=opening.snapshot_interval,
+            caller=self._caller,
+            rate=opening.rate,
+            total_steps=opening.total_steps,
+            likely_steps=shown_steps(entry, opening) if self._engine.refuses(now) else 0,
         )
-        if request.snapshot_interval_steps:
-            session.step_bytes += converters.state_bytes(spec) // request.snapshot_interval_steps
-        window_steps = min(self._config.window_steps, _WINDOW_BYTES // session.step_bytes)
-        window_steps = max(window_steps, _MIN_WINDOW_STEPS)
-        if spec.bidirectional:  # no output before the last frame; one step more, so that OVER_LIMIT is raised instead
-            window_steps = converters.max_steps(spec, self._config) + 1
-        session.window = SessionWindow(sequence, window_steps, empty_frames(spec.input_size, spec.dtype))
+        session.window = SessionWindow(sequence, opening.window_steps, empty_frames(spec.input_size, spec.dtype))
         session.model, session.opened_at = weights.model, now
-        session.max_steps = converters.max_steps(spec, self._config) if whole else None
         self._sessions[number] = session
         self._ended.pop(number, None)
-        session.opened = weights.version, window_steps
+        session.opened = weights.version, opening.window_steps
         if not entry.end:  # else it is sent with the first output
             self.send(session.outgoing())
         return session
@@ -204,7 +205,7 @@ class StreamCall:
         session = self._sessions.pop(number, None)
         if session is not None:
             self._engine.cancel([session.window.sequence])
-            self._outbox.withdraw(session.promised)
+            self._outbox.withdraw(session.promised, live=session.live)
             self._count(session, "CANCELLED")
             self._outbox.changed.set()
 
@@ -212,7 +213,7 @@ class StreamCall:
         session = self._sessions.pop(number, None)
         self._count(session, code)
         if session is not None:
-            self._outbox.withdraw(session.promised)
+            self._outbox.withdraw(session.promised, live=session.live)
         self._ended[number] = code != "OK"
         if len(self._ended) > _MAX_ENDED_SESSIONS:
             self._ended.popitem(last=False)
@@ -220,17 +221,3 @@ class StreamCall:
     def _count(self, session: StreamSession | None, code: str) -> None:
         model, seconds = ("", None) if session is None else (session.model, time.monotonic() - session.opened_at)
         self._request_metrics.count(_METHOD, model, code, seconds)
-
-
-def _check_whole(request: inference_service_pb2.OpenSession, whole: bool) -> None:
-    """Raises for what a bidirectional model, whose layers also run from the last step to the first, cannot do."""
-    if not whole:
-        raise invalid(
-            "entries.open.whole_sequence",
-            "is not set: expected true, as the model is bidirectional and runs only whole sequences",
-        )
-    if request.snapshot_interval_steps:
-        raise invalid(
-            "entries.open.snapshot_interval_steps",
-            f"is {request.snapshot_interval_steps}: expected 0, as the model is bidirectional and has no snapshots",
-        )

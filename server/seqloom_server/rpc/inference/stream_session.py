@@ -4,12 +4,13 @@ from typing import Protocol
 
 from seqloom.v1 import inference_service_pb2
 
-from seqloom_server.engine.core.sequence import Chunk, OutputSpec, Sequence, SliceResult
+from seqloom_server.engine.core.sequence import Chunk, Sequence, SliceResult
 from seqloom_server.engine.core.session_window import SessionWindow
 from seqloom_server.errors import Reason, ServerError, invalid, over_limit
 from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc.calls import converters
 from seqloom_server.rpc.inference.outbox import Outgoing
+from seqloom_server.rpc.inference.session_opening import SessionOpening
 
 _MAX_ENTRY_BYTES = 256 << 10  # of outputs in one entry, so that sessions of one call take turns
 
@@ -19,7 +20,7 @@ class SessionOwner(Protocol):
 
     def send(self, outgoing: Outgoing) -> None: ...
 
-    def promise(self, size: int) -> None: ...
+    def promise(self, size: int, *, live: bool) -> None: ...
 
     def ended(self, number: int) -> None: ...
 
@@ -29,44 +30,44 @@ class SessionOwner(Protocol):
 class StreamSession:
     """One session, and the sink of its sequence's results.
 
-    max_steps: of a whole sequence; None for a live session. opened_at: by time.monotonic(). step_bytes: charged for the
-    outputs of one step. promised: bytes charged for outputs that have not been computed.
+    live: whether it is a live session, not a whole sequence. opened_at: by time.monotonic(). promised: bytes charged
+    for outputs that have not been computed.
     """
 
     __slots__ = (
         "_call",
         "_entry_rows",
         "_number",
-        "_output",
+        "_opening",
         "_spec",
-        "max_steps",
+        "_step_bytes",
+        "live",
         "model",
         "opened",
         "opened_at",
         "promised",
-        "step_bytes",
         "window",
     )
 
     window: SessionWindow
 
-    def __init__(self, call: SessionOwner, number: int, spec: ModelSpec, output: OutputSpec) -> None:
+    def __init__(self, call: SessionOwner, number: int, spec: ModelSpec, opening: SessionOpening) -> None:
         self._call = call
         self._number = number
         self._spec = spec
-        self._output = output
+        self._opening = opening
+        self.live = not opening.whole
         self.opened: tuple[int, int] | None = None
-        self.max_steps: int | None = None
         self.model = ""
         self.opened_at = 0.0
-        self.step_bytes = converters.output_bytes(output, spec)
-        self._entry_rows = max(1, _MAX_ENTRY_BYTES // self.step_bytes)
+        self._step_bytes = opening.step_bytes
+        self._entry_rows = max(1, _MAX_ENTRY_BYTES // self._step_bytes)
         self.promised = 0
 
     def outgoing(self) -> Outgoing:
         """Returns a new entry of this session, with `opened` if that was not sent yet."""
         opened, self.opened = self.opened, None
-        return Outgoing(self._number, opened)
+        return Outgoing(self._number, opened, live=self.live)
 
     def chunks(self, entry: inference_service_pb2.SessionRequest, now: float, unfed: int) -> list[Chunk]:
         """Returns the chunks of an entry; `unfed` earlier ones are not yet in the queue. Raises ServerError."""
@@ -82,11 +83,14 @@ class StreamSession:
             frames = converters.frames(entry.frames, self._spec, "entries.frames")
             if whole_only and not len(frames):
                 raise invalid("entries.frames", "has 0 steps: expected at least 1 for a bidirectional model")
-            if self.max_steps is not None and window.received + len(frames) > self.max_steps:
+            if not self.live and window.received + len(frames) > self._opening.most_steps:
                 raise over_limit(
                     "entries.frames",
-                    f"makes {window.received + len(frames)} steps: expected at most {self.max_steps} in a sequence",
+                    f"makes {window.received + len(frames)} steps: expected at most {self._opening.most_steps} in a "
+                    "sequence",
                 )
+        if self._opening.total_steps:
+            self._check_steps(0 if frames is None else len(frames), end)
         waiting = len(window.sequence.chunks) + unfed
         if waiting >= window.size and not end:  # so chunks without steps are bounded like steps
             raise ServerError(
@@ -97,10 +101,19 @@ class StreamSession:
         # a bidirectional model gives no outputs before the sequence's last frames have arrived
         steps = (window.received if end else 0) if whole_only else 0 if frames is None else len(frames)
         if steps:
-            size = steps * self.step_bytes
-            self._call.promise(size)
+            size = steps * self._step_bytes
+            self._call.promise(size, live=self.live)
             self.promised += size
         return chunks
+
+    def _check_steps(self, steps: int, end: bool) -> None:
+        """Raises INVALID_FIELD for a whole sequence that is longer than it said, or ends before that."""
+        received, said = self.window.received + steps, self._opening.total_steps
+        if received > said or (end and received < said):
+            raise invalid(
+                "entries.open.total_steps",
+                f"is {said}, but the sequence has {received} steps" + (" at its end" if end else " so far"),
+            )
 
     def deliver(self, sequence: Sequence, result: SliceResult) -> None:
         out = self.outgoing()
@@ -112,13 +125,14 @@ class StreamSession:
             for start in range(0, result.steps, rows):
                 if start:
                     self._call.send(out)
-                    out = Outgoing(self._number, first_step=result.first_step + start, parts=self._spec.state_parts)
+                    out = self.outgoing()
+                    out.first_step, out.parts = result.first_step + start, self._spec.state_parts
                 out.values = None if result.values is None else result.values[start : start + rows]
                 out.labels = None if result.labels is None else result.labels[start : start + rows]
-                out.promised = min(rows, result.steps - start) * self.step_bytes
+                out.promised = min(rows, result.steps - start) * self._step_bytes
                 self.promised -= out.promised
         elif result.answers:
-            out.values, out.labels = converters.empty_outputs(self._output, self._spec)
+            out.values, out.labels = converters.empty_outputs(self._opening.output, self._spec)
         elif result.final_state is None and out.opened is None:
             return  # a reset without frames has no output
         out.steps = result.first_step + result.steps

@@ -12,7 +12,7 @@ from seqloom_server.engine.core.names import check_name
 from seqloom_server.engine.core.overload import ONE_SECOND, TEN_SECONDS, model_memory_exhausted, overloaded
 from seqloom_server.engine.engine import Engine
 from seqloom_server.engine.models.registry import ModelInfo
-from seqloom_server.errors import Reason, ServerError, invalid, over_limit
+from seqloom_server.errors import Overload, Reason, ServerError, invalid, over_limit
 from seqloom_server.nn.files.model_folder import BrokenModel, max_weights_bytes, most_weights_bytes
 from seqloom_server.rpc.calls.interceptors import Context, set_model
 from seqloom_server.rpc.calls.request_parts import SECONDS_WITHOUT_PROGRESS, parts_of, pass_over
@@ -117,6 +117,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
                 raise overloaded(
                     f"import limit reached: other imports hold {self._import_bytes - size + len(weights)} bytes",
                     TEN_SECONDS,
+                    Overload.MODELS,
                 )
             self._import_bytes += len(weights)
             if weights:
@@ -132,7 +133,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         self, request: pb.ExportModelRequest, context: Context
     ) -> AsyncIterator[pb.ExportModelResponse]:
         if self._exports >= _MAX_EXPORTS:
-            raise overloaded(f"export limit reached: {self._exports} exports are running", ONE_SECOND)
+            raise overloaded(f"export limit reached: {self._exports} exports are running", ONE_SECOND, Overload.MODELS)
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None, "a handler runs as a task"
         self._exports += 1

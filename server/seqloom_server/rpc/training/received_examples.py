@@ -54,20 +54,24 @@ class ReceivedExamples:
     digest: str = ""
 
 
-async def receive(requests: AsyncIterator[TrainingPart], max_bytes: int, budget: ByteBudget) -> ReceivedExamples:
-    """Reads the parts of a call. They are charged to the budget; the caller of this returns their `nbytes` to it.
+async def receive(
+    requests: AsyncIterator[TrainingPart], max_bytes: int, budget: ByteBudget, caller: str
+) -> ReceivedExamples:
+    """Reads the parts of a call. They are charged to the budget, as the caller's, which gets `nbytes` back later.
 
     Raises ServerError INVALID_FIELD, OVER_LIMIT, OVERLOADED, CUT_OFF, or DEADLINE_EXCEEDED if no next part arrives in
     time; nothing stays charged then.
     """
     try:
-        return await _receive(requests, max_bytes, budget)
+        return await _receive(requests, max_bytes, budget, caller)
     except ServerError as error:
         await pass_over(requests, error)
         raise
 
 
-async def _receive(requests: AsyncIterator[TrainingPart], max_bytes: int, budget: ByteBudget) -> ReceivedExamples:
+async def _receive(
+    requests: AsyncIterator[TrainingPart], max_bytes: int, budget: ByteBudget, caller: str
+) -> ReceivedExamples:
     received: ReceivedExamples | None = None
     contents = _Digest()
     try:
@@ -80,14 +84,14 @@ async def _receive(requests: AsyncIterator[TrainingPart], max_bytes: int, budget
                 raise invalid("examples", "has more than rows in a later part: expected all else in the first part")
             if received.nbytes + size > max_bytes:
                 raise over_limit("examples", f"has more than {max_bytes} bytes in all parts: expected at most that")
-            budget.take(size)
+            budget.take(size, caller)
             received.nbytes += size
             if part.HasField("examples") or not received.parts:  # else it only marks the end of the request
                 received.parts.append(examples)
             contents.add(examples)
     except BaseException:
         if received is not None:
-            budget.give(received.nbytes)
+            budget.give(received.nbytes, caller)
         raise
     if received is None:
         raise invalid("examples", "is missing: the call has no part")

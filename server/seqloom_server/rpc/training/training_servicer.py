@@ -17,10 +17,11 @@ from seqloom_server.engine.training.batch_programs import max_cells
 from seqloom_server.engine.training.checkpoint_files import check_checkpoint_name
 from seqloom_server.engine.training.numbered_calls import CallId
 from seqloom_server.engine.training.training_run import TrainingRun
-from seqloom_server.errors import ServerError, invalid
+from seqloom_server.errors import Overload, ServerError, invalid
 from seqloom_server.nn.losses.training_example import Example, GradientRequest, ParameterForm
 from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc.calls.byte_budget import ByteBudget
+from seqloom_server.rpc.calls.callers import caller_of
 from seqloom_server.rpc.calls.interceptors import set_model
 from seqloom_server.rpc.training import gradient_response, received_examples, run_messages
 
@@ -44,12 +45,15 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
         self._runs = engine.runs
         self._config = config
         self._outputs = outputs
-        self._incoming = ByteBudget(config.max_queue_bytes, "training calls are on their way")
+        self._incoming = ByteBudget(
+            config.max_queue_bytes, "training calls are on their way", cause=Overload.QUEUE_FULL
+        )
 
     async def ComputeGradients(
         self, requests: AsyncIterator[pb.ComputeGradientsRequest], context: Context
     ) -> AsyncIterator[pb.ComputeGradientsResponse]:
-        received = await received_examples.receive(requests, self._config.max_training_bytes, self._incoming)
+        caller = caller_of(context)
+        received = await received_examples.receive(requests, self._config.max_training_bytes, self._incoming, caller)
         charged = 0
         try:
             head: pb.ComputeGradientsRequest = received.first
@@ -60,13 +64,14 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
             examples = await self._decode(received, spec)
             steps = sum(len(example.xs) for example in examples)
             size = gradient_response.predicted_bytes(spec, request, len(examples), steps)
-            self._outputs.take(size)
+            self._outputs.take(size, caller)
             charged = size  # only once it was taken: a refusal gives nothing back
             remaining = context.time_remaining()
             job = TrainingCall(
                 weights,
                 asyncio.get_running_loop().create_future(),
                 deadline=None if remaining is None else time.monotonic() + remaining,
+                caller=caller,
                 examples=examples,
                 request=request,
                 steps=steps,
@@ -85,8 +90,8 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
             for part in reply.parts(self._config.max_stream_message_bytes):
                 yield part
         finally:
-            self._incoming.give(received.nbytes)
-            self._outputs.give(charged)
+            self._incoming.give(received.nbytes, caller)
+            self._outputs.give(charged, caller)
 
     async def CreateRun(self, request: pb.CreateRunRequest, context: Context) -> pb.CreateRunResponse:
         served = self._engine.registry.current(request.model, request.weights_version)
@@ -115,9 +120,10 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
     async def ForwardBackward(
         self, requests: AsyncIterator[pb.ForwardBackwardRequest], context: Context
     ) -> pb.ForwardBackwardResponse:
-        received = await received_examples.receive(requests, self._config.max_training_bytes, self._incoming)
+        caller = caller_of(context)
+        received = await received_examples.receive(requests, self._config.max_training_bytes, self._incoming, caller)
         try:
-            run, call = self._called(received.first.call)
+            run, call = self._called(received.first.call, context)
             examples: list[Example] | ServerError
             try:
                 examples = await self._decode(received, run.weights.network.spec)
@@ -132,10 +138,10 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
             run_messages.fill_progress(response.progress, run.progress(call.client))
             return response
         finally:
-            self._incoming.give(received.nbytes)
+            self._incoming.give(received.nbytes, caller)
 
     async def OptimStep(self, request: pb.OptimStepRequest, context: Context) -> pb.OptimStepResponse:
-        run, call = self._called(request.call)
+        run, call = self._called(request.call, context)
         rate = request.learning_rate if request.HasField("learning_rate") else None
         if rate is not None and not (math.isfinite(rate) and rate >= 0):
             raise invalid("learning_rate", f"is {rate}: expected a finite number of at least 0")
@@ -149,7 +155,7 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
         return response
 
     async def SaveCheckpoint(self, request: pb.SaveCheckpointRequest, context: Context) -> pb.SaveCheckpointResponse:
-        run, call = self._called(request.call)
+        run, call = self._called(request.call, context)
         if request.name:
             check_checkpoint_name(request.name)
         await run.save(call, request.name)
@@ -158,14 +164,14 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
         return response
 
     async def LoadCheckpoint(self, request: pb.LoadCheckpointRequest, context: Context) -> pb.LoadCheckpointResponse:
-        run, call = self._called(request.call)
+        run, call = self._called(request.call, context)
         await run.load(call, check_checkpoint_name(request.name))
         response = pb.LoadCheckpointResponse()
         run_messages.fill_progress(response.progress, run.progress(call.client))
         return response
 
     async def PublishRun(self, request: pb.PublishRunRequest, context: Context) -> pb.PublishRunResponse:
-        run, call = self._called(request.call)
+        run, call = self._called(request.call, context)
         published = await run.publish(call)
         response = pb.PublishRunResponse(weights_version=published.version)
         run_messages.fill_progress(response.progress, run.progress(call.client))
@@ -176,9 +182,9 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
         set_model(run.meta.model)
         return run
 
-    def _called(self, message: pb.CallId) -> tuple[TrainingRun, CallId]:
+    def _called(self, message: pb.CallId, context: Context) -> tuple[TrainingRun, CallId]:
         run = self._run(message.run)
-        return run, CallId(message.client, message.number, message.acknowledged, message.step)
+        return run, CallId(message.client, message.number, message.acknowledged, message.step, caller_of(context))
 
     async def _decode(self, received: received_examples.ReceivedExamples, spec: ModelSpec) -> list[Example]:
         most = min(self._config.max_training_steps, max_cells(spec, self._config.max_activation_bytes))

@@ -1,0 +1,1 @@
+"""What a server does when more is offered than it can do."""

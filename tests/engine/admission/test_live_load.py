@@ -1,0 +1,155 @@
+"""The load of live sessions with a rate: promised up to a bound, by the device's time or by the event loop's."""
+
+import pytest
+from helpers.simulated_device import KnownWeights, make_sequence
+from hypothesis import given
+from hypothesis import strategies as st
+from seqloom_server.engine.admission.live_load import LiveLoad
+from seqloom_server.engine.core.sequence import Op
+from seqloom_server.errors import Overload, Reason, ServerError
+
+STEP = 1e-4  # seconds of the device for a step in a full batch
+
+
+class Loop:
+    """An event loop in simulated time, and how long it has been idle."""
+
+    def __init__(self):
+        self.now = self.idle = 0.0
+
+    def pass_time(self, seconds, busy):
+        self.now += seconds
+        self.idle += (1 - busy) * seconds
+
+
+def make_weights(step=STEP):
+    return KnownWeights(per_step=0.0, per_cell=step)
+
+
+def make_session(weights, rate):
+    return make_sequence(weights, Op.STREAM, rate=rate)
+
+
+def admit_all(load, weights, rate):
+    """Admits sessions until one is refused; returns them and the refusal."""
+    sessions = []
+    while len(sessions) < 100_000:
+        session = make_session(weights, rate)
+        try:
+            load.admit(session)
+        except ServerError as error:
+            return sessions, error
+        sessions.append(session)
+    raise AssertionError("no end of them")
+
+
+def with_loop(loop, most=0.5):
+    return LiveLoad(most, lambda: loop.idle, lambda: loop.now)
+
+
+def test_sessions_are_admitted_up_to_the_load_that_is_promised():
+    load, weights = LiveLoad(0.5), make_weights()
+    sessions, error = admit_all(load, weights, 100.0)
+    assert len(sessions) in (49, 50)  # of 1% each
+    assert (error.reason, error.cause) == (Reason.OVERLOADED, Overload.LIVE_LOAD)
+    assert error.retry_after > 0
+    with pytest.raises(ServerError):
+        load.admit(make_session(make_weights(), 200.0))  # of another model on the same device
+    load.end(sessions.pop())
+    load.admit(make_session(weights, 100.0))
+
+
+def test_a_refusal_counts_nothing():
+    load, weights = LiveLoad(0.5), make_weights()
+    with pytest.raises(ServerError):
+        load.admit(make_session(weights, 1e6))
+    assert load.load() == 0
+    load.admit(make_session(weights, 4000.0))
+
+
+RATES = st.sampled_from([1e-300, 1e-10, 1 / 3, 0.1, 7.0, 100.0, 999.9])
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), RATES, st.randoms(use_true_random=False)), max_size=40))
+def test_what_ends_gives_back_exactly_what_it_took_in_any_order(work):
+    load, weights, sessions = LiveLoad(1.0), [make_weights(1e-6) for _ in range(3)], []
+    for number, rate, draw in work:
+        session = make_session(weights[number], rate)
+        load.admit(session)
+        sessions.append(session)
+        if draw.random() < 0.4:
+            load.end(sessions.pop(draw.randrange(len(sessions))))
+        assert load.load() == pytest.approx(1e-6 * sum(each.rate for each in sessions), abs=1e-12)
+    for session in sessions:
+        load.end(session)
+    assert load.load() == 0
+    load.admit(make_session(weights[0], 999_999.0))
+
+
+def test_the_event_loops_share_is_learned_and_refuses_where_the_device_is_nearly_idle():
+    loop, weights = Loop(), make_weights(1e-9)
+    load = with_loop(loop)
+    sessions = [make_session(weights, 4000.0) for _ in range(10)]
+    for session in sessions:
+        load.admit(session)
+    for _ in range(40):  # each step keeps the loop busy for ten microseconds
+        load.sent(10_000)
+        loop.pass_time(0.25, busy=0.4)
+        load.load()
+    assert load.load() == pytest.approx(0.4, rel=0.01)
+    assert load.load(weights, 4000.0) == pytest.approx(0.44, rel=0.01)
+    more, _ = admit_all(load, weights, 4000.0)
+    assert len(more) == 2, "they count before they have sent anything"
+    loop.pass_time(10.0, busy=0.0)
+    assert load.load() == pytest.approx(12 * 4000 * 1e-5, rel=0.05), "and while they are silent"
+
+
+def test_what_else_keeps_the_loop_busy_leaves_less_room_but_is_not_taken_for_the_cost_of_steps():
+    loop, weights = Loop(), make_weights(1e-9)
+    load = with_loop(loop)
+    load.admit(make_session(weights, 10.0))
+    for _ in range(40):
+        load.sent(2)
+        load.other_work()
+        loop.pass_time(0.25, busy=0.45)
+        load.load()
+    assert load.load() == pytest.approx(0.45, rel=0.01)
+    assert load.load(weights, 100.0) < 0.46
+    for _ in range(40):
+        load.sent(2)
+        loop.pass_time(0.25, busy=0.0)
+        load.load()
+    assert load.load() < 0.01, "it is forgotten when it is over"
+
+
+def test_a_second_in_which_many_sessions_are_opened_is_no_load_that_stays():
+    loop = Loop()
+    load = with_loop(loop)
+    for _ in range(3):
+        load.opening()
+        loop.pass_time(0.25, busy=1.0)
+        load.load()
+    assert load.load() == 0
+    for _ in range(20):
+        loop.pass_time(0.25, busy=0.5)
+        load.load()
+    assert load.load() == pytest.approx(0.5, rel=0.05)
+
+
+def test_a_loop_that_was_busy_for_a_moment_is_no_reason_to_refuse():
+    loop, weights = Loop(), make_weights(1e-9)
+    load = with_loop(loop)
+    loop.pass_time(0.01, busy=1.0)
+    load.admit(make_session(weights, 100.0))
+    loop.pass_time(0.24, busy=0.0)
+    load.admit(make_session(weights, 100.0))
+
+
+@pytest.mark.parametrize(("seconds", "busy"), [(0.0, 1.0), (-5.0, 1.0), (1.0, 1.5), (1.0, -0.5)])
+def test_clocks_that_stand_or_jump_do_no_harm(seconds, busy):
+    loop, weights = Loop(), make_weights()
+    load = with_loop(loop)
+    load.admit(make_session(weights, 100.0))
+    load.sent(100)
+    loop.pass_time(seconds, busy)
+    assert 0 <= load.load() <= 1
