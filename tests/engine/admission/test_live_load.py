@@ -136,6 +136,23 @@ def test_a_second_in_which_many_sessions_are_opened_is_no_load_that_stays():
     assert load.load() == pytest.approx(0.5, rel=0.05)
 
 
+def test_those_who_are_refused_again_and_again_do_not_keep_the_loop_full():
+    loop, weights = Loop(), make_weights(1e-9)
+    load = with_loop(loop)
+    for _ in range(20):  # other work fills it
+        load.other_work()
+        loop.pass_time(0.25, busy=0.95)
+        load.load()
+    session = make_session(weights, 100.0)
+    with pytest.raises(ServerError):
+        load.admit(session)
+    for _ in range(12):
+        load.opening()
+        loop.pass_time(0.25, busy=0.3)
+        load.load()
+    load.admit(session)
+
+
 def test_a_loop_that_was_busy_for_a_moment_is_no_reason_to_refuse():
     loop, weights = Loop(), make_weights(1e-9)
     load = with_loop(loop)

@@ -14,7 +14,6 @@ from seqloom_server.errors import Overload
 
 _WIDTH = 32  # members of a slice of live sessions that are near to what the device can do
 _WINDOW = 0.25  # seconds over which the event loop is looked at
-_LONGEST = 1.0  # seconds of a window that is left out because sessions were opened in it
 _GAIN = 0.3  # of a new window against all earlier ones
 _STEP_SECONDS = 9e-6  # of the event loop for a live step, until it has been seen: a tenth of that of an entry of ten
 
@@ -95,13 +94,12 @@ class LiveLoad:
         if seconds < _WINDOW or self._idle_seconds is None:
             return
         idle = self._idle_seconds()
-        if self._opening and seconds < _LONGEST:
-            self._window, self._steps, self._other_work, self._opening = (now, idle), 0, False, False
-            return
         busy = min(max(0.0, seconds - (idle - idle_before)), seconds)
+        if self._opening:  # which is over soon: only the steps are counted, or those who are refused would keep it full
+            busy = min(busy, self._steps * self._step_seconds)
         gain = min(1.0, _GAIN * seconds / _WINDOW)
         self._loop_share += gain * (busy / seconds - self._loop_share)
         self._steps_a_second += gain * (self._steps / seconds - self._steps_a_second)
-        if self._steps and not self._other_work:
+        if self._steps and not self._other_work and not self._opening:
             self._step_seconds += gain * (busy / self._steps - self._step_seconds)
         self._window, self._steps, self._other_work, self._opening = (now, idle), 0, False, False
