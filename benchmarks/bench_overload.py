@@ -7,8 +7,8 @@ callers and Triton are processes of their own on the same cores.
     python -m benchmarks.bench_overload [--quick] [--only calls streams] [--rounds 3]
 
 It prints a table and keeps it, with every round and a plot, in benchmarks/results/, and writes the tables in
-docs/performance.md anew. Only ratios of one run can be
-compared. Where Triton is not there (benchmarks/peers/README.md), it says so and measures the rest.
+docs/performance.md anew. Only ratios of one run can be compared. Where Triton is not there
+(benchmarks/peers/README.md), it says so and measures the rest.
 """
 
 from benchmarks.harness import plot

@@ -51,6 +51,7 @@ _COLUMNS = {
     "echo_cpu_us_a_message": ("the echo's CPU µs a message", "{:,.0f}"),
     "server_us_a_frame": ("server's CPU µs a frame", "{:.1f}"),
     "device_us_a_frame": ("device µs a frame", "{:.1f}"),
+    "ceiling_us": ("its bare products, µs a frame", "{:.1f}"),
     "device_share": ("share of the device", "{:.0%}"),
     "of_what_streams_leave": ("of what streams leave", "{:.2f}"),
     "max_ms": ("longest ms", "{:.1f}"),

@@ -5,6 +5,7 @@ from benchmarks.loads.workload import BF16, LARGE, SMALL
 ALONE, TRITON, ECHO = "the network alone", "Triton", "the echo"
 AUTOGRAD, SUM, DENSE = "the autograd pass", "the sum's device time", "a dense one"
 STEPS, FEWER, IDLE = "all steps computed", "the least cost of a frame with fewer streams", "its state and 20 kB"
+PRODUCTS = "its bare products, by the fastest library"
 """What stands beside Seqloom."""
 
 GOALS: dict[tuple[str, str, str], float] = {
@@ -28,6 +29,9 @@ GOALS: dict[tuple[str, str, str], float] = {
     ("idle", SMALL, IDLE): 1.0,
 }
 """By part, model and what stands beside."""
+
+CEILING = {LARGE: 1.15, BF16: 1.5}
+"""The most that a frame's device time may be beside the bare products of its slice, by model."""
 
 PADDING = {"cpu": 0.0, "cuda": 0.25}
 """The most of the computed steps that may be padding, by device."""

@@ -25,6 +25,7 @@ _TARGETS_PORT = re.compile(r":([0-9]+)(?=,|$)")
 _MAX_PORT = 65535  # gRPC uses larger ports modulo 65536
 
 _MIN_KEEPALIVE, _MAX_KEEPALIVE = 10.0, 86_400.0  # seconds; servers close connections that ping more often
+_CONNECT_TIMEOUT = 5.0  # seconds for one try, at least: a few round trips of a slow link, and a packet that is lost
 _KEEPALIVE_TIMEOUT = 10.0  # seconds to wait for the answer to a ping
 
 
@@ -80,7 +81,7 @@ class Config:
             ("grpc.max_send_message_length", MAX_SEND_BYTES),
             ("grpc.use_local_subchannel_pool", 1),  # each client has its own connection
             ("grpc.initial_reconnect_backoff_ms", int(INITIAL_BACKOFF * 1e3)),
-            ("grpc.min_reconnect_backoff_ms", int(INITIAL_BACKOFF * 1e3)),
+            ("grpc.min_reconnect_backoff_ms", int(_CONNECT_TIMEOUT * 1e3)),  # which is what gRPC means by it
             ("grpc.max_reconnect_backoff_ms", int(MAX_BACKOFF * 1e3)),
         ]
         if math.isfinite(self.keepalive):

@@ -24,7 +24,8 @@ def until(deadline: float) -> asyncio.Timeout:
 class Backoff:
     """Exponentially growing delays between the attempts of one call, with jitter, so that callers do not come together.
 
-    After Overloaded the delay is never shorter than `retry_after`, and a repeat takes one of the client's budget.
+    After Overloaded the delay is never shorter than `retry_after`, and a repeat takes one of the client's budget. What
+    the client itself has refused is not repeated, so that its caller hears of it at once, and costs no repeat.
     retries: how often the call may be repeated; None for a call that must be done in the end, which waits for the
     longest delay if the budget is spent. deadline: on time.monotonic's clock; no attempt starts after it.
     """
@@ -34,10 +35,15 @@ class Backoff:
         self._deadline = deadline
         self._budget = budget
         self._failed = 0
+        self._taken = False  # whether the last attempt was a repeat of the budget
         self._longest = INITIAL_BACKOFF
 
     def delay(self, error: SeqloomError) -> float:
         """Returns the seconds to wait before the next attempt; raises `error` if there should be none."""
+        if isinstance(error, Overloaded) and not error.sent:
+            if self._taken:
+                self._budget.give_back()
+            raise error
         if self._retries is not None and self._failed >= self._retries:
             raise error
         delay = self._longest * random.uniform(0.5, 1.0)
@@ -45,7 +51,8 @@ class Backoff:
             delay = max(delay, error.retry_after * random.uniform(1.0, 1.25))
         if time.monotonic() + delay >= self._deadline:
             raise error
-        if isinstance(error, Overloaded) and not self._budget.take():
+        self._taken = isinstance(error, Overloaded) and self._budget.take()
+        if isinstance(error, Overloaded) and not self._taken:
             if self._retries is not None:
                 raise error
             delay = max(delay, MAX_BACKOFF * random.uniform(0.5, 1.0))

@@ -1,7 +1,7 @@
 """The budget of a client's repeats after Overloaded, so that repeats do not become the load."""
 
 _REPEAT = 10  # what a repeat costs, in calls
-_SAVED_REPEATS = 10  # the most that can be saved up, and what a client starts with
+_MOST = 10 * _REPEAT  # that can be saved up, in calls, and what a client starts with
 
 
 class RetryBudget:
@@ -12,11 +12,12 @@ class RetryBudget:
     """
 
     def __init__(self) -> None:
-        self._calls = _SAVED_REPEATS * _REPEAT
+        self._calls = _MOST
 
     def add_call(self) -> None:
         """Counts a call."""
-        self._calls = min(self._calls + 1, _SAVED_REPEATS * _REPEAT)
+        if self._calls < _MOST:
+            self._calls += 1
 
     def take(self) -> bool:
         """Takes one repeat, if any is left; returns whether it did."""
@@ -24,3 +25,7 @@ class RetryBudget:
             return False
         self._calls -= _REPEAT
         return True
+
+    def give_back(self) -> None:
+        """Gives one repeat back, which was taken and not sent."""
+        self._calls = min(self._calls + _REPEAT, _MOST)

@@ -12,7 +12,7 @@ from seqloom._config import Config
 from seqloom._connection.connection import Connection
 from seqloom._messages import arguments, model_parts
 from seqloom._streaming import whole_sequences
-from seqloom._streaming.session import Session
+from seqloom._streaming.live_session import LiveSession
 from seqloom._streaming.stream import AsyncStream
 from seqloom._streaming.stream_budget import step_bytes
 from seqloom._training.gradient_call import GradientCall, ParameterForm, WithRespectTo
@@ -35,8 +35,9 @@ class AsyncClient:
     call that is safe to repeat is repeated, with growing pauses, if the server is unavailable or overloaded. After
     Overloaded no call is repeated sooner than `retry_after`, and while a client makes n calls it repeats at most
     10 + n/10 times; beyond that Overloaded is raised at once, so that repeats do not become the load. While the server
-    refuses most calls of `infer`, some are refused here and not sent. keepalive: seconds without traffic after which
-    the connection is checked, at least 10; math.inf for never.
+    refuses more than a third of the calls of `infer` that demand as much as a call, it may be refused here, not sent
+    and not repeated. keepalive: seconds without traffic after which the connection is checked, at least 10; math.inf
+    for never.
 
     The client connects on the first call. Every method raises subclasses of seqloom.SeqloomError, usually
     InvalidArgument, NotFound, Overloaded, Unavailable or DeadlineExceeded.
@@ -101,10 +102,10 @@ class AsyncClient:
         leave, and may wait for them. timeout: seconds, the default of each of the stream's calls.
         """
 
-        async def open_session() -> tuple[Session, ModelSpec]:
+        async def open_session() -> tuple[LiveSession, ModelSpec]:
             deadline = self._connection.config.deadline(timeout)
 
-            async def attempt() -> tuple[Session, ModelSpec]:
+            async def attempt() -> tuple[LiveSession, ModelSpec]:
                 info = await self._model_info(model, deadline)
                 message = inference_service_pb2.OpenSession(
                     model=model,

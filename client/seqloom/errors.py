@@ -62,15 +62,18 @@ class VersionMismatch(SeqloomError):
 
 
 class Overloaded(SeqloomError):
-    """The server is overloaded and has done nothing, or was not asked, as it refuses most calls.
+    """The server is overloaded and has done nothing, or was not asked, as it refuses many calls like this one.
 
     A server that has much to do also refuses a call that would end after its timeout. retry_after: seconds after which
-    a repeat may succeed.
+    a repeat may succeed. sent: whether the server was asked; if not, retry_after is what it told another call.
     """
 
-    def __init__(self, message: str, *, reason: str = "", request_id: str = "", retry_after: float = 0.0) -> None:
+    def __init__(
+        self, message: str, *, reason: str = "", request_id: str = "", retry_after: float = 0.0, sent: bool = True
+    ) -> None:
         super().__init__(message, reason=reason, request_id=request_id)
         self.retry_after = retry_after
+        self.sent = sent
 
 
 class Unavailable(SeqloomError):

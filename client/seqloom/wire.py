@@ -17,7 +17,7 @@ from seqloom.v1 import tensor_pb2
 Buffers: TypeAlias = "list[bytes | memoryview]"
 """The parts of an encoded message, in order; they are joined when it is sent."""
 
-_DOUBLE = struct.Struct("<d")
+_TAGGED_DOUBLE = struct.Struct("<Bd")
 _DATA = tensor_pb2.Tensor.DESCRIPTOR.fields_by_name["data"].number
 
 
@@ -42,8 +42,8 @@ def joined(parts: Iterable["bytes | memoryview"]) -> bytes:
 
 
 def double(field: int, value: float) -> bytes:
-    """Encodes a field of type double."""
-    return _varint(field << 3 | 1) + _DOUBLE.pack(value)
+    """Encodes a field of type double. field: its number, up to 15, so that its tag is one byte."""
+    return _TAGGED_DOUBLE.pack(field << 3 | 1, value)
 
 
 @functools.lru_cache(4096)

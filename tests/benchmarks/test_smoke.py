@@ -23,6 +23,7 @@ def run(name: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
     ("name", "more", "works"),
     [
         ("bench_server", ["callers", "--callers", "2"], 5),
+        ("bench_server", ["ceiling", "--callers", "2", "--streams", "2"], 6),
         ("bench_training", ["gradients", "--callers", "2"], 6),
         ("bench_sweeps", ["streams", "--streams", "1", "2", "--chunks", "2"], 4),
         ("bench_front_end", ["calls"], 2),

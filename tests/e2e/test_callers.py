@@ -154,12 +154,13 @@ async def test_a_storm_of_cancellations_leaves_nothing_and_disturbs_nobody(start
     for _ in range(4 if served() == "bf16" else 0):  # oneDNN keeps something for each size of a product, some hundreds
         await storm()
         await until(gone)
-    first = memory().rss
-    for _ in range(2):
+    first, after = memory().rss, []
+    for _ in range(3):
         await storm()
         await until(gone)
+        after.append(memory().rss)
     # the allocator's own wavering; 2,000 leaked streams would hold more in queued frames alone
-    assert memory().rss - first < 12 << 20
+    assert min(after[1:]) - first < 12 << 20
     value = await asyncio.to_thread(scrape, server.http_address)
     assert value("cancelled_total") > 100
     async with seqloom.AsyncClient(server.address) as client:

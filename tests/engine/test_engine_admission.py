@@ -24,7 +24,7 @@ def assert_nothing_waits(engine):
     assert (backlog.seconds, backlog.sequences, backlog._lanes) == (0, 0, {})
     assert engine._scheduler.next_deadline() is None
     assert not engine._scheduler._bounds._callers
-    assert engine._bounds[Op.INFER].used == engine._bounds[Op.STREAM].used == 0
+    assert engine.sequences._bounds[Op.INFER].used == engine.sequences._bounds[Op.STREAM].used == 0
 
 
 def open_until_refused(engine, **more):
@@ -145,7 +145,7 @@ async def test_what_was_begun_and_is_cancelled_is_counted_as_wasted(tmp_path):
         gate, first = await hold(engine, steps=25)
         gate.let_pass()
         await gate.arrived()  # ten of them have run, and ten more are under way
-        (sequence,) = engine._open
+        (sequence,) = engine.sequences
         engine.cancel([sequence])
         assert metric(engine, "wasted_steps_total", op="infer", model="m0") == 20
         gate.open()
@@ -218,6 +218,6 @@ async def test_sessions_with_a_rate_are_refused_beyond_the_load_and_room_again_w
         assert error.retry_after > 0
         open_sequence(engine)  # one without a rate takes what is left
         engine.cancel(sessions)
-        assert engine._live_load.load() == 0
+        assert engine.sequences.load.load() == 0
         open_sequence(engine, rate=rate)
         assert metric(engine, "rejected_total", reason="live_load") == 1

@@ -1,4 +1,4 @@
-"""A TCP relay in front of a server: the network that a test can hold up, or cut."""
+"""A TCP relay in front of a server: the network that a test can hold up, slow down, or cut."""
 
 import asyncio
 import contextlib
@@ -9,13 +9,15 @@ class Proxy:
     """Relays to `target`, HOST:PORT. connections: made so far.
 
     While `open` is not set, nothing comes back from it; while `reading` is not, nothing is taken that goes there.
-    cut_after: bytes that clients may still send before their connection breaks, once; None for no such bound.
+    cut_after: bytes that clients may still send before their connection breaks, once; None for no such bound. delay:
+    seconds that everything is on its way, in both directions.
     """
 
     def __init__(self, target: str) -> None:
         self.address = ""
         self.connections = 0
         self.cut_after: int | None = None
+        self.delay = 0.0
         self.open = asyncio.Event()
         self.open.set()
         self.reading = asyncio.Event()
@@ -43,6 +45,9 @@ class Proxy:
             await (self.open if hold else self.reading).wait()
             if not hold and self.cut_after is not None:
                 data, self.cut_after = data[: self.cut_after], self.cut_after - len(data)
+            if self.delay:
+                asyncio.get_running_loop().call_later(self.delay, writer.write, data)
+                continue
             writer.write(data)
             await writer.drain()
             if not hold and self.cut_after is not None and self.cut_after < 0:

@@ -89,7 +89,7 @@ def refusal(retry_after: float) -> status_pb2.Status:
 
 @contextlib.asynccontextmanager
 async def scripted_server(
-    answer: Callable[[Message], Message | None] = lambda request: None, width: int = 5
+    answer: Callable[[Message], Message | None] = lambda request: None, width: int = 5, address: str = "127.0.0.1:0"
 ) -> AsyncIterator[ScriptedServer]:
     script = ScriptedServer(answer, width)
 
@@ -98,7 +98,7 @@ async def scripted_server(
             return script.handler(details.method)
 
     server = grpc.aio.server(handlers=[Every()])
-    script.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    script.address = f"127.0.0.1:{server.add_insecure_port(address)}"
     await server.start()
     try:
         yield script

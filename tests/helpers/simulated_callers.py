@@ -100,6 +100,9 @@ class Caller:
         try:
             device.scheduler.push(call.sequence, [Chunk(FRAMES[:steps], device.now, last=True)], device.now)
         except ServerError as error:
+            if error.reason is Reason.DEADLINE_EXCEEDED:  # nothing that it could come again for
+                call.end("dropped", device.now)
+                return call
             if error.reason is not Reason.OVERLOADED:
                 raise
             call.retry_after = error.retry_after

@@ -106,6 +106,20 @@ def test_calls_that_are_not_repeated_take_nothing_of_the_budget():
     assert sum(budget.take() for _ in range(20)) == 10
 
 
+def test_a_call_that_the_client_refused_is_not_repeated_and_costs_nothing_even_as_a_repeat():
+    unsent = seqloom.Overloaded("busy", sent=False)
+    for before in ([], [BUSY], [BUSY, GONE], [BUSY, BUSY]):
+        budget = RetryBudget()
+        backoff = Backoff(8, math.inf, budget)
+        for error in before:
+            backoff.delay(error)
+        with pytest.raises(seqloom.Overloaded) as caught:
+            backoff.delay(unsent)
+        assert caught.value is unsent
+        kept = before[-1:] == [BUSY]  # the last attempt was a repeat of the budget
+        assert sum(budget.take() for _ in range(20)) == 10 - before.count(BUSY) + kept
+
+
 def test_a_call_that_must_be_done_goes_on_for_ever_and_slowly_if_the_budget_is_spent():
     backoff = Backoff(None, math.inf, spent())
     for _ in range(3000):  # 2**1024 is no float

@@ -231,8 +231,9 @@ class Client:
     call that is safe to repeat is repeated, with growing pauses, if the server is unavailable or overloaded. After
     Overloaded no call is repeated sooner than `retry_after`, and while a client makes n calls it repeats at most
     10 + n/10 times; beyond that Overloaded is raised at once, so that repeats do not become the load. While the server
-    refuses most calls of `infer`, some are refused here and not sent. keepalive: seconds without traffic after which
-    the connection is checked, at least 10; math.inf for never.
+    refuses more than a third of the calls of `infer` that demand as much as a call, it may be refused here, not sent
+    and not repeated. keepalive: seconds without traffic after which the connection is checked, at least 10; math.inf
+    for never.
 
     The client connects on the first call. Every method raises subclasses of seqloom.SeqloomError, usually
     InvalidArgument, NotFound, Overloaded, Unavailable or DeadlineExceeded.

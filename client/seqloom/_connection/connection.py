@@ -99,7 +99,7 @@ class Connection:
     async def repeated(self, attempt: Callable[[], Awaitable[T]], deadline: float, *, read_only: bool) -> T:
         """Repeats `attempt` until it succeeds, or fails with an error after which it cannot be repeated."""
         self.retry_budget.add_call()
-        backoff = Backoff(self.config.retries, deadline, self.retry_budget)
+        backoff: Backoff | None = None  # made once something has failed, which is seldom
         while True:
             try:
                 return await attempt()
@@ -112,6 +112,8 @@ class Connection:
                 error = _closed() if self._closed else found
             if not may_repeat(error, read_only=read_only):
                 raise error from None
+            if backoff is None:
+                backoff = Backoff(self.config.retries, deadline, self.retry_budget)
             await asyncio.sleep(backoff.delay(error))
 
     async def close(self) -> None:

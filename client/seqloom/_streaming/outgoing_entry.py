@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from seqloom import wire
-from seqloom._streaming.stream_budget import BudgetShare
 from seqloom.errors import SeqloomError
 from seqloom.tensors import Array
 from seqloom.v1 import inference_service_pb2
@@ -24,13 +23,14 @@ class SendingSession(Protocol):
 
     number: int
     failure: SeqloomError | None
-    share: BudgetShare
     opened: bool
 
     @property
     def received(self) -> int: ...
 
     def cancel(self, error: SeqloomError) -> None: ...
+
+    def release_budget(self, size: int) -> None: ...
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class OutgoingEntry:
     def release_budget(self) -> None:
         """Returns its bytes to the budget, as it was written or never will be."""
         if self.held_bytes:
-            self.session.share.give_back(self.held_bytes)
+            self.session.release_budget(self.held_bytes)
 
     def buffers(self, now: float) -> wire.Buffers:
         """Returns the encoded field `entries` of a StreamInferRequest. now: on time.monotonic's clock."""

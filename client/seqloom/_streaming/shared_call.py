@@ -17,11 +17,14 @@ import grpc
 from seqloom import wire
 from seqloom._config import MESSAGE_BYTES
 from seqloom._streaming.deadline_timer import DeadlineTimer
+from seqloom._streaming.live_session import LiveSession
 from seqloom._streaming.outgoing_entry import OutgoingEntry
 from seqloom._streaming.session import INITIAL_WINDOW, Session
 from seqloom._streaming.stream_budget import StreamBudget
 from seqloom._streaming.throttle import Throttle
+from seqloom._streaming.whole_session import WholeSession
 from seqloom.errors import Cancelled, DeadlineExceeded, Internal, SeqloomError, Unavailable, from_transport
+from seqloom.tensors import Array
 from seqloom.types import ModelSpec, Outputs
 from seqloom.v1 import inference_service_pb2
 
@@ -47,23 +50,37 @@ class SharedCall:
 
     def throttle(self, model: str) -> Throttle:
         """Returns the throttle of whole sequences of a model."""
-        return self._throttles.setdefault(model, Throttle())
+        throttle = self._throttles.get(model)
+        if throttle is None:
+            throttle = self._throttles[model] = Throttle()
+        return throttle
 
-    def new_session(self, kind: SessionKind, frames_name: str = "frames") -> Session:
-        """Returns a new session that is not opened yet. kind: determines the size of its window."""
-        if self._closed:
-            raise Cancelled("the client is closed", reason="CLIENT_CLOSED")
-        if self._call is None or self._call.broken:
-            self._windows.clear()
-            self._call = _OpenCall(self._start_call(), self._budget)
+    def new_whole_session(
+        self,
+        kind: SessionKind,
+        frames: Array,
+        deadline: float,
+        *,
+        frames_name: str,
+        answered: Callable[[SeqloomError | None], None],
+    ) -> WholeSession:
+        """Returns a session of a whole sequence that is not opened yet. kind: determines the size of its window."""
+        call = self._open_call()
         window = self._windows.get(kind, INITIAL_WINDOW)
-        return self._call.add(window, frames_name)
+        session = WholeSession(
+            call, call.new_number(), window, frames, deadline, frames_name=frames_name, answered=answered
+        )
+        call.add(session)
+        return session
 
     async def open_session(
         self, message: inference_service_pb2.OpenSession, kind: SessionKind, deadline: float
-    ) -> Session:
+    ) -> LiveSession:
         """Opens a live session, waiting for the server. Raises DeadlineExceeded and the server's errors."""
-        session = self.new_session(kind)
+        call = self._open_call()
+        window = self._windows.get(kind, INITIAL_WINDOW)
+        session = LiveSession(call, call.new_number(), window, budget=self._budget)
+        call.add(session)
         session.open(message, deadline)
         try:
             await session.wait(lambda: session.weights_version > 0, deadline)
@@ -85,26 +102,34 @@ class SharedCall:
         if self._call is not None:
             await self._call.close()
 
+    def _open_call(self) -> "_OpenCall":
+        if self._closed:
+            raise Cancelled("the client is closed", reason="CLIENT_CLOSED")
+        if self._call is None or self._call.broken:
+            self._windows.clear()
+            self._call = _OpenCall(self._start_call())
+        return self._call
+
 
 class _OpenCall:
     """One gRPC call, with a task that writes queued entries and a task that reads responses."""
 
-    def __init__(self, call: StreamCall, budget: StreamBudget) -> None:
+    def __init__(self, call: StreamCall) -> None:
         self.broken = False
         self.timer = DeadlineTimer()
         self._call = call
-        self._budget = budget
         self._sessions: dict[int, Session] = {}
         self._numbers = 0
         self._outbox: collections.deque[OutgoingEntry] = collections.deque()
         self._wake = asyncio.Event()
         self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
 
-    def add(self, window: int, frames_name: str) -> Session:
+    def new_number(self) -> int:
         self._numbers += 1
-        session = Session(self, self._numbers, window, frames_name=frames_name, budget=self._budget)
+        return self._numbers
+
+    def add(self, session: Session) -> None:
         self._sessions[session.number] = session
-        return session
 
     def put(self, entry: OutgoingEntry) -> None:
         """Queues an entry for the next message."""

@@ -14,7 +14,7 @@ from seqloom import _forks
 from seqloom._messages import arguments
 from seqloom._retries import checked_seconds
 from seqloom._streaming.deadline_timer import Deadline
-from seqloom._streaming.session import Session
+from seqloom._streaming.live_session import LiveSession
 from seqloom.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -35,10 +35,10 @@ class AsyncStream:
     that is free, but always one chunk. timeout: seconds, by default the stream's.
     """
 
-    def __init__(self, open_session: Callable[[], Awaitable[tuple[Session, ModelSpec]]], timeout: float) -> None:
+    def __init__(self, open_session: Callable[[], Awaitable[tuple[LiveSession, ModelSpec]]], timeout: float) -> None:
         self._open_session = open_session
         self._timeout = timeout
-        self._session: Session | None = None
+        self._session: LiveSession | None = None
         self._spec: ModelSpec | None = None
 
     async def __aenter__(self) -> Self:
@@ -170,7 +170,7 @@ class AsyncStream:
         with _stream_errors:
             await session.send(arguments.frames(frames, spec, "chunks"), math.inf)
 
-    def _require_open(self) -> tuple[Session, ModelSpec]:
+    def _require_open(self) -> tuple[LiveSession, ModelSpec]:
         _forks.check_not_forked()
         if self._session is None or self._spec is None:
             raise InvalidArgument("the stream is not open: use it inside `with client.stream(...) as stream:`")
@@ -180,7 +180,7 @@ class AsyncStream:
         return time.monotonic() + (self._timeout if timeout is None else checked_seconds(timeout, "timeout"))
 
 
-def _response_deadline(session: Session, seconds: float) -> Deadline:
+def _response_deadline(session: LiveSession, seconds: float) -> Deadline:
     """Returns a deadline: `seconds` from now, or from when the first pending chunk was sent, if that is later."""
     begun = time.monotonic()
 
@@ -191,7 +191,7 @@ def _response_deadline(session: Session, seconds: float) -> Deadline:
     return deadline
 
 
-async def _until(session: Session, condition: Callable[[], bool], deadline: Deadline) -> None:
+async def _until(session: LiveSession, condition: Callable[[], bool], deadline: Deadline) -> None:
     try:
         await session.wait(condition, deadline)
     except TimeoutError:

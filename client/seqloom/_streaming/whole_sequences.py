@@ -1,15 +1,17 @@
 """Inference of whole sequences: each is a session of the shared call, so many callers share a message."""
 
 import asyncio
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy.typing as npt
 
 from seqloom._messages import arguments
-from seqloom._streaming.session import Session
 from seqloom._streaming.shared_call import SharedCall
-from seqloom.errors import Cancelled, DeadlineExceeded, Overloaded, VersionMismatch
+from seqloom._streaming.throttle import Throttle
+from seqloom._streaming.whole_session import WholeSession
+from seqloom.errors import Cancelled, DeadlineExceeded, Overloaded, SeqloomError, VersionMismatch
 from seqloom.tensors import Array
 from seqloom.types import InferenceResult, ModelSpec, Outputs, State, Timing
 from seqloom.v1 import inference_service_pb2, tensor_pb2
@@ -46,19 +48,43 @@ class InferRequest:
         return cls(model, spec, outputs, arguments.output_spec(outputs), sequences, states, arguments.version(version))
 
 
+class _Admission:
+    """Tells the throttle that a call was accepted, once all its sequences are answered and none was refused.
+
+    That is as soon as it is known, and also if a sequence fails afterwards.
+    """
+
+    __slots__ = ("_demand", "_throttle", "_unanswered")
+
+    def __init__(self, throttle: Throttle, demand: tuple[float, int], sequences: int) -> None:
+        self._throttle = throttle
+        self._demand = demand
+        self._unanswered = sequences
+
+    def answered(self, failure: SeqloomError | None) -> None:
+        """Handles the first answer to a sequence."""
+        if not isinstance(failure, Overloaded):
+            self._unanswered -= 1
+            if self._unanswered == 0:
+                self._throttle.accepted(*self._demand)
+
+
 async def infer(call: SharedCall, request: InferRequest, deadline: float) -> InferenceResult:
     """Runs all sequences of a request with one version of the weights. Raises the error of the first that fails."""
     throttle = call.throttle(request.model)
+    demand = deadline - time.monotonic(), sum(map(len, request.sequences))
     try:
-        throttle.check()
+        throttle.check(*demand)
     except Overloaded:
         await asyncio.sleep(0)  # who comes again at once must not keep the event loop from all else
         raise
+    ask = throttle.overloaded and sum(frames.nbytes for frames in request.sequences) > _ASKED_BYTES
+    admission = _Admission(throttle, demand, len(request.sequences))
     for _ in range(_MIXED_VERSIONS):
         try:
-            sessions = await _run_sessions(call, request, deadline)
+            sessions = await _run_sessions(call, request, deadline, admission, ask=ask)
         except Overloaded as error:
-            throttle.refused(error)
+            throttle.refused(error, *demand)
             raise
         except TimeoutError:
             raise DeadlineExceeded("the server did not respond before the timeout", reason="TIMEOUT") from None
@@ -67,14 +93,16 @@ async def infer(call: SharedCall, request: InferRequest, deadline: float) -> Inf
     raise VersionMismatch("the model's weights were replaced repeatedly while the call ran", reason="MIXED")
 
 
-async def _run_sessions(call: SharedCall, request: InferRequest, deadline: float) -> list[Session]:
+async def _run_sessions(
+    call: SharedCall, request: InferRequest, deadline: float, admission: _Admission, *, ask: bool
+) -> list[WholeSession]:
     kind = (request.spec, request.outputs)
-    sessions: list[Session] = []
-    throttle = call.throttle(request.model)
-    ask = throttle.overloaded and sum(frames.nbytes for frames in request.sequences) > _ASKED_BYTES
+    sessions: list[WholeSession] = []
     try:
         for i, frames in enumerate(request.sequences):
-            session = call.new_session(kind, f"xs[{i}]")
+            session = call.new_whole_session(
+                kind, frames, deadline, frames_name=f"xs[{i}]", answered=admission.answered
+            )
             sessions.append(session)
             message = inference_service_pb2.OpenSession(
                 model=request.model,
@@ -82,22 +110,14 @@ async def _run_sessions(call: SharedCall, request: InferRequest, deadline: float
                 initial_state=request.states[i],
                 weights_version=request.weights_version,
             )
-            session.open_whole(message, frames, deadline, ask=ask)
-        unsent = [
-            session.send_rest(frames, deadline)
-            for session, frames in zip(sessions, request.sequences, strict=True)
-            if not session.ending
-        ]
+            session.open(message, ask=ask)
+        unsent = [session.send_rest() for session in sessions if not session.ending]
         if len(unsent) == 1:  # the common case, without a task
             await unsent[0]
         elif unsent:
             await asyncio.gather(*unsent)
-        if ask:
-            throttle.accepted()
         for session in sessions:
-            await session.wait(lambda session=session: session.final_state is not None, deadline)  # type: ignore[misc]
-        if not ask:
-            throttle.accepted()
+            await session.finished()
         call.remember_window(kind, sessions[0])
         return sessions
     finally:
@@ -106,7 +126,7 @@ async def _run_sessions(call: SharedCall, request: InferRequest, deadline: float
                 session.cancel(Cancelled("the call has ended", reason="CANCELLED"))
 
 
-def _result(sessions: list[Session]) -> InferenceResult:
+def _result(sessions: list[WholeSession]) -> InferenceResult:
     timings = [session.timing for session in sessions if session.timing is not None]
     states = [session.final_state for session in sessions if session.final_state is not None]
     return InferenceResult(

@@ -91,6 +91,8 @@ class CallDelivery:
         self._in_flight: dict[asyncio.Task[None], int] = {}
         self._recovery: asyncio.Task[None] | None = None
         self._stalled = False  # calls are unanswered, and none is in flight
+        self._stalled_by: tuple[SeqloomError | None, float] = (None, 0.0)  # and when, on time.monotonic's clock
+        self._not_before = 0.0  # when a refused call may be sent again, by a recovery too
         self._last_error: SeqloomError | None = None
         self._saving: _Call | None = None
         self._saved = False
@@ -156,7 +158,7 @@ class CallDelivery:
         if self._queue:
             self.check_connection()
         if self._stalled and self._queue and self._recovery is None:
-            self._recovery = asyncio.create_task(self._recover(None))
+            self._recovery = asyncio.create_task(self._recover(*self._stalled_by))
         while self._queue and self._recovery is None and not self._stalled and self._fits(self._queue[0].request.size):
             call = self._queue.popleft()
             if not call.future.done():
@@ -204,12 +206,17 @@ class CallDelivery:
             except Overloaded as error:
                 if logged.call is not None:
                     logged.call.last_error = error
+                self._note_refusal(error)
                 if not self._awaited():
-                    self._stalled = True
+                    self._stalled, self._stalled_by = True, (error, time.monotonic())
                     return
                 await asyncio.sleep(backoff.delay(error))
             except SeqloomError as error:
                 return self._interrupted(error)
+
+    def _note_refusal(self, error: SeqloomError) -> None:
+        if isinstance(error, Overloaded):
+            self._not_before = max(self._not_before, time.monotonic() + error.retry_after)
 
     def _backoff(self) -> Backoff:
         return Backoff(None, math.inf, self._retry_budget)
@@ -251,10 +258,13 @@ class CallDelivery:
         elif self._recovery is None and self._closed is None:
             self._recovery = asyncio.create_task(self._recover(error))
 
-    async def _recover(self, error: SeqloomError | None) -> None:
+    async def _recover(self, error: SeqloomError | None, failed_at: float | None = None) -> None:
+        """Sends again what may be lost, until it succeeds. failed_at: when the error came; None for now."""
+        if failed_at is None:
+            failed_at = time.monotonic()
         backoff = self._backoff()
         recover_until = time.monotonic() + self._recovery_seconds
-        self._stalled = True
+        self._stalled, self._stalled_by = True, (None, 0.0)
         try:
             for task in list(self._in_flight):
                 task.cancel()
@@ -262,13 +272,16 @@ class CallDelivery:
                 await asyncio.wait(list(self._in_flight))
             while self._awaited() or time.monotonic() < recover_until:
                 self._last_error = error
+                pause_ends = self._not_before
                 if error is not None:
-                    await asyncio.sleep(backoff.delay(error))
+                    pause_ends = max(pause_ends, failed_at + backoff.delay(error))
+                await asyncio.sleep(pause_ends - time.monotonic())
                 before, losses = self._log.acknowledged, self._losses
                 try:
                     await self._send_again()
                 except SeqloomError as failed:
-                    error = failed
+                    error, failed_at = failed, time.monotonic()
+                    self._note_refusal(error)
                     if _is_fatal(error):
                         self._fail(error)
                         return
@@ -279,6 +292,7 @@ class CallDelivery:
                         self._stalled, self._last_error = False, None
                         return
                     error = None  # lost again meanwhile
+            self._stalled_by = error, failed_at
         finally:
             self._recovery = None
             self._send_queued()

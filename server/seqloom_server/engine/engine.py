@@ -1,4 +1,4 @@
-"""The engine's API on the event loop: opens, feeds and cancels sequences, and ends each exactly once.
+"""The engine's API on the event loop: what requests ask of it, and what the device thread tells it.
 
 The scheduler is shared with the device thread, and guarded by one lock.
 """
@@ -13,13 +13,11 @@ from collections.abc import Callable, Iterable, Set
 import torch
 
 from seqloom_server.config import ServerConfig
-from seqloom_server.engine.admission.caller_share import SharedBound
 from seqloom_server.engine.admission.live_load import LiveLoad
 from seqloom_server.engine.admission.loop_time import TimedLoop
 from seqloom_server.engine.core.limits import SchedulerLimits
 from seqloom_server.engine.core.overload import ONE_SECOND, memory_exhausted, overloaded
 from seqloom_server.engine.core.sequence import Chunk, Op, OutputSpec, Sequence, Sink, StateArrays
-from seqloom_server.engine.core.session_window import is_idle
 from seqloom_server.engine.core.training_job import Job
 from seqloom_server.engine.device.device_thread import DeviceThread, Results, TrainingResults
 from seqloom_server.engine.device.transfers import staging_of
@@ -27,6 +25,7 @@ from seqloom_server.engine.engine_metrics import EngineMetrics
 from seqloom_server.engine.models.registry import Registry
 from seqloom_server.engine.models.served_weights import ServedWeights
 from seqloom_server.engine.open_jobs import OpenJobs
+from seqloom_server.engine.open_sequences import OpenSequences
 from seqloom_server.engine.scheduling.deadlines import deadline_passed
 from seqloom_server.engine.scheduling.scheduler import Scheduler
 from seqloom_server.engine.training.batch_programs import BatchPrograms
@@ -79,9 +78,15 @@ class Engine:
             staging=staging_of(self.device),
         )
         self.jobs = OpenJobs(self._scheduler.training, self._lock, self._metrics, self._check_if_empty)
-        self._open: dict[Sequence, None] = {}  # every sequence that has not ended
-        self._bounds = {Op.STREAM: SharedBound(config.max_sessions), Op.INFER: SharedBound(config.max_queue_items)}
-        self._live_load = LiveLoad(config.max_live_load)
+        self.sequences = OpenSequences(
+            self._scheduler,
+            self._lock,
+            self._metrics,
+            self.registry,
+            {Op.STREAM: config.max_sessions, Op.INFER: config.max_queue_items},
+            LiveLoad(config.max_live_load, pace=self._scheduler.pace),
+            self._check_if_empty,
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle_watch: asyncio.Task[None] | None = None
         self._releasing_runs: asyncio.Task[None] | None = None
@@ -98,8 +103,10 @@ class Engine:
         run is broken.
         """
         self._loop = asyncio.get_running_loop()
-        idle_seconds = self._loop.idle_seconds if isinstance(self._loop, TimedLoop) else None
-        self._live_load = LiveLoad(self._config.max_live_load, idle_seconds)
+        if isinstance(self._loop, TimedLoop):
+            self.sequences.load = LiveLoad(
+                self._config.max_live_load, self._loop.idle_seconds, pace=self._scheduler.pace
+            )
         if self._config.threads:
             torch.set_num_threads(self._config.threads)
         strict, models, runs = self._config.strict_models, self._config.models, self._config.runs
@@ -158,10 +165,6 @@ class Engine:
         ServerError OVERLOADED, SHUTTING_DOWN or ENGINE_DEAD.
         """
         self.check_serving()
-        if op is Op.STREAM:
-            self._live_load.opening()
-        else:
-            self._live_load.other_work()
         sequence = Sequence(
             op,
             weights,
@@ -175,26 +178,7 @@ class Engine:
             total_steps=total_steps,
             last_active=time.monotonic(),
         )
-        try:
-            self._check_bounds(sequence)
-            if rate:
-                self._live_load.admit(sequence)
-            if total_steps:
-                with self._lock:
-                    self._scheduler.reserve(sequence, sequence.last_active)
-                    self._lock.notify()  # its deadline may be the first
-            elif likely_steps:
-                with self._lock:
-                    self._scheduler.check(sequence, likely_steps, sequence.last_active)
-        except ServerError as error:
-            self._metrics.rejected(error)
-            raise
-        self._bounds[op].count(caller)
-        self._open[sequence] = None
-        self.registry.hold(weights)
-        if op is Op.STREAM:
-            self._scheduler.live_sessions += 1
-            self._metrics.session_opened(sequence)
+        self.sequences.add(sequence, weights, likely_steps)
         return sequence
 
     def refuses(self, now: float) -> bool:
@@ -203,33 +187,17 @@ class Engine:
 
     def feed(self, items: Iterable[tuple[Sequence, list[Chunk]]]) -> list[tuple[Sequence, ServerError]]:
         """Queues chunks of sequences; returns the sequences that were refused, which have ended, and their errors."""
-        refused = []
-        now = time.monotonic()
-        self._live_load.look(now)
-        with self._lock:
-            for sequence, chunks in items:
-                if sequence.op is Op.STREAM:
-                    self._live_load.sent(sum([len(chunk.rows) for chunk in chunks]))
-                try:
-                    self._scheduler.push(sequence, chunks, now)
-                except ServerError as error:
-                    self._scheduler.cancel(sequence)  # so that no later chunk is queued after the missing one
-                    refused.append((sequence, error))
-            self._lock.notify()
-        self._drop(sequence for sequence, _ in refused)
-        for _, refusal in refused:
-            self._metrics.rejected(refusal)
-        return refused
+        return self.sequences.feed(items)
 
     def cancel(self, sequences: Iterable[Sequence]) -> None:
         """Ends sequences without a result; nothing more is delivered to their sinks."""
-        for sequence in self._drop(sequences):
+        for sequence in self.sequences.drop(sequences):
             self._metrics.cancelled("running" if sequence.started else "queued")
 
     def unanswered(self, sequences: Iterable[Sequence]) -> None:
         """Counts what was computed in vain of sequences that have ended: another one of their call has failed."""
         for sequence in sequences:
-            if sequence not in self._open and not sequence.dropped:
+            if sequence not in self.sequences and not sequence.dropped:
                 self._metrics.wasted(sequence.op, sequence.weights.model, sequence.steps_done)
 
     def train(self, job: Job) -> None:
@@ -266,7 +234,7 @@ class Engine:
         """
         self._draining = True
         await self.runs.announce_shutdown()
-        if self._open or self.jobs:
+        if self.sequences or self.jobs:
             self._emptied.clear()
             try:
                 await asyncio.wait_for(self._emptied.wait(), grace_seconds)
@@ -290,7 +258,7 @@ class Engine:
 
     def _end_all(self, except_jobs: Set[Job] = frozenset()) -> None:
         error = ServerError(Reason.SHUTTING_DOWN, "the server is shutting down")
-        self._fail(list(self._open), error)
+        self.sequences.fail(self.sequences, error)
         self.jobs.abandon([job for job in self.jobs if job not in except_jobs], error)
         if self._idle_watch is not None:
             self._idle_watch.cancel()
@@ -305,60 +273,9 @@ class Engine:
         if self._death is not None:
             raise ServerError(Reason.ENGINE_DEAD, "the device thread has died: the server must be restarted")
 
-    def _check_bounds(self, sequence: Sequence) -> None:
-        """Raises ServerError OVERLOADED if too many are open, in all or of this caller."""
-        bound = self._bounds[sequence.op]
-        if bound.has_room or bound.admits(sequence.caller):
-            return
-        live = sequence.op is Op.STREAM
-        kind = "session" if live else "sequence"
-        which = "are open" if bound.used >= bound.limit else "of this caller are open"
-        count = bound.used if bound.used >= bound.limit else bound.held(sequence.caller)
-        raise overloaded(
-            f"{kind} limit reached: {count:.0f} {kind}s {which}",
-            ONE_SECOND,
-            Overload.SESSIONS if live else Overload.QUEUE_FULL,
-        )
-
-    def _drop(self, sequences: Iterable[Sequence]) -> list[Sequence]:
-        """Ends sequences without a result; returns those that were open."""
-        dropped = [sequence for sequence in dict.fromkeys(sequences) if sequence in self._open]
-        if not dropped:  # the common case, after a call that succeeded: no need to wait for the lock
-            return []
-        with self._lock:
-            for sequence in dropped:
-                self._scheduler.cancel(sequence)
-        for sequence in dropped:
-            if sequence.op is Op.INFER and sequence.steps_done:
-                self._metrics.wasted(Op.INFER, sequence.weights.model, sequence.steps_done)
-            self._forget(sequence)
-        return dropped
-
-    def _forget(self, sequence: Sequence) -> None:
-        """Removes a sequence from the open ones; called exactly once for each."""
-        del self._open[sequence]
-        self._bounds[sequence.op].count(sequence.caller, -1)
-        if sequence.rate:
-            self._live_load.end(sequence)
-        if sequence.op is Op.STREAM:
-            self._scheduler.live_sessions -= 1
-            self._metrics.session_closed(sequence)
-        self.registry.release(sequence.weights)
-        self._check_if_empty()
-
     def _check_if_empty(self) -> None:
-        if not self._open and not self.jobs:
+        if not self.sequences and not self.jobs:
             self._emptied.set()
-
-    def _fail(self, sequences: Iterable[Sequence], error: ServerError) -> list[Sequence]:
-        """Ends sequences with an error; returns those that were open."""
-        dropped = self._drop(sequences)
-        for sequence in dropped:
-            try:
-                sequence.sink.fail(sequence, error)
-            except Exception:
-                log.exception("an error could not be delivered: %s", error)
-        return dropped
 
     def ran(self, results: Results) -> None:
         """Delivers the results of a slice; called for the device thread."""
@@ -373,9 +290,9 @@ class Engine:
                 sequence.sink.deliver(sequence, result)
             except Exception:
                 log.exception("outputs could not be delivered")
-                self._fail([sequence], ServerError(Reason.INTERNAL, "outputs could not be delivered"))
-            if member.final and sequence in self._open:
-                self._forget(sequence)
+                self.sequences.fail([sequence], ServerError(Reason.INTERNAL, "outputs could not be delivered"))
+            if member.final and sequence in self.sequences:
+                self.sequences.forget(sequence)
                 if sequence.op is Op.INFER:
                     answered = sequence
         if answered is not None:  # one of a slice: counting all would cost each of them as much as its admission
@@ -383,28 +300,33 @@ class Engine:
 
     def failed(self, sequences: list[Sequence]) -> None:
         """Fails the sequences of a slice that failed; called for the device thread."""
-        self._fail(sequences, ServerError(Reason.INTERNAL, "the batch failed on the device"))
+        self.sequences.fail(sequences, ServerError(Reason.INTERNAL, "the batch failed on the device"))
 
     def exhausted(self, sequences: list[Sequence]) -> None:
         """Fails the sequences of a slice that ran out of memory; called for the device thread."""
         error = memory_exhausted()
-        self._metrics.rejected(error, len(self._fail(sequences, error)))
+        self._metrics.rejected(error, len(self.sequences.fail(sequences, error)))
 
     def expired(self, sequences: list[Sequence]) -> None:
-        """Fails sequences that could not end by their deadlines; called for the device thread."""
-        late = [sequence for sequence in sequences if sequence.deadline is not None]
-        for _ in self._fail(late, deadline_passed()):
+        """Fails sequences that could not end by their deadlines, or waited for too long; for the device thread."""
+        now = time.monotonic()
+        late: list[Sequence] = []
+        waited: list[Sequence] = []
+        for sequence in sequences:
+            met = sequence.deadline is None or sequence.deadline > now
+            has_waited = met and not sequence.started and self._scheduler.has_waited(sequence, now)
+            (waited if has_waited else late).append(sequence)
+        for _ in self.sequences.fail(late, deadline_passed()):
             self._metrics.cancelled("deadline")
         error = overloaded("the sequence waited for longer than max_queue_seconds", ONE_SECOND, Overload.TOO_LATE)
-        waited = self._fail((sequence for sequence in sequences if sequence.deadline is None), error)
-        if waited:
+        if waited := self.sequences.fail(waited, error):
             self._metrics.rejected(error, len(waited))
 
     def died(self, error: BaseException) -> None:
         """Fails all open work; called when the device thread dies."""
         self._death = error
         dead = ServerError(Reason.ENGINE_DEAD, "the device thread has died")
-        self._fail(list(self._open), dead)
+        self.sequences.fail(self.sequences, dead)
         self.jobs.abandon(self.jobs, dead)
         for callback in self._on_death:
             callback()
@@ -414,10 +336,7 @@ class Engine:
         error = ServerError(Reason.SESSION_IDLE, f"the session was idle for {limit:g} s and was ended")
         while True:
             await asyncio.sleep(limit / 10)
-            now = time.monotonic()
-            with self._lock:
-                idle = [sequence for sequence in self._open if is_idle(sequence, now, limit)]
-            for _ in self._fail(idle, error):
+            for _ in self.sequences.fail(self.sequences.idle(limit), error):
                 self._metrics.cancelled("idle")
 
 

@@ -182,3 +182,88 @@ def test_a_deadline_that_has_passed_is_no_overload():
     device.start()
     late = call(device, weights, 10, timeout=-1.0)
     assert device.scheduler.expire(device.now) == [late]
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0, 3e7])
+def test_a_model_that_is_far_off_keeps_nobody_waiting_beyond_the_bound(timeout):
+    """A timeout that is far away is no leave to wait for longer than max_queue_seconds."""
+    device, weights = Device(max_queue_seconds=2.0, max_batch_sequences=4), KnownWeights()
+    sequences = [call(device, weights, 100, timeout=timeout) for _ in range(150)]
+    begun = {}
+    while (piece := device.start()) is not None:
+        for sequence in sequences_of(piece):
+            begun.setdefault(sequence, device.now)
+        device.finish(piece)
+        device.now += 5 * weights.cost.seconds(piece.steps, piece.cells)  # which its model does not know
+        device.scheduler.expire(device.now)
+    longest_slice = 1.5
+    assert max(begun.values()) <= 2.0 + longest_slice
+    assert len(begun) < len(sequences)
+
+
+def test_what_was_said_counts_until_it_comes():
+    device, weights = Device(), KnownWeights()
+    (sequence,) = device.open(weights, Op.INFER, total_steps=5000)
+    device.scheduler.reserve(sequence, device.now)
+    said = backlog_of(device).reserved
+    device.push(sequence, 1000)
+    assert backlog_of(device).reserved == pytest.approx(0.8 * said)
+    assert backlog_of(device).seconds == pytest.approx(0.2 * said)
+    device.push(sequence, 4000, last=True)
+    assert (backlog_of(device).reserved, len(backlog_of(device)._reservations)) == (0, 0)
+
+
+def test_one_that_says_its_length_is_dropped_as_soon_as_that_cannot_be_done_in_time():
+    device, weights = Device(), KnownWeights()
+    (sequence,) = device.open(weights, Op.INFER, deadline=5.0, total_steps=3000)
+    device.scheduler.reserve(sequence, device.now)
+    while not sequence.over and device.now < 5.0:
+        device.push(sequence, 100)  # far too slowly: at 400 steps a second
+        run_until(device, device.now + 0.25)
+        device.scheduler.expire(device.now)
+    assert sequence.over
+    assert device.now <= 3.5, "when the 1,600 left need 1.76 seconds"
+
+
+def test_nothing_is_kept_of_what_was_said_and_came_at_once():
+    device, weights = Device(), KnownWeights()
+    for _ in range(100):
+        (sequence,) = device.open(weights, Op.INFER, deadline=device.now + 10.0, total_steps=10)
+        device.scheduler.reserve(sequence, device.now)
+        device.push(sequence, 10, last=True)
+        device.run()
+    assert len(backlog_of(device)._reservations) == 0
+
+
+def test_frames_that_cannot_run_yet_refuse_nobody():
+    device, weights = Device(), KnownWeights(whole_only=True)
+    for _ in range(63):
+        device.push(*device.open(weights, Op.INFER, caller="slow"), 10)  # the last frames do not come
+    device.now = 100.0
+    for _ in range(5):
+        sequence = call(device, weights, 200, timeout=1.0, caller="other")
+        device.run()
+        assert sequence.over
+
+
+def test_slices_that_failed_teach_nothing():
+    device, weights = Device(), KnownWeights()
+    for _ in range(5):
+        call(device, weights, 100)
+        piece = device.start()
+        device.now += 1e-3
+        device.scheduler.complete(piece, 1e-3, device.now, failed=True)
+    assert device.scheduler._admission.pace(device.now) == 1.0
+
+
+def test_a_timeout_shorter_than_the_work_alone_is_no_overload_once_the_cost_is_known():
+    device, weights = Device(), KnownWeights()
+    for _ in range(20):
+        call(device, weights, 100)
+        piece = device.run()
+        weights.cost.observe(piece.steps, piece.cells, weights.cost.seconds(piece.steps, piece.cells))
+    with pytest.raises(ServerError) as raised:
+        call(device, weights, 200, timeout=0.15)
+    assert (raised.value.reason, raised.value.retry_after) == (Reason.DEADLINE_EXCEEDED, None)
+    device.now += 2.0  # since the cost may be wrong, one is tried when nothing ran for a while
+    call(device, weights, 200, timeout=0.15)

@@ -82,10 +82,13 @@ class Queue(RuleBasedStateMachine):
 
     @invariant()
     def the_begun_are_counted(self):
-        begun = sum(not place[0] for place in self.queued.values())
-        waiting = [each for each, place in self.queued.items() if place[0]]
-        assert len(self.queue.beginnable(waiting, 0)) == 0
-        assert len(self.queue.beginnable(waiting, begun + len(waiting))) == len(waiting)
+        for weights in {each.weights for each in self.queued}:
+            under = {each: place for each, place in self.queued.items() if each.weights is weights}
+            begun = {each for each, place in under.items() if not place[0]}
+            waiting = [each for each in under if each not in begun]
+            assert set(self.queue.begun(weights)) == begun
+            assert len(self.queue.beginnable(waiting, 0)) == 0
+            assert len(self.queue.beginnable(waiting, len(under))) == len(waiting)
 
 
 TestQueue = Queue.TestCase
@@ -157,9 +160,9 @@ def test_accounts_stay_few_however_many_callers_come_and_go(served):
             queue.take([sequence], [100])
         else:
             queue.remove(sequence)
-        most = max(most, len(queue._accounts))
+        most = max(most, len(queue._rounds._accounts), len(queue._rounds._heap))
     assert most <= 100
-    assert not queue._lanes
+    assert not queue._queues
 
 
 def test_a_caller_that_was_given_much_is_not_forgotten_because_others_come_and_go():
@@ -195,3 +198,35 @@ def test_each_caller_may_begin_a_part_of_its_own_whatever_others_have_begun():
     waiting, modest = make(weights, "flood"), make(weights, "modest")
     add(queue, waiting, modest)
     assert queue.beginnable([waiting, modest], 10) == [modest]
+
+
+def test_what_has_begun_goes_first_while_callers_wait_who_were_given_nothing():
+    queue, weights = FairQueue(QUANTUM), KnownWeights()
+    add(queue, *(make(weights, str(number), 20) for number in range(100)))
+    for _ in range(3):
+        begun = queue.candidates(weights, 20)
+        serve(queue, begun, 10)
+        add(queue, *begun, begun=True)
+        assert queue.candidates(weights, 20) == begun
+        assert queue.begun(weights) == begun
+        serve(queue, begun, 10)
+
+
+def test_a_caller_with_long_sequences_as_well_gets_no_more_than_another():
+    queue, weights = FairQueue(QUANTUM), KnownWeights()
+    for caller, long in (("both", False), ("both", True), ("short", False)):
+        add(queue, *(make(weights, caller, 100, long=long) for _ in range(1000)))
+    served = {"both": 0, "short": 0}
+    for _ in range(500):
+        for each in (chosen := queue.candidates(weights, 2)):
+            served[each.caller] += 1
+        serve(queue, chosen, 100)
+    assert abs(served["both"] - served["short"]) <= 4
+
+
+def test_what_has_begun_is_a_candidate_behind_however_many_callers():
+    queue, weights = FairQueue(QUANTUM), KnownWeights()
+    add(queue, *(make(weights, str(number)) for number in range(3000)))
+    begun = make(weights, "begun")
+    add(queue, begun, begun=True)
+    assert queue.candidates(weights, 1) == [begun]

@@ -47,7 +47,7 @@ async def test_one_call_that_opens_20_000_sessions_leaves_room_for_another_conne
                 assert (await others.next()).HasField("opened")
             others.call.cancel()
         await until(lambda: served.value("active_streams") == 0)
-        assert served.engine._bounds["stream"].used == 0
+        assert served.engine.sequences._bounds["stream"].used == 0
 
 
 async def test_a_connection_that_reads_no_outputs_is_refused_alone(serve):
@@ -79,7 +79,7 @@ async def test_a_connection_that_reads_no_outputs_is_refused_alone(serve):
         await assert_serves(served, channel, "small")
         await send_until_refused(10)
         sessions.call.cancel()
-        await until(lambda: not served.engine._open)
+        await until(lambda: not served.engine.sequences)
         replies = Sessions(deaf)  # what it did not read has been given back
         await replies.send(*[entry(n, x, open=pb.OpenSession(model="wide"), end=True) for n in range(20)])
         assert sum(reply.HasField("ended") for reply in await replies.rest()) == 20

@@ -23,7 +23,7 @@ async def test_a_rate_that_is_none_is_refused_with_the_field(served, channel, ra
     assert failure.fields == ["entries.open.steps_per_second"]
     assert str(rate) in failure.message
     assert served.value("active_streams") == 1
-    assert served.engine._live_load.load() == 0
+    assert served.engine.sequences.load.load() == 0
     await sessions.send(entry(1, frames(5), end=True))
     assert (await sessions.until_ended(1))[1].ended.steps == 5
 
@@ -47,13 +47,13 @@ async def test_a_session_of_any_rate_is_answered_and_gives_back_what_it_took(ser
     ended = {reply.session: reply.ended.steps for reply in await sessions.rest() if reply.HasField("ended")}
     assert ended == {1: 45, 2: 45}
     await until(lambda: served.value("active_streams") == 0)
-    assert not served.engine._live_load._rates
+    assert not served.engine.sequences.load._rates
 
 
 async def test_beyond_the_load_a_session_is_refused_alone_and_room_again_when_one_ends(serve):
     async with serve(max_live_load=0.001) as served, open_channel(served.address) as channel:
         keep_cost(served.engine.registry.current("small"), per_slice=1e-9, per_step=1e-9, per_cell=4e-6)
-        served.engine._live_load._idle_seconds = None  # the loop of a test is as busy as its machine
+        served.engine.sequences.load._idle_seconds = None  # the loop of a test is as busy as its machine
         sessions = Sessions(channel)
         for number in (1, 2):
             await sessions.send(entry(number, open=opening(100.0)))
@@ -73,5 +73,5 @@ async def test_beyond_the_load_a_session_is_refused_alone_and_room_again_when_on
         assert (await sessions.next()).HasField("opened")
         sessions.call.cancel()
         await until(lambda: served.value("active_streams") == 0)
-        assert served.engine._live_load.load() == 0
-        assert not served.engine._live_load._rates
+        assert served.engine.sequences.load.load() == 0
+        assert not served.engine.sequences.load._rates

@@ -26,7 +26,7 @@ def reservations(served):
 
 
 async def assert_nothing_leaked(served, channel):
-    await until(lambda: not served.engine._open)
+    await until(lambda: not served.engine.sequences)
     assert backlog_of(served) == (0, 0, {})
     assert served.engine._scheduler.next_deadline() is None
     assert not served.engine._scheduler._bounds._callers

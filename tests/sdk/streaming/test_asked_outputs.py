@@ -7,7 +7,7 @@ import pytest
 import seqloom
 from helpers.frames import noise
 from helpers.tolerances import near
-from seqloom._streaming.session import Session
+from seqloom._streaming.whole_session import WholeSession
 from seqloom_server.nn.spec import ModelSpec
 
 WIDTH = 40
@@ -26,13 +26,13 @@ class Asker:
 
     def __init__(self, client, monkeypatch):
         self.client, self.opened = client, []
-        open_whole = Session.open_whole
+        open_whole = WholeSession.open
 
         def recorded(session, *arguments, ask):
             self.opened.append(ask)
             open_whole(session, *arguments, ask=ask)
 
-        monkeypatch.setattr(Session, "open_whole", recorded)
+        monkeypatch.setattr(WholeSession, "open", recorded)
 
     async def both(self, *arguments, **options):
         """The results of a call that is sent at once, and of the same one that asks."""
@@ -41,12 +41,11 @@ class Asker:
         at_once = await self.client.infer(*arguments, **options)
         assert not any(self.opened)
         self.opened.clear()
-        throttle.refused(seqloom.Overloaded("busy", retry_after=1e6))
+        throttle.refused(seqloom.Overloaded("busy", retry_after=1e6), 60, 1)
         asked = await self.client.infer(*arguments, **options)
         assert all(self.opened)
         self.opened.clear()
-        throttle.refused(seqloom.Overloaded("busy", retry_after=0))
-        throttle._refused_at -= 2  # seconds
+        throttle._forget()
         return at_once, asked
 
 

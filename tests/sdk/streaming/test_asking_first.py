@@ -8,47 +8,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import seqloom
+from helpers.admitting_script import Script
 from helpers.breaking_proxy import proxy_of
 from helpers.frames import noise
 from helpers.real_server import until
-from helpers.scripted_server import refusal, scripted_server
+from helpers.scripted_server import scripted_server
 from seqloom import tensors
 from seqloom._streaming import throttle
 from seqloom.v1 import inference_service_pb2 as pb
 
 WIDTH = 1024  # 4 KiB a step: one is written at once, two are not
 SMALL, LARGE = noise(1, WIDTH), noise(30, WIDTH)
-
-
-class Script:
-    """Answers the sessions of a server that admits all: zeros [T, 3], once all frames are there.
-
-    refuses: how many are refused before. refuse: whether a session that is opened so is refused. silent: says nothing.
-    """
-
-    def __init__(self):
-        self.refuses = 0
-        self.refuse = lambda opening: False
-        self.silent = False
-        self._steps = {}
-
-    def __call__(self, entry):
-        if entry.HasField("open"):
-            self.refuses -= 1
-            if self.refuses >= 0 or self.refuse(entry.open):
-                return refusal(0.001)
-            self._steps[entry.session] = 0
-        if self.silent or entry.session not in self._steps:
-            return None
-        reply = pb.SessionResponse()
-        if entry.HasField("open"):
-            reply.opened.weights_version, reply.opened.window_steps = 1, 64
-        self._steps[entry.session] += entry.frames.shape[0] if entry.HasField("frames") else 0
-        if entry.end:
-            outputs = np.zeros((self._steps.pop(entry.session), 3), "f4")
-            reply.outputs.outputs.values.CopyFrom(tensors.encode(outputs))
-            reply.ended.final_state.hidden.CopyFrom(tensors.encode(np.zeros((1, 1, 7), "f4")))
-        return reply
 
 
 @pytest.fixture
@@ -153,7 +123,8 @@ async def test_a_connection_that_breaks_while_it_asks_is_made_again_and_asks_aga
     ):
         for each in (client, without):
             await each.infer("small", [SMALL])
-            each._connection.channel().shared.throttle("small").refused(seqloom.Overloaded("busy", retry_after=60))
+            throttle_ = each._connection.channel().shared.throttle("small")
+            throttle_.refused(seqloom.Overloaded("busy", retry_after=60), 60, 1)
         server.requests.clear()
         script.silent = True
         calls = [asyncio.ensure_future(each.infer("small", [LARGE])) for each in (client, without)]

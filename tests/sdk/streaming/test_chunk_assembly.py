@@ -13,7 +13,8 @@ import seqloom
 from helpers.echo import Echo
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from seqloom._streaming.session import Session
+from seqloom._streaming.live_session import LiveSession
+from seqloom._streaming.whole_session import WholeSession
 from seqloom.v1 import inference_service_pb2 as pb
 
 WINDOW = 16
@@ -21,7 +22,7 @@ WINDOW = 16
 
 def make(window=WINDOW, **more):
     echo = Echo(window)
-    return echo, Session(echo, 1, window, **more)
+    return echo, LiveSession(echo, 1, window, **more)
 
 
 def frames_of(lengths):
@@ -80,9 +81,10 @@ def test_a_whole_sequence_is_one_array_however_it_was_cut(length, data):
     (frames,) = frames_of([length])
 
     async def scenario():
-        echo, session = make()
-        session.open_whole(pb.OpenSession(), frames, math.inf)
-        feeding = asyncio.create_task(session.send_rest(frames, math.inf))
+        echo = Echo(WINDOW)
+        session = WholeSession(echo, 1, WINDOW, frames, math.inf)
+        session.open(pb.OpenSession())
+        feeding = asyncio.create_task(session.send_rest())
         while session.final_state is None:
             await settle()
             session.take(echo.reply(data.draw(st.integers(1, 2 * WINDOW))))

@@ -15,7 +15,7 @@ from helpers.echo import Echo
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from seqloom._streaming.session import Session
+from seqloom._streaming.live_session import LiveSession
 from seqloom._streaming.stream_budget import CHUNK_BYTES, BudgetShare, StreamBudget
 
 WINDOW = 16
@@ -30,7 +30,7 @@ class Stream(Echo):
     def __init__(self, budget, width):
         super().__init__(WINDOW, width)
         self.unwritten = collections.deque()
-        self.session = Session(self, 1, WINDOW, budget=budget)
+        self.session = LiveSession(self, 1, WINDOW, budget=budget)
         self.session.step_bytes = 4 * width
         self.largest = 0
         self.sends = []

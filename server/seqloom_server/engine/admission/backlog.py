@@ -1,6 +1,7 @@
 """The device time that queued whole sequences are expected to take, in all and by caller, and how fast it goes."""
 
 import collections
+import math
 from dataclasses import dataclass, field
 
 from seqloom_server.engine.admission.pace import Pace
@@ -25,7 +26,8 @@ class Backlog:
     """Seconds of device time in full batches; a sequence's own are kept in `Sequence.expected_seconds`.
 
     What is expected of a sequence is settled when its frames come, so that what was added is what is taken away. Frames
-    that are announced count for a short while, or many would be admitted before the first have come.
+    that are announced count until they come, at most for a short while: else many would be admitted before the first
+    have come.
     """
 
     def __init__(self) -> None:
@@ -52,22 +54,29 @@ class Backlog:
         self.reserved += seconds
         self._reservations.append((now + _RESERVED_SECONDS, sequence))
 
-    def release(self, sequence: Sequence) -> None:
-        """Takes away what is reserved for a sequence."""
+    def release(self, sequence: Sequence, seconds: float = math.inf) -> None:
+        """Takes away what is reserved for a sequence, or some seconds of it."""
         if not sequence.reserved_seconds or sequence.lane is None:
             return
         lane = self._lanes[sequence.lane]
+        if seconds < sequence.reserved_seconds:
+            sequence.reserved_seconds -= seconds
+            lane.reserved -= seconds
+            self.reserved -= seconds
+            return
         lane.reserved -= sequence.reserved_seconds
         lane.reservations -= 1
         self.reservations -= 1
         # no rounding errors are kept
         self.reserved = self.reserved - sequence.reserved_seconds if self.reservations else 0.0
         sequence.reserved_seconds = 0.0
+        while self._reservations and not self._reservations[0][1].reserved_seconds:
+            self._reservations.popleft()  # else it would be kept alive
         self._forget(sequence.lane, lane)
 
     def expire(self, now: float) -> None:
         """Takes away what was reserved for frames that should have come."""
-        while self._reservations and (self._reservations[0][0] <= now or not self._reservations[0][1].reserved_seconds):
+        while self._reservations and self._reservations[0][0] <= now:
             self.release(self._reservations.popleft()[1])
 
     def add(self, sequence: Sequence, steps: int, seconds: float, now: float) -> None:
@@ -85,7 +94,7 @@ class Backlog:
         sequence.expected_steps += steps
         sequence.expected_seconds += seconds
         if sequence.reserved_seconds:
-            self.release(sequence)
+            self.release(sequence, seconds)
 
     def take(self, sequence: Sequence, steps: int) -> float:
         """Takes steps away; returns their seconds."""

@@ -21,17 +21,16 @@ def is_share_full(own: float, used: float, limit: float, added: float) -> bool:
 
 
 class SharedBound:
-    """A bound on units that callers hold for a while, such as sessions, and who holds how many."""
+    """A bound on units that callers hold for a while, such as sessions, and who holds how many.
+
+    surely: so much is held before anybody is refused, whoever holds it.
+    """
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
+        self.surely = (1 - 1 / (1 + _OF_WHAT_IS_FREE)) * limit
         self.used = 0.0
         self._callers: dict[str, float] = {}
-
-    @property
-    def has_room(self) -> bool:
-        """Whether so little is used that nobody would be refused a unit, whoever holds all of it."""
-        return self.used + 1 <= (1 - 1 / (1 + _OF_WHAT_IS_FREE)) * self.limit
 
     def held(self, caller: str) -> float:
         """Returns the units that a caller holds."""
@@ -39,13 +38,14 @@ class SharedBound:
 
     def admits(self, caller: str, added: float = 1) -> bool:
         """Returns whether a caller may hold more."""
-        return admits(self.held(caller), self.used, self.limit, added)
+        return self.used + added <= self.surely or admits(self.held(caller), self.used, self.limit, added)
 
     def count(self, caller: str, added: float = 1) -> None:
         """Adds units to what a caller holds, or takes them away."""
-        held = self.held(caller) + added
+        callers = self._callers
+        held = callers.get(caller, 0.0) + added
         if held:
-            self._callers[caller] = held
+            callers[caller] = held
         else:
-            self._callers.pop(caller, None)
+            callers.pop(caller, None)
         self.used += added

@@ -1,7 +1,9 @@
 """The load of live sessions that have said their rate, and whether one more can be promised its delay.
 
 The load is the larger of two shares of time: the device's, at the cost of full batches, and the event loop's, which for
-small networks is full first. Sessions that have been admitted count by their rate, whether they send or not.
+small networks is full first. Sessions that have been admitted count by their rate, whether they send or not. Opening
+them costs the event loop time as well, but only once, so that is told apart: else those who are refused would keep it
+full.
 """
 
 import collections
@@ -16,32 +18,45 @@ _WIDTH = 32  # members of a slice of live sessions that are near to what the dev
 _WINDOW = 0.25  # seconds over which the event loop is looked at
 _GAIN = 0.3  # of a new window against all earlier ones
 _STEP_SECONDS = 9e-6  # of the event loop for a live step, until it has been seen: a tenth of that of an entry of ten
+_OPENING_SECONDS = 1.5e-4  # of the event loop for a session that is opened, or refused, about
+_FEW_OPENINGS = 0.05  # of a window, which shows what steps cost while opening took no more of it
+_LONGEST_BLIND = 2.0  # seconds without such a window, after which any other shows it, too
+_ENOUGH_STEPS, _MOST_LEARNED = 1000, 0.5  # of a window that shows it, and of what it shows: fewer steps cost more each
+_MORE = 0.7  # of what steps cost so far is what more of them cost, as messages become fuller
+LOOP_PART = 0.83  # of the event loop's share counts: the loop may be fuller than the device before anything is late
 
 
 class LiveLoad:
-    """The rates of admitted sessions. most: the load that is promised. idle_seconds: that the event loop has waited, so
-    far, for something to do; None where that is not known. clock: seconds."""
+    """The rates of admitted sessions. most: the load that is promised.
+
+    idle_seconds: that the event loop has waited, so far, for something to do; None where that is not known. pace: at a
+    time, the seconds that a second of slices takes, as was expected of them. clock: seconds.
+    """
 
     def __init__(
         self,
         most: float,
         idle_seconds: Callable[[], float] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        pace: Callable[[float], float] = lambda _: 1.0,
     ) -> None:
         self._most = most
+        self._pace = pace
         self._idle_seconds = idle_seconds
         self._clock = clock
         self._rates: dict[Weights, float] = {}  # steps a second
         self._sessions: collections.Counter[Weights] = collections.Counter()
         self._steps = 0  # that live sessions have sent in this window
         self._other_work = False  # whether the event loop had anything else to do in it
-        self._opening = False  # whether sessions were opened in it, which costs as much as many steps, but once
+        self._openings = 0  # sessions that were opened in it, or refused
         self._window = (
             clock(),
             0.0 if idle_seconds is None else idle_seconds(),
         )  # its beginning, and idle seconds then
         self._loop_share = 0.0
         self._step_seconds = _STEP_SECONDS
+        self._blind = 0.0  # seconds since it was last seen what steps cost, in which there were some
         self._steps_a_second = 0.0
 
     def admit(self, sequence: Sequence) -> None:
@@ -74,17 +89,24 @@ class LiveLoad:
 
     def opening(self) -> None:
         """Notes that a live session is opened, or refused."""
-        self._opening = True
+        self._openings += 1
 
     def load(self, weights: Weights | None = None, rate: float = 0.0) -> float:
         """Returns the load with one more session of a rate, as a share of the time there is."""
-        self.look(self._clock())
+        now = self._clock()
+        self.look(now)
         rates = self._rates if weights is None else {**self._rates, weights: self._rates.get(weights, 0.0) + rate}
         device = sum(each * weights.cost.cell_seconds(_WIDTH) for weights, each in rates.items())
+        device *= max(1.0, self._pace(now))  # the callers' messages may have taken the cores from it
         if self._idle_seconds is None:
             return device
         silent = max(0.0, sum(rates.values()) - self._steps_a_second)  # admitted, and not seen in the loop's share yet
-        return max(device, self._loop_share + silent * self._step_seconds)
+        return max(device, LOOP_PART * (self._loop_share + silent * _MORE * self._least_seconds))
+
+    @property
+    def _least_seconds(self) -> float:
+        """What a step is taken to cost before it is seen, and beside openings: while all goes well it costs less."""
+        return max(self._step_seconds, _STEP_SECONDS)
 
     def look(self, now: float) -> None:
         """Looks at the event loop's time since the last window, if that is long enough ago. To be called with all work:
@@ -95,11 +117,17 @@ class LiveLoad:
             return
         idle = self._idle_seconds()
         busy = min(max(0.0, seconds - (idle - idle_before)), seconds)
-        if self._opening:  # which is over soon: only the steps are counted, or those who are refused would keep it full
-            busy = min(busy, self._steps * self._step_seconds)
+        opening = self._openings * _OPENING_SECONDS
         gain = min(1.0, _GAIN * seconds / _WINDOW)
-        self._loop_share += gain * (busy / seconds - self._loop_share)
+        lasting = max(0.0, busy - opening)
+        if opening <= _FEW_OPENINGS * seconds or self._blind > _LONGEST_BLIND:
+            if self._steps >= _ENOUGH_STEPS and not self._other_work:
+                learned = min(_MOST_LEARNED, _GAIN * (self._blind + seconds) / _WINDOW)
+                self._step_seconds += learned * (lasting / self._steps - self._step_seconds)
+                self._blind = 0.0
+        else:
+            lasting = min(busy, self._steps * self._least_seconds)
+            self._blind += seconds if self._steps else 0.0
+        self._loop_share += gain * (lasting / seconds - self._loop_share)
         self._steps_a_second += gain * (self._steps / seconds - self._steps_a_second)
-        if self._steps and not self._other_work and not self._opening:
-            self._step_seconds += gain * (busy / self._steps - self._step_seconds)
-        self._window, self._steps, self._other_work, self._opening = (now, idle), 0, False, False
+        self._window, self._steps, self._other_work, self._openings = (now, idle), 0, False, 0

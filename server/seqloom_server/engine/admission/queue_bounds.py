@@ -49,10 +49,11 @@ class QueueBounds:
                 "(max_batch_steps) for a bidirectional model, which runs a sequence in one slice",
             )
         part = 1.0 if sequence.op is Op.STREAM else _WHOLE_SEQUENCES_PART
+        surely = _SURELY * part
         if (
-            self.queued < _SURELY * part * limits.max_queue_items
-            and self.steps + steps <= _SURELY * part * limits.max_queue_steps
-            and self.bytes + nbytes <= _SURELY * part * limits.max_queue_bytes
+            self.items[Op.STREAM] + self.items[Op.INFER] < surely * limits.max_queue_items
+            and self.steps + steps <= surely * limits.max_queue_steps
+            and self.bytes + nbytes <= surely * limits.max_queue_bytes
         ):
             return
         own = self._callers.get(sequence.caller, (0, 0, 0))

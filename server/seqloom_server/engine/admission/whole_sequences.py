@@ -12,7 +12,7 @@ from seqloom_server.engine.admission.pace import Pace
 from seqloom_server.engine.core.limits import SchedulerLimits
 from seqloom_server.engine.core.overload import overloaded
 from seqloom_server.engine.core.sequence import Sequence, Slice
-from seqloom_server.errors import Overload
+from seqloom_server.errors import Overload, Reason, ServerError
 
 _FULL_WIDTH = 64  # members of a full batch
 _LONG_SECONDS = 2.0  # that a long sequence needs alone
@@ -35,7 +35,7 @@ class Admission:
     def admit(
         self, sequence: Sequence, steps: int, slice_seconds: float, now: float, *, announced: bool = False
     ) -> None:
-        """Admits a new sequence, of which `steps` have come, or are announced. Raises ServerError OVERLOADED.
+        """Admits a new sequence, of which `steps` are known, or announced. Raises ServerError as check() does.
 
         slice_seconds: that a slice may take at present.
         """
@@ -43,11 +43,12 @@ class Admission:
         sequence.admitted = now
         if announced:
             self.backlog.reserve(sequence, steps * sequence.weights.cost.cell_seconds(_FULL_WIDTH), now)
-        else:
-            self.arrived(sequence, steps, now)
 
     def check(self, sequence: Sequence, steps: int, slice_seconds: float, now: float) -> None:
-        """Predicts when a new sequence would have ended. Raises ServerError OVERLOADED if that is too late."""
+        """Predicts when a new sequence would have ended. Raises ServerError OVERLOADED if that is too late.
+
+        And DEADLINE_EXCEEDED if it would be even with nothing else there: to come again would not help.
+        """
         cost, backlog = sequence.weights.cost, self.backlog
         if backlog.reservations:
             backlog.expire(now)
@@ -70,6 +71,12 @@ class Admission:
         done = sequence.predicted = wait + (alone + company) * pace - min(company, queue, slice_seconds) / 2
         late = max(done - allowed, wait - longest)
         if late > 0 and left > 0 and (others or not self._pace.is_stale(now)):
+            if alone > left and cost.is_known:
+                raise ServerError(
+                    Reason.DEADLINE_EXCEEDED,
+                    f"the sequence needs {alone:.3g} s even alone: its timeout leaves {left:.3g} s",
+                    cause=Overload.TOO_LATE,
+                )
             self._refused_at = now
             raise overloaded(
                 f"the sequence would have ended in {done:.3g} s, before which it waits {wait:.3g} s: expected at most "
@@ -83,7 +90,7 @@ class Admission:
         return now - self._refused_at < 1.0
 
     def arrived(self, sequence: Sequence, steps: int, now: float) -> None:
-        """Counts steps of an admitted sequence that have come."""
+        """Counts steps of an admitted sequence that have come and can run."""
         if steps:
             self.backlog.add(sequence, steps, steps * sequence.weights.cost.cell_seconds(_FULL_WIDTH), now)
 
@@ -92,6 +99,14 @@ class Admission:
         assert sequence.admitted is not None
         latest = sequence.admitted + self._limits.max_queue_seconds
         return latest if sequence.deadline is None else min(sequence.deadline, latest)
+
+    def has_waited(self, sequence: Sequence, now: float) -> bool:
+        """Whether an admitted sequence has been there for longer than one may be expected to wait."""
+        return sequence.admitted is not None and now > sequence.admitted + self._limits.max_queue_seconds
+
+    def pace(self, now: float) -> float:
+        """Returns the seconds that a second of slices takes, as was expected of them."""
+        return self._pace.ratio(now)
 
     def doomed(self, candidates: list[Sequence], seconds: float, now: float) -> tuple[list[Sequence], float]:
         """Returns the candidates for a slice that could not end in time even alone, or have waited for too long.
@@ -105,14 +120,16 @@ class Admission:
         longest = max([each.waiting_steps for each in candidates])
         enough = max(seconds, cost.seconds(longest, longest))
         for sequence in candidates:
+            if not sequence.started and self.has_waited(sequence, now):
+                doomed.append(sequence)
+                continue
             if sequence.deadline is None:
-                if not sequence.started and now > self.due(sequence):
-                    doomed.append(sequence)
                 continue
             left = (sequence.deadline - now) / pace
-            if left > enough:
+            if left > enough and not sequence.total_steps:
                 continue
-            if left < cost.seconds(sequence.waiting_steps, sequence.waiting_steps):
+            steps = _steps_left(sequence)
+            if left < cost.seconds(steps, steps):
                 doomed.append(sequence)
             elif left < seconds:
                 seconds = max(left, self._limits.slice_seconds)
@@ -140,7 +157,7 @@ class Admission:
             if each.deadline is not None
             and (size == each.waiting_steps or not each.started)
             and (each.deadline - now) * (1 if each.started else 1 - _MARGIN)
-            < seconds * each.waiting_steps / max(size, 1)
+            < seconds * _steps_left(each) / max(size, 1)
         ]
         return late if len(late) < len(sizes) else late[(len(late) + 1) // 2 :]
 
@@ -152,13 +169,20 @@ class Admission:
         self._in_flight += 1
         self._members += len(slice_.members)
 
-    def completed(self, slice_: Slice, seconds: float, now: float) -> None:
-        """Learns from a slice that has run."""
+    def completed(self, slice_: Slice, seconds: float, now: float, *, failed: bool = False) -> None:
+        """Learns from a slice that has run, unless it failed."""
         self._in_flight -= 1
         self._members -= len(slice_.members)
         if not self._in_flight:
             self._busy_until = now
         expected = slice_.weights.cost.seconds(slice_.steps, slice_.cells)
+        if failed:
+            return
         if expected > 0:
             self._pace.observe(expected, seconds, now)
         self.backlog.served(slice_, expected, now)
+
+
+def _steps_left(sequence: Sequence) -> int:
+    """Returns the steps that a sequence has left: those that wait, and those announced that have not come."""
+    return max(sequence.waiting_steps, sequence.total_steps - sequence.steps_done)

@@ -65,6 +65,11 @@ class SliceCost:
         fitted *= (sums @ fitted) / (fitted @ products @ fitted)
         self.per_slice, self.per_step, self.per_cell = fitted.clip(1e-10, 1e5).tolist()
 
+    @property
+    def is_known(self) -> bool:
+        """Whether enough slices were observed that the costs are no mere guess."""
+        return self._count >= _FIRST - 1
+
     def seconds(self, steps: Any, cells: Any) -> Any:  # numbers or arrays alike
         """Returns the expected seconds of slices, 0 for one without steps. steps, cells: numbers or arrays."""
         return self.per_slice * (steps > 0) + self.per_step * steps + self.per_cell * cells

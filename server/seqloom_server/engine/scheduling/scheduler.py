@@ -9,8 +9,7 @@ other ones.
 
 import itertools
 
-import numpy as np
-
+from seqloom_server.engine.admission import session_rate
 from seqloom_server.engine.admission.queue_bounds import QueueBounds
 from seqloom_server.engine.admission.whole_sequences import Admission
 from seqloom_server.engine.core.limits import SchedulerLimits
@@ -21,11 +20,10 @@ from seqloom_server.engine.scheduling.deadlines import Deadlines
 from seqloom_server.engine.scheduling.fair_queue import FairQueue
 from seqloom_server.engine.scheduling.fair_shares import FairShares
 from seqloom_server.engine.scheduling.lockstep import Lockstep
-from seqloom_server.engine.scheduling.slice_fit import MIN_WIDTH, SliceFit
+from seqloom_server.engine.scheduling.slice_forming import SliceForming
 from seqloom_server.engine.scheduling.training_queue import TrainingQueue
 
 _QUANTUM = 0.25  # of a slice's time, that each caller gets in a round
-_BURST_SECONDS = 1.0  # of frames that a session may send sooner than its rate says
 
 
 class Scheduler:
@@ -45,6 +43,7 @@ class Scheduler:
         self._doomed: list[Sequence] = []
         self._shares = FairShares(limits.shares, limits.slice_seconds)
         self._lockstep = Lockstep(limits.halved)
+        self._forming = SliceForming(limits, self._whole, self._admission, self._lockstep)
         self.training = TrainingQueue(limits, self._bounds.items)
         self.live_sessions = 0
 
@@ -88,28 +87,38 @@ class Scheduler:
         """
         if sequence.over or not chunks:
             return
-        count = sum(len(chunk.rows) for chunk in chunks)
-        size = sum(chunk.rows.nbytes for chunk in chunks)
+        count = size = 0
+        for chunk in chunks:
+            count += len(chunk.rows)
+            size += chunk.rows.nbytes
         self._bounds.check(sequence, count, size)
-        if sequence.op is Op.STREAM:
+        live = sequence.op is Op.STREAM
+        if live:
             sequence.lane = (sequence.caller, False)
         else:
             if sequence.admitted is None:
                 self._admission.admit(sequence, count, self._slice_seconds, now)
-            else:
+            if not sequence.weights.whole_only:
                 self._admission.arrived(sequence, count, now)
+            elif chunks[-1].last:  # until then it keeps nobody waiting
+                self._admission.arrived(sequence, sequence.waiting_steps + count, now)
         sequence.waiting_steps += count
         sequence.last_active = now
-        idle = not sequence.ready
+        joins = not sequence.in_flight and sequence.place is None
         sequence.chunks.extend(chunks)
-        joins = idle and sequence.ready and not sequence.in_flight
+        joins = joins and sequence.ready
         if joins:
             self._enqueue(sequence, now)
-        elif sequence.place is not None and sequence.rate and not sequence.on_rate:
-            self._queue_of(sequence).remove(sequence)  # it may be within its rate again
+        elif (
+            sequence.rate
+            and sequence.place is not None
+            and not sequence.on_rate
+            and session_rate.is_kept(sequence, now)
+        ):
+            self._queue_of(sequence).remove(sequence)  # it is within its rate again
             self._enqueue(sequence, now)
         self._bounds.count(sequence, int(joins), count, size)
-        if sequence.op is not Op.STREAM or not sequence.started:
+        if not live or not sequence.started:
             self._deadlines.watch(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
@@ -122,6 +131,14 @@ class Scheduler:
             if self._queue_of(sequence).remove(sequence):
                 self._bounds.count(sequence, -1, 0, 0)
             self._release(sequence)
+
+    def pace(self, now: float) -> float:
+        """Returns the seconds that a second of slices takes, as was expected of them. Needs no lock."""
+        return self._admission.pace(now)
+
+    def has_waited(self, sequence: Sequence, now: float) -> bool:
+        """Whether a whole sequence has been there for longer than max_queue_seconds. Needs no lock."""
+        return self._admission.has_waited(sequence, now)
 
     def expire(self, now: float) -> list[Sequence]:
         """Removes and returns the sequences that cannot end by their deadline any more, and sessions that never ran.
@@ -152,12 +169,12 @@ class Scheduler:
             if weights is None:
                 return None
             slice_ = Slice(weights, [], 0, 0)
-            for queue in (
-                first,
-                *(other for other in (self._on_rate, self._elastic, self._whole) if other is not first),
-            ):
-                self._join(slice_, queue, now)
-            if slice_.members:  # else none of those that waited can be in time
+            progress = self._join(slice_, first, now)
+            for queue in (self._on_rate, self._elastic, self._whole):
+                if queue is not first and len(queue):
+                    self._join(slice_, queue, now)
+            assert progress, "a queue that is not empty gave nothing to an empty slice"
+            if slice_.members:  # else all that it found is too late
                 self._lockstep.begun(slice_)
                 self._admission.launched(slice_, now)
                 return slice_
@@ -200,69 +217,24 @@ class Scheduler:
                 self._bounds.count(sequence, 1, 0, 0)
         self._shares.account(used, self._waiting())
         self._lockstep.ended(now)
-        self._admission.completed(slice_, seconds, now)
+        self._admission.completed(slice_, seconds, now, failed=failed)
 
     @property
     def _slice_seconds(self) -> float:
         """The seconds that a slice may take."""
         return self._limits.slice_seconds if self.live_sessions else self._limits.bulk_slice_seconds
 
-    def _join(self, slice_: Slice, queue: FairQueue, now: float) -> None:
-        """Moves sequences from the queue into the slice, as many and as many of their steps as fit."""
-        limits = self._limits
-        candidates = queue.candidates(slice_.weights, limits.max_batch_sequences - len(slice_.members))
-        if not candidates:
-            return
-        seconds = self._slice_seconds
-        if queue is self._whole:
-            doomed, seconds = self._admission.doomed(candidates, seconds, now)
-            candidates = self._without(doomed, candidates)
-        sizes = self._fit(slice_, candidates, seconds, now)
-        if queue is self._whole:
-            if not slice_.members:
-                late = self._admission.late(candidates, sizes, now)
-                if late:
-                    candidates = self._without(late, candidates)
-                    sizes = self._fit(slice_, candidates, seconds, now)
-            candidates, sizes = self._beginnable(candidates, sizes)
-        candidates = candidates[: len(sizes)]
-        if sizes:
-            queue.take(candidates, sizes)
-            for sequence, size in zip(candidates, sizes, strict=True):
-                self._take(slice_, sequence, size, now)
-
-    def _beginnable(self, candidates: list[Sequence], sizes: list[int]) -> tuple[list[Sequence], list[int]]:
-        """Leaves out those that would be begun and not ended, where enough are."""
-        pairs = list(zip(candidates, sizes, strict=False))
-        cut = [each for each, size in pairs if size < each.waiting_steps and not each.started]
-        if cut:
-            most = min(max(MIN_WIDTH, cut[0].weights.cost.efficient_width), self._limits.max_batch_sequences)
-            left_out = set(cut).difference(self._whole.beginnable(cut, most))
-            pairs = [pair for pair in pairs if pair[0] not in left_out]
-        return [each for each, _ in pairs], [size for _, size in pairs]
-
-    def _fit(self, slice_: Slice, candidates: list[Sequence], seconds: float, now: float) -> list[int]:
-        """Returns how many steps of each of the first candidates join the slice."""
-        if not candidates:
-            return []
-        most = self._limits.max_batch_steps
-        lengths = np.fromiter(
-            (step_split.runnable(each, _allowed(each, most, now)) for each in candidates), np.int64, len(candidates)
-        )
-        if self._lockstep.should_halve(slice_, candidates, lengths, now):
-            lengths = lengths[: len(candidates) // 2]
-        count, cut = SliceFit(self._limits, seconds, slice_).fit(lengths)
-        sizes: list[int] = np.minimum(lengths[:count], cut).tolist()
-        return sizes
-
-    def _without(self, late: list[Sequence], candidates: list[Sequence]) -> list[Sequence]:
-        """Removes sequences that cannot be in time from the queue, and from the candidates; expire() returns them."""
-        if not late:
-            return candidates
-        for sequence in late:
+    def _join(self, slice_: Slice, queue: FairQueue, now: float) -> bool:
+        """Moves what fits from the queue into the slice; returns whether anything was moved, or was too late."""
+        joining = self._forming.join(slice_, queue, self._slice_seconds, now)
+        for sequence in joining.late:
             self.cancel(sequence)
-        self._doomed += late
-        return [sequence for sequence in candidates if not sequence.over]
+        self._doomed += joining.late
+        if joining.sequences:
+            queue.take(joining.sequences, joining.steps)
+            for sequence, steps in zip(joining.sequences, joining.steps, strict=True):
+                self._take(slice_, sequence, steps, now)
+        return bool(joining.sequences or joining.late)
 
     def _take(self, slice_: Slice, sequence: Sequence, cut: int, now: float) -> None:
         """Moves up to `cut` steps of a sequence that was queued into the slice."""
@@ -272,8 +244,7 @@ class Scheduler:
             sequence.slot = sequence.weights.slots.take()
         if sequence.op is Op.STREAM:
             self._deadlines.forget(sequence)
-            if sequence.rate:
-                sequence.paid_until = max(sequence.paid_until, now) + member.steps / sequence.rate
+            session_rate.charge(sequence, member.steps, now)
         else:
             member.expected = self._admission.backlog.take(sequence, member.steps)
         self._bounds.count(sequence, -1, -member.steps, -sum([part.nbytes for part in member.parts]))
@@ -282,8 +253,8 @@ class Scheduler:
 
     def _enqueue(self, sequence: Sequence, now: float) -> None:
         if sequence.op is Op.STREAM:
-            sequence.on_rate = bool(sequence.rate) and sequence.paid_until <= now + _BURST_SECONDS
-            self._queue_of(sequence).add(sequence, next(self._turns), begun=True)
+            sequence.on_rate = session_rate.is_kept(sequence, now)
+            self._queue_of(sequence).add(sequence, next(self._turns))
         else:
             self._whole.add(sequence, self._admission.due(sequence), begun=sequence.started)
 
@@ -310,10 +281,3 @@ class Scheduler:
         if sequence.slot is not None:
             sequence.weights.slots.release(sequence.slot)
             sequence.slot = None
-
-
-def _allowed(sequence: Sequence, most: int, now: float) -> int:
-    """Returns the steps that may run at once: of a session that goes first because of its rate, what that allows."""
-    if not sequence.on_rate:
-        return most
-    return max(1, min(most, int((now + _BURST_SECONDS - max(now, sequence.paid_until)) * sequence.rate)))

@@ -18,6 +18,7 @@ from seqloom_server.engine.core.sequence import Slice
 Lengths = npt.NDArray[np.int64]
 
 MIN_WIDTH = 32  # members that share a slice, cut short if necessary, rather than run to their ends in turns
+_PADDING_TO_END = 2.0  # times max_padding, in a slice that brings those whose turn it is to their ends
 
 
 class SliceFit:
@@ -30,13 +31,13 @@ class SliceFit:
         self._slice = slice_
         self._width = sum(1 for member in slice_.members if member.steps)
 
-    def fit(self, lengths: Lengths) -> tuple[int, int]:
+    def fit(self, lengths: Lengths, least: int = 0, width: int = MIN_WIDTH) -> tuple[int, int]:
         """Returns (count, cut): the first `count` of the sequences may join, each with at most `cut` steps.
 
         lengths: [N], the steps that each could run, in the order in which they should join, 0 for a reset or end
         without frames. An empty slice gets at least one sequence and one step. Sequences that join others run no more
         steps than these, whose outputs they would delay. If sequences must not be cut, `cut` is the steps of the
-        longest.
+        longest. least: the steps that should run, if `width` sequences fit with so many.
         """
         longest = int(lengths.max(initial=0))
         if self._slice.weights.whole_only:
@@ -48,6 +49,11 @@ class SliceFit:
         if self._within(*size, self._seconds) and self._is_efficient(size):
             return len(lengths), max(longest, 1)  # all steps of all sequences, as in most slices
         depth = _largest(longest, lambda cut: self._is_efficient(_size(lengths, cut)))
+        if least:
+            for cut in (max(depth, least), least):
+                count = self._count_dense(lengths, cut)
+                if count >= min(width, len(lengths)):
+                    return count, cut
         count = self._count(lengths, depth)
         width = max(MIN_WIDTH, self._slice.weights.cost.efficient_width)
         if count < min(width, len(lengths)):
@@ -72,15 +78,23 @@ class SliceFit:
 
     def _count(self, lengths: Lengths, cut: int, seconds: float | None = None, *, dense: bool = False) -> int:
         """Returns how many of the first sequences fit if each is cut to `cut` steps."""
-        seconds = self._seconds if seconds is None else seconds
+        size = self._sizes(lengths, cut)
+        fits = self._within(*size, self._seconds if seconds is None else seconds)
+        if dense:
+            fits = fits & self._dense(*size)
+        return len(fits) if fits.all() else int(fits.argmin())
+
+    def _count_dense(self, lengths: Lengths, cut: int) -> int:
+        """Returns the largest number of the first sequences that fit and are dense, as fewer of them need not be."""
+        size = self._sizes(lengths, cut)
+        fits = np.logical_and.accumulate(self._within(*size, self._seconds)) & self._dense(*size, _PADDING_TO_END)
+        return int(np.flatnonzero(fits)[-1]) + 1 if fits.any() else 0
+
+    def _sizes(self, lengths: Lengths, cut: int) -> tuple[Any, Any, Any]:
+        """Returns [N] each: steps, cells and padded cells of the slice with the first 1..N of the sequences."""
         sizes = np.minimum(lengths, cut)
         steps = np.maximum(np.maximum.accumulate(sizes), self._slice.steps)
-        cells = self._slice.cells + np.cumsum(sizes)
-        padded = steps * (self._width + np.cumsum(sizes > 0))
-        fits = self._within(steps, cells, padded, seconds)
-        if dense:
-            fits = fits & self._dense(steps, cells, padded)
-        return len(fits) if fits.all() else int(fits.argmin())
+        return steps, self._slice.cells + np.cumsum(sizes), steps * (self._width + np.cumsum(sizes > 0))
 
     def _within(self, steps: Any, cells: Any, padded: Any, seconds: float) -> Any:  # numbers or arrays alike
         """Returns whether slices of these sizes, numbers or arrays, keep the bounds."""
@@ -91,8 +105,8 @@ class SliceFit:
             & (weights.cost.seconds(steps, cells) <= seconds)
         )
 
-    def _dense(self, steps: Any, cells: Any, padded: Any) -> Any:
-        return cells >= (1 - self._limits.max_padding) * padded
+    def _dense(self, steps: Any, cells: Any, padded: Any, times: float = 1.0) -> Any:
+        return cells >= (1 - times * self._limits.max_padding) * padded
 
 
 def _size(lengths: Lengths, cut: int) -> tuple[int, int, int]:

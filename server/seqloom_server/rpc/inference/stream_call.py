@@ -106,6 +106,7 @@ class StreamCall:
         if len(request.entries) > _MAX_ENTRIES:
             raise over_limit("entries", f"has {len(request.entries)}: expected at most {_MAX_ENTRIES} in a message")
         now = time.monotonic()
+        refuses = self._engine.refuses(now)
         work: dict[StreamSession, list[Chunk]] = {}
         for entry in request.entries:
             if self._outbox.full:  # the outputs of one message may need more memory than there is
@@ -118,7 +119,7 @@ class StreamCall:
                 self._drop(number)
                 continue
             try:
-                session = self._open(entry, now) if entry.HasField("open") else self._sessions.get(number)
+                session = self._open(entry, now, refuses) if entry.HasField("open") else self._sessions.get(number)
                 if session is None:
                     self._check_late(entry)
                     continue
@@ -168,7 +169,8 @@ class StreamCall:
             )
         raise ServerError(Reason.SESSION_ENDED, f"session {entry.session} has ended: expected no more entries for it")
 
-    def _open(self, entry: inference_service_pb2.SessionRequest, now: float) -> StreamSession:
+    def _open(self, entry: inference_service_pb2.SessionRequest, now: float, refuses: bool) -> StreamSession:
+        """Opens a session. refuses: whether others were refused a moment ago. Raises ServerError."""
         number, request = entry.session, entry.open
         if number in self._sessions:
             raise ServerError(
@@ -189,7 +191,7 @@ class StreamCall:
             caller=self._caller,
             rate=opening.rate,
             total_steps=opening.total_steps,
-            likely_steps=shown_steps(entry, opening) if self._engine.refuses(now) else 0,
+            likely_steps=shown_steps(entry, opening) if refuses else 0,
         )
         session.window = SessionWindow(sequence, opening.window_steps, empty_frames(spec.input_size, spec.dtype))
         session.model, session.opened_at = weights.model, now
