@@ -1,11 +1,11 @@
 # The project's commands. Each sets up .venv by itself; a machine needs only make and Python 3.11 to 3.14.
 #
 #   make demo [DATA=DIR]   many callers' speech through one batched network (DATA: a folder of WAV files)
-#   make test              lint and the tests; `make test PRECISION=bf16` with every float32 model served so (or tf32)
+#   make test              lint and the tests; `make test PRECISION=bf16` with every float32 model served so (or tf32, int8)
 #   make test-slow         the tests marked slow, which `make test` leaves out; `make test-all` all of them
 #   make lint              the checks alone; `make format` mends what can be mended by itself
 #   make protos            the gRPC stubs, generated again from protos/
-#   make bench [DATA=DIR]  every goal of speed in one sitting, beside Triton and others; 12 minutes
+#   make bench [DATA=DIR]  every goal of speed in one sitting, beside Triton and others; 16 minutes
 #   make bench-training    more of training, 7 minutes; `make bench-sweeps` how cost grows, 5 minutes (both: DATA=DIR)
 #   make bench-quick       all three, in short, 2.5 minutes (DATA=DIR)
 #   make bench-front-end   what each kind of message costs the process that serves it; 3 minutes

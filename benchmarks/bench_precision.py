@@ -1,4 +1,4 @@
-"""What bfloat16 costs networks that the service trains on real speech.
+"""What bfloat16 and int8 cost networks that the service trains on real speech.
 
     python -m benchmarks.bench_precision --data FOLDER-OF-WAV-FILES [--rounds 3] [--epochs 15]
 

@@ -1,7 +1,8 @@
 """Measures a server of its own beside what stands for the best there is, and holds each number against its goal.
 
-Whole recordings, live and real-time streams beside Triton and the network alone; training beside autograd; what a frame
-costs as streams come, and beside its bare products; an idle stream's memory, and padding.
+Whole recordings, live and real-time streams beside Triton and the network alone; stream groups beside bare gRPC and the
+network, and beside single streams; training beside autograd; what a frame costs as streams come, and beside its bare
+products; an idle stream's memory, and padding.
 
     python -m benchmarks.bench_server [--quick] [--only callers streams] [--data FOLDER-OF-WAV-FILES]
 
@@ -13,7 +14,7 @@ from benchmarks.harness.child_process import run
 from benchmarks.harness.table_rows import Part
 from benchmarks.loads.training_workload import NARROW, TRAINED
 from benchmarks.loads.workload import SERVED
-from benchmarks.parts import ceiling, costs, serving, stream_sweeps, streams, training
+from benchmarks.parts import ceiling, costs, groups, serving, stream_sweeps, streams, training
 from benchmarks.setup.server_bench import measure, parser
 
 PARTS: dict[str, Part] = {
@@ -21,6 +22,7 @@ PARTS: dict[str, Part] = {
     "connections": serving.connections,
     "streams": streams.streams,
     "realtime": streams.real_time,
+    "groups": groups.groups,
     "blocking": serving.blocking,
     "forward_backward": training.forward_backward,
     "gradients": training.gradients,

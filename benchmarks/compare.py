@@ -2,6 +2,8 @@
 
     python -m benchmarks.compare BEFORE.json AFTER.json [--tolerance 0.15]
 
+It says so where the two were taken on different processors, where the same code has other ratios.
+
 Rows are matched by work and network. Of each the ratio to what stood beside it is compared; of a row that has none, its
 speed as a share of a yardstick that was measured in the same sitting, since speeds of two sittings say nothing. It ends
 with status 1 where a row is worse by more than the tolerance, 2 where nothing can be compared.
@@ -43,9 +45,12 @@ def main() -> int:
     given = options.parse_args()
     try:
         before, after = read(given.before), read(given.after)
+        processors = [processor_of(given.before), processor_of(given.after)]
     except ValueError as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2
+    if processors[0] != processors[1]:
+        print(f"other processors: {processors[0]} before, {processors[1]} after")
     for told, here, there in (("missing", before, after), ("new", after, before)):
         for work, network in here:
             if (work, network) not in there:
@@ -69,6 +74,11 @@ def read(path: pathlib.Path) -> dict[Key, dict[str, Any]]:
         return {(row["work"], row["model"]): row for row in rows}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no file of results: {error}") from error
+
+
+def processor_of(path: pathlib.Path) -> str:
+    """What a file of results was taken on; "unknown" where it does not say."""
+    return str(json.loads(path.read_text()).get("conditions", {}).get("processor", "unknown"))
 
 
 def compared(before: Mapping[Key, dict[str, Any]], after: Mapping[Key, dict[str, Any]]) -> Iterator[Change]:

@@ -117,7 +117,8 @@ async def speak(server: OwnServer, corpus: Corpus, queues: list[list[Recording]]
     print_recognised(calls, corpus.classes)
     print_agreement(calls)
     print("\nThe server's own numbers, from /metrics:")
-    print_numbers(before, server.metrics(), seconds, calls)
+    delays = np.concatenate([one.delays for said in calls for one in said])
+    print_numbers(before, server.metrics(), seconds, len(calls), delays)
     return calls
 
 

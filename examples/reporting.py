@@ -1,4 +1,4 @@
-"""Prints the demo's output: training progress, outputs as they arrive, recognized words, the server's metrics."""
+"""Prints the examples' output: training progress, outputs and delays as they come, recognized words, metrics."""
 
 import itertools
 import sys
@@ -13,6 +13,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 _WIDTH = 40  # of the progress bar
 _LINES = 5  # where there is no terminal
+_TERMINAL = 78  # columns of a line that is written again and again
 
 
 class Progress:
@@ -53,6 +54,51 @@ class LiveLine:
         self._step += 1
 
 
+class DelayLine:
+    """Shows the delays of live outputs as they come: one line on a terminal, else a line every second.
+
+    tick: seconds from one output to the next; one that comes later than that is counted as missed.
+    """
+
+    def __init__(self, tick: float) -> None:
+        self._tick = tick
+        self._shown = 0.0
+
+    def show(self, now: float, delays: Sequence[float], told: str) -> None:
+        """Shows how things stand. now: seconds since the beginning. delays: in seconds, all so far."""
+        every = 0.25 if sys.stdout.isatty() else 1.0
+        if now - self._shown >= every:
+            self._shown = now
+            self._write(f"  {now:5.1f} s  {told}  {self._told(delays[-round(1 / self._tick) :])}")
+
+    def end(self, delays: Sequence[float]) -> None:
+        """Shows all of them."""
+        self._write(f"  all {len(delays):,} ticks: {self._told(delays)}" if delays else "  nobody spoke")
+        if sys.stdout.isatty():
+            print()
+
+    def _told(self, delays: Sequence[float]) -> str:
+        median, slow = 1000 * np.percentile(delays, [50, 99])
+        missed = sum(delay > self._tick for delay in delays)
+        return f"p50 {median:.1f} ms, p99 {slow:.1f} ms, missed {missed}"
+
+    @staticmethod
+    def _write(text: str) -> None:
+        """Over the line before, on a terminal."""
+        if sys.stdout.isatty():
+            sys.stdout.write(f"\r{text:<{_TERMINAL}}")
+            sys.stdout.flush()
+        else:
+            print(text, flush=True)
+
+
+def print_right(said: Sequence[Said], classes: Sequence[str]) -> None:
+    """Prints how many words of recordings were recognized."""
+    words = sum(len(one.recording.words) for one in said)
+    wrong = sum(edits(one.recording.words, recognise(one.probs, classes)) for one in said)
+    print(f"{words - wrong} of {words} words right, in {len(said)} recordings that were heard from beginning to end.")
+
+
 def print_recognised(calls: Sequence[Sequence[Said]], classes: Sequence[str]) -> None:
     """Prints the recognized words of every caller, and the spoken words if they differ."""
     words = wrong = 0
@@ -83,18 +129,18 @@ def print_agreement(calls: Sequence[Sequence[Said]]) -> None:
 
 
 def print_numbers(
-    before: Mapping[str, float], after: Mapping[str, float], seconds: float, calls: Sequence[Sequence[Said]]
+    before: Mapping[str, float], after: Mapping[str, float], seconds: float, callers: int, delays: np.ndarray
 ) -> None:
-    """Prints the server's metrics over the `seconds` between two readings, and the delays that the callers measured."""
+    """Prints the server's metrics over the `seconds` between two readings, and the delays that the callers measured, in
+    seconds."""
     grown = Counter(after)
     grown.subtract(before)
     steps, padded = grown["seqloom_steps_total"], grown["seqloom_padded_steps_total"]
     batches, sequences = grown["seqloom_batch_sequences_count"], grown["seqloom_batch_sequences_sum"]
-    delays = np.concatenate([one.delays for said in calls for one in said])
     median, slow = 1000 * np.percentile(delays, [50, 99])
     busy = grown["seqloom_compute_duration_seconds_sum"] / seconds
     rows = {
-        "throughput": f"{steps / seconds:,.0f} frames/s, as fast as {len(calls)} people speak; {steps:,.0f} in all",
+        "throughput": f"{steps / seconds:,.0f} frames/s, as fast as {callers} people speak; {steps:,.0f} in all",
         "batch size": f"{sequences / max(batches, 1):.1f} sequences on average, {batches:,.0f} batches",
         "padding": f"{100 * padded / max(steps + padded, 1):.1f} % of what was computed",
         "device": f"busy for {100 * busy:.0f} % of the time",

@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 from helpers import tolerances
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+settings.load_profile("untimed")
 
 if TYPE_CHECKING:  # it makes a model as it is imported, which is to be of the precision asked for
     from helpers.real_server import Models, Served, ServerProcess

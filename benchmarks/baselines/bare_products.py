@@ -23,7 +23,7 @@ from benchmarks.loads.workload import SERVED
 Product = Callable[[torch.Tensor], torch.Tensor]
 """x [rows, K] -> x W' [rows, N]."""
 
-_DTYPES = {"full": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"full": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
 
 
 def _mkl(weight: torch.Tensor) -> Product:
@@ -38,7 +38,29 @@ def _packed(weight: torch.Tensor) -> Product:
     return lambda rows: torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")
 
 
+def _whole_numbers(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights in 8 bits and their scales by output row."""
+    scales = weight.abs().amax(1) / 127
+    return (weight / scales[:, None]).round().to(torch.int8), scales
+
+
+def _int_mm(weight: torch.Tensor) -> Product:
+    """torch's product of int8, with sums of int32; its result is not used by the next step."""
+    transposed = _whole_numbers(weight)[0].t()
+    return lambda rows: torch._int_mm(rows.view(torch.int8), transposed)
+
+
+def _qlinear(weight: torch.Tensor) -> Product:
+    """oneDNN with weights of int8 in its own layout, inputs of a fixed scale and a result of float32."""
+    numbers, scales = _whole_numbers(weight)
+    packed, zeros = torch.ops.onednn.qlinear_prepack(numbers, None), torch.zeros(len(weight), dtype=torch.int64)
+    return lambda rows: torch.ops.onednn.qlinear_pointwise(
+        rows, 1 / 127, 128, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+
+
 _LIBRARIES: dict[str, Callable[[torch.Tensor], Product]] = {"torch_mm": _mkl, "onednn_packed": _packed}
+_INT8_LIBRARIES: dict[str, Callable[[torch.Tensor], Product]] = {"torch_int_mm": _int_mm, "onednn_qlinear": _qlinear}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +84,16 @@ class Slice:
     def measurings(self) -> dict[tuple[str, str], Callable[[], object]]:
         """What is to be timed, by product and library."""
         dtype, found = _DTYPES[self.spec.precision], {}
+        small = self.spec.precision == "int8"
         for part, (rows, inputs, outputs, times) in self.parts.items():
             # so that states neither vanish nor grow over the steps
             weight = torch.randn(outputs, inputs).mul_(inputs**-0.5).to(dtype)
-            x = torch.randn(rows, inputs).to(dtype)
-            for name, library in _LIBRARIES.items():
+            x = (
+                torch.randint(1, 256, (rows, inputs), dtype=torch.uint8)
+                if small
+                else torch.randn(rows, inputs).to(dtype)
+            )
+            for name, library in (_INT8_LIBRARIES if small else _LIBRARIES).items():
                 with contextlib.suppress(RuntimeError):  # not on this processor in this precision
                     found[part, name] = functools.partial(_run, library(weight), x, times)
         return found
@@ -75,7 +102,7 @@ class Slice:
 def _run(product: Product, rows: torch.Tensor, times: int) -> torch.Tensor:
     for _ in range(times):
         result = product(rows)
-        if times > 1:  # a step needs the one before it
+        if times > 1 and result.dtype is rows.dtype:  # a step needs the one before it; in int8 it only comes after
             rows = result
     return result
 

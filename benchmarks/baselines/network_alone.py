@@ -1,13 +1,16 @@
 """The network alone in one process, with no server: torch over a packed batch.
 
 Asked ["labels", model, recordings in a batch, seconds], it answers with the numbers of a round that finds a label for
-each frame; asked ["autograd", ...], of one loss.backward() after the other. A model is a name or the fields of its
-specification. Threads are, unless a number of them is given, torch's own choice; of autograd as many as a server takes.
+each frame; asked ["autograd", ...], of one loss.backward() after the other; asked ["streams", model, streams, seconds],
+of one frame of each stream after the other, whose hidden states it keeps. A model is a name or the fields of its
+specification. Threads are, unless a number of them is given, torch's own choice; of autograd and of streams as many as
+a server takes.
 """
 
 import argparse
 import dataclasses
 import functools
+import itertools
 import pathlib
 import time
 from collections.abc import Iterable
@@ -20,11 +23,14 @@ from seqloom_server.nn import spec as server
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
 from benchmarks.harness.child_process import questions, say
-from benchmarks.harness.rounds import Tally
+from benchmarks.harness.rounds import Result, Tally
+from benchmarks.loads.group_load import frames_of
 from benchmarks.loads.training_workload import TRAINED, Labelled, labelled
-from benchmarks.loads.workload import MODELS, batches, from_folder, synthetic
+from benchmarks.loads.workload import MODELS, batches, chunks, from_folder, synthetic
 
 _CELLS = {"elman": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
+
+State = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
 class Network(torch.nn.Module):
@@ -55,6 +61,12 @@ class Network(torch.nn.Module):
         assert loss.item() > 0
         return batch
 
+    @torch.inference_mode()
+    def step(self, frames: np.ndarray, state: State | None) -> tuple[np.ndarray, State]:
+        """Returns [n] int32 for the next frames of n streams, [n, D], and their states; None: zeros."""
+        hidden, state = self._rnn(torch.from_numpy(frames).to(self._device)[None], state)
+        return self._output(hidden[0]).argmax(1).to(torch.int32).cpu().numpy(), state
+
     def _packed(self, sequences: Iterable[np.ndarray]) -> PackedSequence:
         return pack_sequence([torch.from_numpy(each) for each in sequences], enforce_sorted=False).to(self._device)
 
@@ -73,6 +85,10 @@ def main() -> None:
     for kind, model, size, seconds in questions():
         spec = (MODELS | TRAINED)[model] if isinstance(model, str) else ModelSpec(**model)
         network = networks(spec)
+        if kind == "streams":
+            torch.set_num_threads(options.threads or network.threads)
+            say(streams(network, frames_of(chunks(recordings, 1), size), seconds))
+            continue
         run = network.labels if kind == "labels" else network.autograd
         torch.set_num_threads(options.threads or (own_choice if kind == "labels" else network.threads))
         tally = Tally(seconds)
@@ -84,6 +100,19 @@ def main() -> None:
             if not tally.running:
                 break
         say(tally.result())
+
+
+def streams(network: Network, frames: list[np.ndarray], seconds: float) -> Result:
+    """One round of streams: a frame of each, [n, 1, D], once there are labels of the one before."""
+    tally, state = Tally(seconds), None
+    for each in itertools.cycle(frames):
+        begun = time.perf_counter()
+        labels, state = network.step(each[:, 0], state)
+        assert len(labels) == len(each)
+        tally.add(len(each), begun)
+        if not tally.running:
+            break
+    return tally.result()
 
 
 if __name__ == "__main__":

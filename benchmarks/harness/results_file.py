@@ -31,6 +31,7 @@ _COLUMNS = {
     "refused_per_second": ("refused/s", "{:,.0f}"),
     "lost_per_second": ("timed out/s", "{:,.0f}"),
     "wasted_share": ("wasted", "{:.0%}"),
+    "dropped": ("dropped", "{:,.0f}"),
     "p50_ms": ("p50 ms", "{:.1f}"),
     "p99_ms": ("p99 ms", "{:.1f}"),
     "first_p99_ms": ("of the first: p99 ms", "{:.1f}"),
@@ -59,6 +60,7 @@ _COLUMNS = {
     "reply_kb": ("kB", "{:,.0f}"),
     "right": ("right in float32", "{:.1%}"),
     "right_bf16": ("right in bfloat16", "{:.1%}"),
+    "right_rounded": ("right so", "{:.1%}"),
     "same_labels": ("frames with the same label", "{:.2%}"),
     "probability": ("farthest probability", "{:.3f}"),
     "hidden_state": ("hidden state", "{:.3f}"),
@@ -78,6 +80,17 @@ def conditions(device: str, settings: dict[str, Any]) -> dict[str, Any]:
         **{name: metadata.version(name) for name in _PACKAGES},
         **settings,
     }
+
+
+def processor_in_short(told: str) -> str:
+    """Of a processor as `conditions` tells it, its make and model as a part of a file's name, such as
+    "amd-epyc-9b14" or "intel-xeon-platinum-8481c-amx"."""
+    model, _, own = told.rpartition(" with ")
+    words = re.sub(
+        r"\((?:R|TM|C)\)|@.*|\b(?:with\b|w/).*|\b(?:CPU|Processor)\b|\b\S+-Core\b", " ", model or told, flags=re.I
+    )
+    short = "-".join(re.findall(r"[a-z0-9]+", words.lower())) or "unknown"
+    return short + ("-amx" if "amx_bf16" in own.split() else "")
 
 
 def _processor() -> str:
@@ -127,14 +140,15 @@ def markdown(lines: list[list[str]]) -> str:
 
 
 def save(folder: pathlib.Path, name: str, taken: dict[str, Any], text: str, rows: Iterable[Any]) -> pathlib.Path:
-    """Writes NAME.json and NAME.md, with the date before the name; returns the path of the JSON, which has a line for
-    each row."""
+    """Writes NAME.json and NAME.md, with the date before the name and the processor behind it; returns the path of the
+    JSON, which has a line for each row."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{taken['date']}-{name}"
+    path = folder / f"{taken['date']}-{name}-{processor_in_short(taken['processor'])}"
     lines = ",\n".join(json.dumps(_rounded(dataclasses.asdict(row))) for row in rows)
     path.with_suffix(".json").write_text(f'{{"conditions": {json.dumps(_rounded(taken))},\n"rows": [\n{lines}\n]}}\n')
-    under = ", ".join(f"{key} {value}" for key, value in taken.items())
-    path.with_suffix(".md").write_text(f"{text}\n\nMedians of interleaved rounds. {under}.\n")
+    under = ", ".join(f"{key} {value}" for key, value in taken.items() if key != "processor")
+    on = f"Taken on: {taken['processor']}. Medians of interleaved rounds. {under}."
+    path.with_suffix(".md").write_text(f"{text}\n\n{on}\n")
     return path.with_suffix(".json")
 
 

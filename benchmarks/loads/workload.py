@@ -16,8 +16,11 @@ MODELS = {
     LARGE: ModelSpec(cell="elman", input_size=FRAME, hidden_size=1000, output_size=6000),
     SMALL: ModelSpec(cell="elman", input_size=FRAME, hidden_size=64, output_size=40),
 }
-BF16 = "large-bf16"
-SERVED = MODELS | {BF16: replace(MODELS[LARGE], precision="bf16")}
+BF16, INT8 = "large-bf16", "large-int8"
+SERVED = MODELS | {
+    BF16: replace(MODELS[LARGE], precision="bf16"),
+    INT8: replace(MODELS[LARGE], precision="int8"),
+}
 """The networks that callers and live streams are measured with."""
 
 SIZES = {LARGE: (LARGE, BF16), SMALL: (SMALL,)}

@@ -13,7 +13,8 @@ AsyncClient has the same methods, to be awaited.
 """
 
 from seqloom import _load_grpc  # noqa: F401 - before all that imports gRPC
-from seqloom._blocking.blocking_client import Client, Run, Stream
+from seqloom._blocking.blocking_client import Client, Run, Stream, StreamGroup
+from seqloom._groups.stream_group import AsyncStreamGroup
 from seqloom._streaming.stream import AsyncStream
 from seqloom._training.optimizers import SGD, Adam, AdamW
 from seqloom._training.results import ForwardBackwardResult, Gradients, RunInfo, StepResult
@@ -38,6 +39,8 @@ from seqloom.errors import (
 from seqloom.types import (
     TLS,
     Chunk,
+    GroupChunk,
+    GroupSnapshot,
     InferenceResult,
     Limits,
     ModelInfo,
@@ -59,12 +62,15 @@ __all__ = [
     "AsyncClient",
     "AsyncRun",
     "AsyncStream",
+    "AsyncStreamGroup",
     "Cancelled",
     "Chunk",
     "Client",
     "DeadlineExceeded",
     "ForwardBackwardResult",
     "Gradients",
+    "GroupChunk",
+    "GroupSnapshot",
     "InferenceResult",
     "Internal",
     "InvalidArgument",
@@ -82,6 +88,7 @@ __all__ = [
     "State",
     "StepResult",
     "Stream",
+    "StreamGroup",
     "StreamLost",
     "Timing",
     "TopK",

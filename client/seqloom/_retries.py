@@ -1,4 +1,4 @@
-"""Deadlines of calls, which calls are repeated, and the delays between attempts; training runs: call_delivery.py."""
+"""Deadlines of calls, which calls are repeated, and the delays between attempts; training runs: call_recovery.py."""
 
 import asyncio
 import math

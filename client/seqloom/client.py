@@ -10,9 +10,13 @@ import numpy.typing as npt
 
 from seqloom._config import Config
 from seqloom._connection.connection import Connection
+from seqloom._groups.group_opening import GroupOpening
+from seqloom._groups.group_session import GroupSession
+from seqloom._groups.stream_group import AsyncStreamGroup
 from seqloom._messages import arguments, model_parts
 from seqloom._streaming import whole_sequences
 from seqloom._streaming.live_session import LiveSession
+from seqloom._streaming.session import CallSession
 from seqloom._streaming.stream import AsyncStream
 from seqloom._streaming.stream_budget import step_bytes
 from seqloom._training.gradient_call import GradientCall, ParameterForm, WithRespectTo
@@ -116,19 +120,54 @@ class AsyncClient:
                     steps_per_second=0.0 if rate is None else positive_number(rate, "rate"),
                 )
                 session = await self._connection.channel().shared.open_session(message, (info.spec, outputs), deadline)
-                try:
-                    if session.weights_version != info.weights_version:  # replaced, perhaps by a model of other sizes
-                        self._model_infos.pop(model, None)
-                        info = await self._model_info(model, deadline)
-                except BaseException:
-                    session.cancel(Cancelled("opening the stream was cancelled", reason="CANCELLED"))
-                    raise
-                session.step_bytes = step_bytes(info.spec, outputs)
-                return session, info.spec
+                spec = await self._spec_of(model, info, session, deadline)
+                session.step_bytes = step_bytes(spec, outputs)
+                return session, spec
 
             return await self._retry_if_changed(arguments.text(model, "model"), attempt, deadline)
 
         return AsyncStream(open_session, self._connection.config.timeout if timeout is None else timeout)
+
+    def stream_group(
+        self,
+        model: str,
+        n: int,
+        outputs: Outputs = "logits",
+        *,
+        initial_state: State | None = None,
+        weights_version: int | None = None,
+        snapshot_interval: int = 0,
+        rate: float | None = None,
+        timeout: float | None = None,
+    ) -> AsyncStreamGroup:
+        """Returns a group of n live streams that are advanced together, to be opened by `with`.
+
+        For callers that have many streams in one process: the frames of all of them are one array, one message and one
+        piece of device work. outputs, weights_version, rate (of each stream), timeout: as of stream. initial_state:
+        State of [L, n, H]; None for zeros. snapshot_interval: the number of steps between two snapshots of all hidden
+        states, group.snapshot; 0 for none.
+        """
+
+        async def open_group() -> tuple[GroupSession, ModelSpec]:
+            deadline = self._connection.config.deadline(timeout)
+            opening = GroupOpening.checked(
+                arguments.text(model, "model"),
+                n,
+                outputs,
+                initial_state,
+                weights_version,
+                snapshot_interval,
+                0.0 if rate is None else positive_number(rate, "rate"),
+            )
+
+            async def attempt() -> tuple[GroupSession, ModelSpec]:
+                info = await self._model_info(model, deadline)
+                group = await opening.open(self._connection.channel().shared, info.spec, deadline)
+                return group, await self._spec_of(model, info, group, deadline)
+
+            return await self._retry_if_changed(model, attempt, deadline)
+
+        return AsyncStreamGroup(open_group, self._connection.config.timeout if timeout is None else timeout)
 
     async def gradients(
         self,
@@ -335,6 +374,17 @@ class AsyncClient:
             reply = await self._connection.channel().models.GetModel(request, **self._connection.options(deadline))
             info = self._model_infos[name] = arguments.served_info(checked_reply(reply).model)
         return info
+
+    async def _spec_of(self, model: str, info: ModelInfo, session: CallSession, deadline: float) -> ModelSpec:
+        """Returns the specification of the weights that an opened session has; cancels it if that cannot be told."""
+        if session.weights_version == info.weights_version:
+            return info.spec
+        try:  # they were replaced, perhaps by a model of other sizes
+            self._model_infos.pop(model, None)
+            return (await self._model_info(model, deadline)).spec
+        except BaseException:
+            session.cancel(Cancelled("opening the stream was cancelled", reason="CANCELLED"))
+            raise
 
     async def _retry_if_changed(self, model: str, attempt: Callable[[], Awaitable[T]], deadline: float) -> T:
         """Runs a read-only call; repeats it once if it failed because the cached description was out of date."""

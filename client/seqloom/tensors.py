@@ -37,6 +37,7 @@ _TYPES: dict[np.dtype[np.generic], tensor_pb2.DataType] = {
     np.dtype("<f4"): tensor_pb2.DATA_TYPE_FLOAT32,
     np.dtype("<f8"): tensor_pb2.DATA_TYPE_FLOAT64,
     np.dtype("<i4"): tensor_pb2.DATA_TYPE_INT32,
+    np.dtype("<i8"): tensor_pb2.DATA_TYPE_INT64,
 }
 _DTYPES: dict[int, np.dtype[np.generic]] = {data_type: dtype for dtype, data_type in _TYPES.items()}
 _STORED = _DTYPES | {tensor_pb2.DATA_TYPE_BFLOAT16: np.dtype("<u2")}
@@ -47,17 +48,17 @@ class MalformedTensor(ValueError):
 
 
 def data_type_of(dtype: npt.DTypeLike) -> tensor_pb2.DataType:
-    """Returns the DataType of float32, float64 or int32, in any byte order. Raises TypeError for another dtype."""
+    """Returns the DataType of float32, float64, int32 or int64, in any byte order. Raises TypeError for another."""
     data_type = _TYPES.get(dtype) if isinstance(dtype, np.dtype) else None  # the usual case
     if data_type is None:
         data_type = _TYPES.get(np.dtype(dtype).newbyteorder("<"))
     if data_type is None:
-        raise TypeError(f"dtype {np.dtype(dtype)} cannot be encoded: expected float32, float64 or int32")
+        raise TypeError(f"dtype {np.dtype(dtype)} cannot be encoded: expected float32, float64, int32 or int64")
     return data_type
 
 
 def encode_into(array: Array, tensor: tensor_pb2.Tensor) -> None:
-    """Fills an empty tensor message with an array of float32, float64 or int32, of any shape and layout.
+    """Fills an empty tensor message with an array of float32, float64, int32 or int64, of any shape and layout.
 
     The message may be a field of another message: protobuf would copy a message that is assigned to it later.
     Raises TypeError for another dtype.
@@ -69,7 +70,7 @@ def encode_into(array: Array, tensor: tensor_pb2.Tensor) -> None:
 
 
 def stored(array: Array) -> memoryview:
-    """Returns the elements of an array of float32, float64 or int32 as they are sent; a view if possible.
+    """Returns the elements of an array of float32, float64, int32 or int64 as they are sent; a view if possible.
 
     Raises TypeError for another dtype.
     """
@@ -77,7 +78,7 @@ def stored(array: Array) -> memoryview:
 
 
 def encode(array: Array) -> tensor_pb2.Tensor:
-    """Returns a tensor message of an array of float32, float64 or int32. Raises TypeError for another dtype."""
+    """Returns a tensor message of an array of float32, float64, int32 or int64. Raises TypeError for another dtype."""
     tensor = tensor_pb2.Tensor()
     encode_into(array, tensor)
     return tensor
@@ -111,7 +112,7 @@ def stored_bytes(data_type: int, shape: Sequence[int]) -> int:
 def _stored_bytes(data_type: int, shape: tuple[int, ...]) -> int:
     dtype = _STORED.get(data_type)
     if dtype is None:
-        raise MalformedTensor(f"data_type is {data_type}: expected FLOAT32, FLOAT64, INT32 or BFLOAT16")
+        raise MalformedTensor(f"data_type is {data_type}: expected FLOAT32, FLOAT64, INT32, INT64 or BFLOAT16")
     if len(shape) > MAX_RANK or any(size < 0 for size in shape):
         raise MalformedTensor(f"shape is {list(shape)[:MAX_RANK]}: expected at most {MAX_RANK} sizes, none negative")
     return math.prod(shape) * dtype.itemsize

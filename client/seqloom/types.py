@@ -13,14 +13,14 @@ from seqloom.tensors import Array
 Cell: TypeAlias = Literal["elman", "gru", "lstm"]
 Activation: TypeAlias = Literal["tanh", "relu"]
 DType: TypeAlias = Literal["float32", "float64"]
-Precision: TypeAlias = Literal["full", "tf32", "bf16"]
+Precision: TypeAlias = Literal["full", "tf32", "bf16", "int8"]
 OutputName: TypeAlias = Literal["logits", "probs", "log_probs", "labels", "hidden"]
 
 _CHOICES = {
     "cell": ("elman", "gru", "lstm"),
     "activation": ("tanh", "relu"),
     "dtype": ("float32", "float64"),
-    "precision": ("full", "tf32", "bf16"),
+    "precision": ("full", "tf32", "bf16", "int8"),
 }
 _SIZES = {"input_size": 1, "hidden_size": 1, "output_size": 1, "num_layers": 1, "conv_channels": 0, "conv_width": 0}
 
@@ -34,7 +34,9 @@ class ModelSpec:
     the last `conv_width` inputs, followed by relu; both 0 for none. bidirectional: each layer also runs from the last
     step to the first, so only whole sequences can be run. precision: how outputs of a float32 network are computed:
     "full"; "tf32", with tf32 products if the device has them; "bf16", with weights and products in bfloat16 and sums in
-    float32. Gradients are always computed in full. Raises InvalidArgument. The server limits the sizes.
+    float32; "int8", with weights, inputs and hidden states in 8-bit whole numbers, where a sequence's outputs have the
+    same bits alone and in any batch: for states in [-1, 1], so not for relu cells. Gradients are always computed in
+    full. Raises InvalidArgument. The server limits the sizes.
     """
 
     cell: Cell
@@ -65,6 +67,8 @@ class ModelSpec:
             raise InvalidArgument(f"activation: is {self.activation!r}: expected 'tanh' for {self.cell} cells")
         if self.precision != "full" and self.dtype != "float32":
             raise InvalidArgument(f"precision: is {self.precision!r}: expected 'full' for {self.dtype}")
+        if self.precision == "int8" and self.activation == "relu":
+            raise InvalidArgument("precision: is 'int8': expected another for relu, whose states have no bound")
 
     def state_shapes(self) -> dict[str, tuple[int, int]]:
         """Returns (rows, width) of each part of State that this network has: for N sequences it is [rows, N, width]."""
@@ -179,6 +183,26 @@ class Snapshot(ShortRepr):
     """The hidden state of a stream after `steps` steps, a State of [L, 1, H], as initial_state of another stream."""
 
     steps: int
+    state: State
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class GroupChunk(ShortRepr):
+    """The outputs of one chunk of k frames of w streams of a group.
+
+    first_step: int64 [w], the step of each stream's first frame, counted from 0; a reset does not restart the count.
+    outputs: [w, k, O], [w, k, H], [w, k], or a TopKOutput of [w, k, top], as in InferenceResult.
+    """
+
+    first_step: Array
+    outputs: Any  # as in InferenceResult
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class GroupSnapshot(ShortRepr):
+    """The hidden states of a group's n streams, a State of [L, n, H], after `steps` steps, int64 [n], of each."""
+
+    steps: Array
     state: State
 
 

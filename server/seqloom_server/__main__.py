@@ -203,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     create.add_argument(
         "--precision",
-        choices=("full", "tf32", "bf16"),
+        choices=("full", "tf32", "bf16", "int8"),
         default="full",
         help="precision of outputs; gradients are always computed in full precision",
     )

@@ -16,6 +16,7 @@ _PROGRAM = ["-m", "benchmarks.bench_server"]
 
 pytestmark = pytest.mark.slow
 _NETWORKS = ["H=1000 O=6000", "H=1000 O=6000 bf16", "H=64 O=40"]
+_INT8 = "H=1000 O=6000 int8"
 
 
 def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -78,7 +79,7 @@ def test_rows_that_stand_beside_another_tell_the_ratio(rows: list[dict]):
         expected = served["values"]["frames_per_second"] / alone["values"]["frames_per_second"]
         assert served["ratio"] == pytest.approx(expected, rel=1e-2)
         assert served["beside"] == "the network alone"
-    assert [rows[i]["goal"] for i in (0, 1, 5)] == [0.92, None, 0.7]
+    assert [rows[i]["goal"] for i in (0, 1, 5)] == [0.95, None, 0.7]
 
 
 def test_the_table_says_whether_a_goal_was_reached(taken: pathlib.Path, rows: list[dict]):
@@ -145,12 +146,12 @@ def test_training_and_bounds_on_costs_stand_in_the_same_table_with_their_goals(t
     rows = json.loads(path.read_text())["rows"]
     trained = ["elman H=1000 O=6000 D=160", "elman H=64 O=40 D=40"]
     for beginning, networks, goals in (
-        ("forward_backward of 32 callers of one run", trained, [0.85, None]),
+        ("forward_backward of 32 callers of one run", trained, [0.9, 0.4]),
         ("gradients of 32 callers", trained, [1.2, None]),
         ("the answer to a call for gradients", trained, [0.125, None]),
         ("100 streams", [_NETWORKS[2], _NETWORKS[0]], [1.2, 1.2]),
         ("400 streams, idle", [_NETWORKS[2]], [1.0]),
-        ("padded steps", [_NETWORKS[0], _NETWORKS[2], _NETWORKS[1]], [0, 0, 0]),
+        ("padded steps", [_NETWORKS[0], _NETWORKS[2], _NETWORKS[1], _INT8], [0, 0, 0, 0]),
     ):
         found = [row for row in rows if row["work"].startswith(beginning)]
         assert [row["model"] for row in found] == networks

@@ -24,7 +24,7 @@ def taken(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def rows(taken: pathlib.Path) -> list[dict]:
-    (path,) = taken.glob("*-sweeps-cpu.json")
+    (path,) = taken.glob("*-sweeps-cpu-*.json")
     return json.loads(path.read_text())["rows"]
 
 
@@ -89,7 +89,7 @@ def test_idle_streams_hold_little_more_than_their_states(rows: list[dict]):
 
 
 def test_the_results_are_drawn(taken: pathlib.Path):
-    (picture,) = taken.glob("*-sweeps-cpu.png")
+    (picture,) = taken.glob("*-sweeps-cpu-*.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -27,7 +27,7 @@ def taken(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def rows(taken: pathlib.Path) -> list[dict]:
-    (path,) = taken.glob("*-training-cpu.json")
+    (path,) = taken.glob("*-training-cpu-*.json")
     return json.loads(path.read_text())["rows"]
 
 
@@ -83,7 +83,7 @@ def test_streams_and_trainers_tell_what_each_does_to_the_other(rows: list[dict])
 
 
 def test_the_table_has_a_line_for_each_row(taken: pathlib.Path, rows: list[dict]):
-    (path,) = taken.glob("*-training-cpu.md")
+    (path,) = taken.glob("*-training-cpu-*.md")
     table, conditions = path.read_text().split("\n\n")
     assert len(table.splitlines()) == 2 + len(rows)
     assert "rounds 1" in conditions

@@ -36,6 +36,18 @@ def test_a_ratio_that_fell_by_more_than_the_tolerance_is_told_and_fails(tmp_path
     assert "2 rows compared, 1 worse by more than 15%" in lines
 
 
+def test_other_processors_are_told_and_do_not_fail(tmp_path: pathlib.Path):
+    paths = {name: tmp_path / f"{name}.json" for name in ("AMD EPYC", "Intel Xeon")}
+    for name, path in paths.items():
+        path.write_text(json.dumps({"conditions": {"processor": name}, "rows": [row("a", 1.0)]}))
+    one, other = paths.values()
+    result = subprocess.run([sys.executable, *_PROGRAM, str(one), str(other)], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert result.stdout.startswith("other processors: AMD EPYC before, Intel Xeon after\n")
+    result = subprocess.run([sys.executable, *_PROGRAM, str(one), str(one)], capture_output=True, text=True)
+    assert "processor" not in result.stdout
+
+
 def test_the_tolerance_is_an_option(tmp_path: pathlib.Path):
     assert run(tmp_path, [row("a", 1.0)], [row("a", 0.84)], "--tolerance", "0.2")[0] == 0
     assert run(tmp_path, [row("a", 1.0)], [row("a", 0.96)], "--tolerance", "0.03")[0] == 1

@@ -23,12 +23,13 @@ def run(name: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
     ("name", "more", "works"),
     [
         ("bench_server", ["callers", "--callers", "2"], 5),
-        ("bench_server", ["ceiling", "--callers", "2", "--streams", "2"], 6),
+        ("bench_server", ["ceiling", "--callers", "2", "--streams", "2"], 8),
+        ("bench_server", ["groups"], 11),
         ("bench_training", ["gradients", "--callers", "2"], 6),
         ("bench_sweeps", ["streams", "--streams", "1", "2", "--chunks", "2"], 4),
         ("bench_front_end", ["calls"], 2),
         ("bench_overload", ["neighbours"], 4),
-        ("bench_gpu", ["realtime", "padding", "--device", "cpu"], 5),
+        ("bench_gpu", ["realtime", "padding", "--device", "cpu"], 6),
     ],
 )
 def test_it_runs(tmp_path: pathlib.Path, name: str, more: list[str], works: int):
@@ -54,7 +55,7 @@ def test_what_a_precision_costs_trained_networks_is_told(tmp_path: pathlib.Path)
     assert result.returncode == 0, result.stderr
     (path,) = tmp_path.glob("*.json")
     rows = {row["model"]: row["values"] for row in json.loads(path.read_text())["rows"]}
-    assert {"elman", "gru", "lstm"} < rows.keys()
+    assert {f"{cell}, {precision}" for cell in ("elman", "gru", "lstm") for precision in ("bf16", "int8")} < rows.keys()
     for values in rows.values():
         assert 0 < values["hidden_state"] < 0.1
         assert 0.9 < values["same_labels"] <= 1

@@ -20,7 +20,7 @@ from seqloom_server.errors import Overload, Reason, ServerError
 from seqloom_server.nn import spec
 from seqloom_server.nn.files import model_folder
 from seqloom_server.rpc.calls.status import status_of
-from seqloom_server.rpc.inference import outbox, session_opening, stream_call, stream_session
+from seqloom_server.rpc.inference import group_call, group_opening, outbox, session_opening, stream_call, stream_session
 
 PAGE = "docs/protocol.md"
 
@@ -53,9 +53,12 @@ def test_every_method_and_every_field_of_a_session_is_there():
         for service in file.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
                 assert f"{service.name}.{method.name}`" in page
-    for message in (inference_service_pb2.SessionRequest, inference_service_pb2.SessionResponse):
-        told = {row.split("`")[1] for row in re.findall(r"^\| (`.*) \|$", section(PAGE, "Sessions"), re.MULTILINE)}
-        assert {field.name for field in message.DESCRIPTOR.fields} - {"session"} <= told
+    for kind, heading in (("Session", "Sessions"), ("Group", "Stream groups")):
+        cells = re.findall(r"^\| (`.*?) \|", section(PAGE, heading), re.MULTILINE)
+        told = {name for cell in cells for name in re.findall("`([a-z_]+)`", cell)}
+        for side in ("Request", "Response"):
+            message = getattr(inference_service_pb2, f"{kind}{side}")
+            assert {field.name for field in message.DESCRIPTOR.fields} - {kind.lower()} <= told
 
 
 def test_the_limits_are_those_of_the_server():
@@ -70,8 +73,12 @@ def test_the_limits_are_those_of_the_server():
     [
         (stream_call._MAX_ENTRIES, "a message of more than {:,} entries"),
         (session_opening._MIN_WINDOW_STEPS, "at most {} steps may be sent: no server has a smaller one"),
-        (session_opening._WINDOW_BYTES >> 20, "the number of steps whose requested outputs take {} MiB"),
-        (stream_session._MAX_ENTRY_BYTES >> 10, "An entry holds about {} KiB of outputs"),
+        (session_opening.WINDOW_BYTES >> 20, "the number of steps whose requested outputs take {} MiB"),
+        (stream_session.MAX_ENTRY_BYTES >> 10, "An entry holds about {} KiB of outputs"),
+        (stream_session.MAX_ENTRY_BYTES >> 10, "Answers are cut in blocks of about {} KiB"),
+        (group_call.MAX_CALL_BYTES >> 20, "Frames of one call have at most {} MiB, and their outputs as well"),
+        (session_opening.WINDOW_BYTES >> 20, "as many as n streams' outputs take {} MiB"),
+        (group_opening._FRAMES_BYTES >> 20, "or their frames {} MiB, if that is less"),
         (outbox._MAX_UNREAD_BYTES >> 20, "while more than {} MiB that it sent were not read"),
         (int(ServerConfig().idle_seconds), "(an option of the server, {} by default)"),
         (spec.MAX_OUTPUT_SIZE, "has up to {:,} classes"),

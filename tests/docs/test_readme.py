@@ -16,7 +16,7 @@ ADDRESS = "localhost:50051"
 
 
 def test_the_examples_run_and_print_what_the_network_computes(server_process, tmp_path, capsys, monkeypatch):
-    example, by_hand, training = code("README.md")
+    example, by_hand, group, training = code("README.md")
     assert len(example.splitlines()) <= 15
     assert example.count(f'"{ADDRESS}"') == 1
     shutil.copytree(ROOT / "examples" / "models", tmp_path / "models")
@@ -38,6 +38,12 @@ def test_the_examples_run_and_print_what_the_network_computes(server_process, tm
     monkeypatch.chdir(tmp_path)
     exec(compile(by_hand.replace(ADDRESS, started.address), "README.md", "exec"), {})
     assert {path.name for path in (tmp_path / "exported").iterdir()} == {model_folder.CONFIG, model_folder.WEIGHTS}
+
+    exec(compile(group.replace(ADDRESS, started.address), "README.md", "exec"), names)
+    first = [reference(network, each) for each in names["frames"]]
+    assert names["labels"][:, 0].tolist() == [int(logits.argmax()) for logits, _ in first]
+    assert names["some"].shape == (2, 1)
+    np.testing.assert_allclose(names["state"].hidden, first[3][1], rtol=1e-4, atol=1e-6)
 
     exec(compile(training.replace(ADDRESS, started.address), "README.md", "exec"), names)
     losses = [float(loss) for loss in re.findall(r"^loss (\S+)$", capsys.readouterr().out, re.MULTILINE)]

@@ -12,10 +12,11 @@ def make_sequences(spec, lengths, seed=0):
 
 
 def make_state(spec, count, seed=1):
-    """[rows, count, width] per part of the state."""
+    """[rows, count, width] per part of the state; what it holds in int8 lies in [-1, 1]."""
     draw = np.random.default_rng(seed)
     shapes = spec.state_shapes().values()
-    return tuple(0.5 * draw.standard_normal((rows, count, width)).astype(spec.dtype) for rows, width in shapes)
+    hidden, *others = (0.5 * draw.standard_normal((rows, count, width)).astype(spec.dtype) for rows, width in shapes)
+    return (hidden.clip(-1, 1) if spec.precision == "int8" else hidden, *others)
 
 
 def zero_state(spec, count):

@@ -21,22 +21,32 @@ _METHODS = {
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }
+_REPLY_FIELDS = {
+    status_pb2.Status: "error",
+    training_service_pb2.ForwardBackwardResponse: "forward_backward",
+    training_service_pb2.OptimStepResponse: "optim_step",
+}
 
 
 class ScriptedServer:
-    """Answers each call's first message, and each entry of a StreamInfer call, with answer(it): a message, or None.
+    """Answers each call's first message, and each entry of a StreamInfer or RunCalls call, with answer(it): a message,
+    or None. Of an entry of RunCalls it is the call in it, and the reply that of the call's own method. shares_runs:
+    whether it knows RunCalls.
 
     A google.rpc.Status is the error of the call or of the session. GetModel is answered without being asked: "small"
-    has frames of `width` numbers. requests: what came, and when, on time.monotonic's clock. While `reading` is not set,
+    has frames of `width` numbers. requests: what came, and when, on time.monotonic's clock. cancelled: the numbers of
+    the entries of RunCalls that were. While `reading` is not set,
     nothing is read, so that clients cannot send.
     """
 
-    def __init__(self, answer: Callable[[Message], Message | None], width: int) -> None:
+    def __init__(self, answer: Callable[[Message], Message | None], width: int, *, shares_runs: bool = True) -> None:
         self.address = ""
         self.requests: list[tuple[Message, float]] = []
+        self.cancelled: list[int] = []
         self.reading = asyncio.Event()
         self.reading.set()
         self._answer = answer
+        self._shares_runs = shares_runs
         spec = model_service_pb2.ModelSpec(
             cell=1, activation=1, data_type=1, input_size=width, hidden_size=7, output_size=3, num_layers=1
         )
@@ -50,9 +60,11 @@ class ScriptedServer:
         """How each session was opened."""
         return [request.open for request, _ in self.of(pb.SessionRequest) if request.HasField("open")]
 
-    def handler(self, name: str) -> grpc.RpcMethodHandler:
+    def handler(self, name: str) -> grpc.RpcMethodHandler | None:
+        if name.endswith("RunCalls") and not self._shares_runs:
+            return None
         read = GetMessageClass(_METHODS[name].input_type).FromString
-        answer = self._sessions if name.endswith("StreamInfer") else self._call
+        answer = {"StreamInfer": self._sessions, "RunCalls": self._run_calls}.get(name.rpartition("/")[2], self._call)
         return grpc.stream_stream_rpc_method_handler(answer, read, lambda reply: reply.SerializeToString())
 
     async def _call(self, requests, context):
@@ -77,6 +89,20 @@ class ScriptedServer:
                     yield pb.StreamInferResponse(entries=[reply])
             await self.reading.wait()
 
+    async def _run_calls(self, requests, context):
+        await self.reading.wait()
+        async for request in requests:
+            for entry in request.entries:
+                kind = entry.WhichOneof("call")
+                self.cancelled += [entry.entry] * entry.cancel
+                reply = None if kind is None else self._take(getattr(entry, kind))
+                if reply is not None:
+                    field = _REPLY_FIELDS[type(reply)]
+                    yield training_service_pb2.RunCallsResponse(
+                        entries=[training_service_pb2.RunCallReply(entry=entry.entry, **{field: reply})]
+                    )
+            await self.reading.wait()
+
     def _take(self, request: Message) -> Message | None:
         self.requests.append((request, time.monotonic()))
         return self._answer(request)
@@ -89,9 +115,13 @@ def refusal(retry_after: float) -> status_pb2.Status:
 
 @contextlib.asynccontextmanager
 async def scripted_server(
-    answer: Callable[[Message], Message | None] = lambda request: None, width: int = 5, address: str = "127.0.0.1:0"
+    answer: Callable[[Message], Message | None] = lambda request: None,
+    width: int = 5,
+    address: str = "127.0.0.1:0",
+    *,
+    shares_runs: bool = True,
 ) -> AsyncIterator[ScriptedServer]:
-    script = ScriptedServer(answer, width)
+    script = ScriptedServer(answer, width, shares_runs=shares_runs)
 
     class Every(grpc.GenericRpcHandler):
         def service(self, details):

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import seqloom
 from seqloom_server.nn.spec import ModelSpec
 
-PRECISIONS = ("full", "tf32", "bf16")
+PRECISIONS = ("full", "tf32", "bf16", "int8")
 STEP = 2.0**-8  # between numbers of bfloat16 that are a little above 1
+_ROUNDED = ("bf16", "int8")
 
 _served = "full"
 _plain_init = {cls: cls.__init__ for cls in (ModelSpec, seqloom.ModelSpec)}
@@ -24,6 +25,7 @@ _plain_init = {cls: cls.__init__ for cls in (ModelSpec, seqloom.ModelSpec)}
 def serve_in(precision: str) -> None:
     """Has both ModelSpec classes take this precision where a float32 model names none.
 
+    In int8 networks of relu stay in full, which it refuses.
     A spec that is made as a module is imported is of the mode only if this was called before. What the wire leaves
     unspecified, and what the command `seqloom-server create-model` makes, is in full in every mode, as they promise.
     """
@@ -54,11 +56,11 @@ def alike(dtype: str = "float32", **full: float) -> dict[str, float]:
 def assert_labels(labels: npt.NDArray[Any], logits: npt.NDArray[Any], dtype: str = "float32") -> None:
     """Asserts that labels [T], or the first k [T, k], are of the largest logits [T, O], the best one first.
 
-    In bfloat16 a class may stand for another whose logit is no farther than what both may be off.
+    In bfloat16 and int8 a class may stand for another whose logit is no farther than what both may be off.
     """
     chosen = labels if labels.ndim == logits.ndim else labels[..., None]
     best = np.argsort(-logits, axis=-1, kind="stable")[..., : chosen.shape[-1]]
-    if served(dtype) != "bf16":
+    if served(dtype) not in _ROUNDED:
         np.testing.assert_array_equal(chosen, best)
     assert (np.diff(np.sort(chosen, axis=-1)) > 0).all(), "no class is there twice"
     got, wanted = (np.take_along_axis(logits, which, -1) for which in (chosen, best))
@@ -67,7 +69,7 @@ def assert_labels(labels: npt.NDArray[Any], logits: npt.NDArray[Any], dtype: str
 
 
 def _at_least(least: float, dtype: str, full: dict[str, float]) -> dict[str, float]:
-    return {name: max(value, least) if served(dtype) == "bf16" else value for name, value in full.items()}
+    return {name: max(value, least) if served(dtype) in _ROUNDED else value for name, value in full.items()}
 
 
 def _in(precision: str, plain: Any) -> Any:
@@ -76,7 +78,8 @@ def _in(precision: str, plain: Any) -> Any:
     @functools.wraps(plain)
     def init(self: Any, *args: Any, **fields: Any) -> None:
         given = signature.bind_partial(self, *args, **fields).arguments
-        if given.get("dtype", "float32") == "float32" and "precision" not in given:
+        relu = given.get("activation") == "relu" and precision == "int8"
+        if given.get("dtype", "float32") == "float32" and "precision" not in given and not relu:
             fields["precision"] = precision
         plain(self, *args, **fields)
 

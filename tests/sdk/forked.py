@@ -19,6 +19,7 @@ FORK = multiprocessing.get_context("fork")
 LIMIT = 60  # seconds for a child; a call that waits for its own timeout takes longer
 TIMEOUT = 600
 X = np.zeros((3, 5))
+FRAMES = np.zeros((2, 4, 5))  # of two streams
 
 
 def in_child(action):
@@ -65,14 +66,17 @@ def used(address):
     async def begin():
         stream = await ours.stream("small").__aenter__()
         await stream.send(X)
+        group = await ours.stream_group("small", 2).__aenter__()
+        await group.send(FRAMES)
         run = await ours.create_run("small", optimizer=seqloom.SGD(lr=0.1))
         await run.forward_backward([X], [[0, 1, 2]])
         await run.step()  # which the server could lose: it is kept here
-        return stream, run
+        return stream, group, run
 
-    stream, run = loop.run_until_complete(begin())
+    stream, group, run = loop.run_until_complete(begin())
     blocking_stream = blocking.stream("small").__enter__()
     blocking_stream.send(X)
+    blocking_group = blocking.stream_group("small", 2).__enter__()
     blocking_run = blocking.create_run("small", optimizer=seqloom.SGD(lr=0.1))
     blocking_run.forward_backward([X], [[0, 1, 2]]).result()
     blocking_run.step()
@@ -92,11 +96,22 @@ def used(address):
         "stream.run": lambda: stream.run([X]),
         "iteration": lambda: aiter(stream),
         "window": lambda: stream.window,
+        "a new group": lambda: ours.stream_group("small", 2).__aenter__(),
+        "group.step": lambda: group.step(FRAMES),
+        "group.send": lambda: group.send(FRAMES),
+        "group.receive": lambda: group.receive(),
+        "group.run": lambda: group.run([FRAMES]),
+        "group.reset": lambda: group.reset(),
+        "group.state": lambda: group.state([1]),
+        "group.set_state": lambda: group.set_state(seqloom.State(np.zeros((1, 2, 7)))),
+        "group.finish": lambda: group.finish(),
+        "group.count": lambda: group.count,
         "forward_backward": lambda: run.forward_backward([X], [[0, 1, 2]]),
         "step": lambda: run.step(),
         "save": lambda: run.save(),
         "info": lambda: run.info(),
         "delete": lambda: run.delete(),
+        "end of the group": lambda: group.__aexit__(None, None, None),
         "end of the stream": lambda: stream.__aexit__(None, None, None),
         "end of the run": lambda: run.__aexit__(None, None, None),
         "end of the run after an error": lambda: run.__aexit__(ValueError, ValueError(), None),
@@ -114,6 +129,10 @@ def used(address):
         "blocking: receive": lambda: blocking_stream.receive(),
         "blocking: stream.run": lambda: list(blocking_stream.run([X])),
         "blocking: iteration": lambda: list(blocking_stream),
+        "blocking: a new group": lambda: blocking.stream_group("small", 2).__enter__(),
+        "blocking: group.step": lambda: blocking_group.step(FRAMES),
+        "blocking: group.run": lambda: list(blocking_group.run([FRAMES])),
+        "blocking: end of the group": lambda: blocking_group.__exit__(None, None, None),
         "blocking: forward_backward": lambda: blocking_run.forward_backward([X], [[0, 1, 2]]),
         "blocking: step": lambda: blocking_run.step(),
         "blocking: end of the stream": lambda: blocking_stream.__exit__(None, None, None),
@@ -146,6 +165,7 @@ def used(address):
     async def still():
         await run.forward_backward([X], [[0, 1, 2]])
         await run.step()
+        assert (await group.receive()).outputs.shape == blocking_group.step(FRAMES).outputs.shape == (2, 4, 3)
         got = [len(await stream.receive()), len((await ours.infer("small", [X])).outputs), (await run.info()).step]
         await run.close()
         await ours.close()

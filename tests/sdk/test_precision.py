@@ -70,7 +70,7 @@ async def test_a_folder_keeps_it_and_may_be_given_another(serve, tmp_path):
 
 
 async def test_what_is_no_precision_is_refused_by_name(serve):
-    with pytest.raises(seqloom.InvalidArgument, match="precision: is 'fp8': expected one of full, tf32, bf16"):
+    with pytest.raises(seqloom.InvalidArgument, match="precision: is 'fp8': expected one of full, tf32, bf16, int8"):
         seqloom.ModelSpec("gru", 1, 1, 1, precision="fp8")
     with pytest.raises(seqloom.InvalidArgument, match="precision: is 'bf16': expected 'full' for float64"):
         seqloom.ModelSpec("gru", 1, 1, 1, dtype="float64", precision="bf16")
@@ -83,3 +83,62 @@ async def test_what_is_no_precision_is_refused_by_name(serve):
             await create(model_service_pb2.CreateModelRequest(name="m", spec=spec))
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "spec.precision: is 9" in refused.value.details()
+
+
+WHOLE = dataclasses.replace(SPEC, precision="int8")
+
+
+async def test_int8_has_the_same_bits_alone_in_a_batch_and_in_a_stream(serve):
+    xs = [noise(length, seed=length).astype("f4") for length in (40, 9, 17, 33, 1, 28)]
+    async with (
+        serve({"full": SPEC, "whole": WHOLE}) as served,
+        seqloom.AsyncClient(served.address) as client,
+    ):
+        assert (await client.model("whole")).spec.precision == "int8"
+        for kind in ("logits", "probs", "log_probs", "hidden", "labels", seqloom.TopK(3)):
+            together = await client.infer("whole", xs, outputs=kind)
+            alone = [await client.infer("whole", [each], outputs=kind) for each in xs]
+            for n, one in enumerate(alone):
+                got, wanted = one.outputs[0], together.outputs[n]
+                if isinstance(kind, seqloom.TopK):
+                    np.testing.assert_array_equal(got.labels, wanted.labels)
+                    got, wanted = got.scores, wanted.scores
+                np.testing.assert_array_equal(got, wanted)
+                np.testing.assert_array_equal(one.final_state.cell[:, 0], together.final_state.cell[:, n])
+        async with client.stream("whole") as stream:
+            got = [chunk.outputs async for chunk in stream.run(np.split(xs[0], [3, 4, 30]))]
+        whole = (await client.infer("whole", xs)).outputs[0]
+        np.testing.assert_array_equal(np.concatenate(got), whole)
+        full = (await client.infer("full", xs)).outputs[0]
+        assert 0 < np.abs(whole - full).max() < 0.03
+
+
+async def _streamed(client, name, frames, state):
+    async with client.stream(name, initial_state=state) as stream:
+        await stream.send(frames)
+        return await stream.receive()
+
+
+async def test_int8_takes_no_relu_and_no_hidden_state_beyond_its_bounds_but_trains_in_full(serve):
+    with pytest.raises(seqloom.InvalidArgument, match="precision: is 'int8': expected another for relu"):
+        seqloom.ModelSpec("elman", 1, 1, 1, activation="relu", precision="int8")
+    spec = dataclasses.replace(WHOLE, num_layers=1, conv_channels=4, conv_width=2)
+    xs, targets = [noise(12).astype("f4")], [np.arange(12) % 12]
+    async with (
+        serve({"full": dataclasses.replace(spec, precision="full"), "whole": spec}) as served,
+        seqloom.AsyncClient(served.address) as client,
+    ):
+        at_bounds = np.ones((1, 1, 64), "f4")
+        state = seqloom.State(hidden=at_bounds, cell=9 * at_bounds, inputs=np.full((1, 1, 5), 7, "f4"))
+        await client.infer("whole", xs, initial_state=state)
+        beyond = dataclasses.replace(state, hidden=-1.5 * at_bounds)
+        refused = r"initial_state\.hidden: has -1\.5: expected -1 to 1, as the model's precision is int8"
+        with pytest.raises(seqloom.InvalidArgument, match=refused):
+            await client.infer("whole", xs, initial_state=beyond)
+        with pytest.raises(seqloom.InvalidArgument, match=refused):
+            await _streamed(client, "whole", xs[0], beyond)
+        await client.infer("full", xs, initial_state=beyond)
+        full, whole = [await client.gradients(name, xs, targets, initial_state=beyond) for name in ("full", "whole")]
+        assert whole.loss == full.loss
+        for name, gradient in full.parameters.items():
+            np.testing.assert_array_equal(whole.parameters[name], gradient)

@@ -17,7 +17,17 @@ from helpers.pages import ROOT
 PUBLIC_MODULES = {"tensors", "torch", "v1"}  # beside seqloom itself
 LAYOUT_MODULES = {"client", "errors", "types", "wire"}  # importable, but the names to use are those of seqloom
 PRIVATE_MODULES = {
-    *("_blocking", "_config", "_connection", "_forks", "_load_grpc", "_messages", "_retries", "_retry_budget"),
+    *(
+        "_blocking",
+        "_config",
+        "_connection",
+        "_forks",
+        "_groups",
+        "_load_grpc",
+        "_messages",
+        "_retries",
+        "_retry_budget",
+    ),
     *("_streaming", "_training", "_version"),
 }
 MODULE_NAMES = {
@@ -37,6 +47,7 @@ NAMES = {
     *("PermissionDenied", "SeqloomError", "ServerInfo", "Snapshot", "State", "Stream", "StreamLost", "Timing", "TopK"),
     *("TopKOutput", "Unauthenticated", "Unavailable", "VersionMismatch", "__version__"),
     *("SGD", "Adam", "AdamW", "AsyncRun", "ForwardBackwardResult", "Gradients", "Run", "RunInfo", "StepResult"),
+    *("AsyncStreamGroup", "GroupChunk", "GroupSnapshot", "StreamGroup"),
 }
 ERRORS = {
     *("InvalidArgument", "NotFound", "AlreadyExists", "Overloaded", "DeadlineExceeded", "Cancelled", "Internal"),
@@ -47,6 +58,8 @@ CLIENT = {
     "infer": "self, model, xs, outputs='logits', *, initial_state=None, weights_version=None, timeout=None",
     "stream": "self, model, outputs='logits', *, initial_state=None, weights_version=None, snapshot_interval=0, "
     "rate=None, timeout=None",
+    "stream_group": "self, model, n, outputs='logits', *, initial_state=None, weights_version=None, "
+    "snapshot_interval=0, rate=None, timeout=None",
     "gradients": "self, model, xs, targets=None, *, loss='cross_entropy', reduction='sum', wrt=('parameters',), "
     "output_gradients=None, initial_state=None, final_state_gradient=None, parameter_form='smallest', "
     "parameter_dtype=None, weights_version=None, timeout=None",
@@ -75,7 +88,24 @@ STREAM = {
     "window": None,
     "snapshot": None,
 }
-KINDS = (seqloom.Client, seqloom.AsyncClient, seqloom.Stream, seqloom.AsyncStream, seqloom.Run, seqloom.AsyncRun)
+GROUP = {
+    "step": "self, frames, streams=None, timeout=None",
+    "send": "self, frames, streams=None, timeout=None",
+    "receive": "self, timeout=None",
+    "run": "self, chunks",
+    "reset": "self, streams=None",
+    "state": "self, streams=None, timeout=None",
+    "set_state": "self, state, streams=None, timeout=None",
+    "finish": "self, timeout=None",
+    "count": None,
+    "weights_version": None,
+    "window": None,
+    "snapshot": None,
+}
+KINDS = (
+    *(seqloom.Client, seqloom.AsyncClient, seqloom.Stream, seqloom.AsyncStream, seqloom.Run, seqloom.AsyncRun),
+    *(seqloom.StreamGroup, seqloom.AsyncStreamGroup),
+)
 RUN = {
     "forward_backward": "self, xs, targets=None, *, loss='cross_entropy', reduction='sum', output_gradients=None, "
     "initial_state=None, final_state_gradient=None, timeout=None",
@@ -161,9 +191,13 @@ def test_both_clients_have_these_methods_and_arguments(kind):
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [(seqloom.Stream, STREAM), (seqloom.AsyncStream, STREAM), (seqloom.Run, RUN), (seqloom.AsyncRun, RUN)],
+    [
+        *((kind, STREAM) for kind in (seqloom.Stream, seqloom.AsyncStream)),
+        *((kind, GROUP) for kind in (seqloom.StreamGroup, seqloom.AsyncStreamGroup)),
+        *((kind, RUN) for kind in (seqloom.Run, seqloom.AsyncRun)),
+    ],
 )
-def test_both_streams_and_both_runs_have_these_methods_and_arguments(kind, expected):
+def test_both_twins_of_streams_groups_and_runs_have_these_methods_and_arguments(kind, expected):
     members = public(kind)
     del members["__init__"]  # they are made by clients
     found = {name: None if isinstance(one, property) else parameters(one) for name, one in members.items()}

@@ -16,7 +16,7 @@ from benchmarks.loads.workload import TITLES
 
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- overload: written by make bench-overload -->\n", "<!-- overload: end -->\n"
-_NAME = re.compile(r"\d{4}-\d\d-\d\d-overload-cpu")
+_NAME = re.compile(r"\d{4}-\d\d-\d\d-overload-cpu[a-z0-9-]*")
 
 Point = dict[str, Any]
 """A row of the results file, as table_rows.Row has it."""
@@ -31,9 +31,11 @@ def write(results: pathlib.Path, page: pathlib.Path = PAGE) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{page} has no place for the results of overload")
-    tables = "\n\n".join(tables_of(json.loads(results.read_text())["rows"]))
+    taken = json.loads(results.read_text())
+    tables = "\n\n".join(tables_of(taken["rows"]))
     picture = f"![overload](../benchmarks/results/{results.stem}.png)"
-    shown = f"{before}{begin}\n{picture}\n\n{tables}\n\n{end}{after}"
+    on = "Taken on {date}, on {cores} cores of: {processor}.".format_map(taken["conditions"])
+    shown = f"{before}{begin}\n{picture}\n\n{on}\n\n{tables}\n\n{end}{after}"
     page.write_text(_NAME.sub(results.stem, shown))
 
 

@@ -1,1 +1,1 @@
-"""The connection to one server: its gRPC channel and stubs, and retries. It knows no particular call."""
+"""The connection to one server: its gRPC channel and stubs, the call that all runs share, and retries."""

@@ -1,4 +1,4 @@
-"""The gRPC channel of a client, with its stubs and the call that all its sessions share."""
+"""The gRPC channel of a client, with its stubs and the calls that all its sessions and all its runs share."""
 
 import asyncio
 import contextlib
@@ -10,15 +10,24 @@ import grpc
 
 from seqloom import _forks
 from seqloom._config import Config
+from seqloom._connection.run_stream import RunCallsCall, RunStream
 from seqloom._connection.service_stubs import ModelStub, TrainingStub
 from seqloom._streaming.shared_call import SharedCall, StreamCall
-from seqloom.v1 import inference_service_pb2, model_service_pb2_grpc, training_service_pb2_grpc
+from seqloom.v1 import (
+    inference_service_pb2,
+    model_service_pb2_grpc,
+    training_service_pb2,
+    training_service_pb2_grpc,
+)
 
 _STREAM_INFER = f"/{inference_service_pb2.DESCRIPTOR.services_by_name['InferenceService'].full_name}/StreamInfer"
+_RUN_CALLS = f"/{training_service_pb2.DESCRIPTOR.services_by_name['TrainingService'].full_name}/RunCalls"
 
 
 class Channel:
-    """The gRPC channel of a client. models, training: stubs. shared: the call that all sessions share."""
+    """The gRPC channel of a client. models, training: stubs. shared: the call that all sessions share; run_stream: that
+    all runs share.
+    """
 
     def __init__(self, config: Config) -> None:
         """Raises InvalidArgument in a fork of a process that used gRPC, and if a file of `tls` cannot be read."""
@@ -34,13 +43,19 @@ class Channel:
         )
         self.models: ModelStub = model_service_pb2_grpc.ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.training: TrainingStub = training_service_pb2_grpc.TrainingServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        # not the stub's method, which takes messages: the shared call sends encoded bytes
+        # not the stubs' methods, which take messages: the shared calls send encoded bytes
         stream_infer = self._channel.stream_stream(
             _STREAM_INFER,
             request_serializer=None,
             response_deserializer=inference_service_pb2.StreamInferResponse.FromString,
         )
         self.shared = SharedCall(lambda: cast(StreamCall, stream_infer(None, metadata=config.metadata())))
+        run_calls = self._channel.stream_stream(
+            _RUN_CALLS,
+            request_serializer=None,
+            response_deserializer=training_service_pb2.RunCallsResponse.FromString,
+        )
+        self.run_stream = RunStream(lambda: cast(RunCallsCall, run_calls(None, metadata=config.metadata())))
 
     @property
     def connected(self) -> bool:
@@ -61,6 +76,7 @@ class Channel:
         if self._watcher is not None:
             self._watcher.cancel()
         await self.shared.close()
+        await self.run_stream.close()
         await self._channel.close(None)
 
 

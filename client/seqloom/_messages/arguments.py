@@ -47,6 +47,7 @@ _PRECISIONS: dict[Precision, model_service_pb2.Precision] = {
     "full": model_service_pb2.PRECISION_FULL,
     "tf32": model_service_pb2.PRECISION_TF32,
     "bf16": model_service_pb2.PRECISION_BF16,
+    "int8": model_service_pb2.PRECISION_INT8,
 }
 _DTYPES: dict[DType, tensor_pb2.DataType] = {
     "float32": tensor_pb2.DATA_TYPE_FLOAT32,
@@ -93,6 +94,33 @@ def frames(value: npt.ArrayLike, spec: ModelSpec, name: str) -> Array:
     return array
 
 
+def group_frames(value: npt.ArrayLike, spec: ModelSpec, width: int, name: str) -> Array:
+    """Returns frames [w, k, D] of `width` streams, as frames() does. Raises InvalidArgument."""
+    array = numbers(value, spec, name)
+    if array.ndim != 3 or array.shape[0] != width or array.shape[2] != spec.input_size:
+        raise InvalidArgument(
+            f"{name}: has shape {list(array.shape)}: expected [{width}, steps, {spec.input_size}], frames of {width} "
+            "streams"
+        )
+    return array
+
+
+def stream_numbers(value: npt.ArrayLike | None, count: int) -> Array | None:
+    """Returns numbers of a group's streams, int32 [w]; None for all. Raises InvalidArgument."""
+    if value is None:
+        return None
+    array = np.asarray(value)
+    if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
+        raise InvalidArgument(f"streams: is {value!r}: expected numbers of streams, at least one, or None for all")
+    if array.min() < 0 or array.max() >= count:
+        wrong = array[(array < 0) | (array >= count)][0]
+        raise InvalidArgument(f"streams: has {wrong}: expected 0 to {count - 1}, as the group has {count} streams")
+    times = np.bincount(array, minlength=count)
+    if times.max() > 1:
+        raise InvalidArgument(f"streams: has stream {times.argmax()} twice: expected each once")
+    return array.astype(np.int32)
+
+
 def sequences(xs: Iterable[npt.ArrayLike], spec: ModelSpec) -> list[Array]:
     """Returns N sequences [T_i, D] of at least one step each. Raises InvalidArgument."""
     try:
@@ -135,6 +163,21 @@ def state_arrays(value: State, spec: ModelSpec, count: int, argument: str) -> di
             if list(parts[name].shape) != shape:
                 raise InvalidArgument(f"{argument}.{name}: has shape {list(parts[name].shape)}: expected {shape}")
     return parts
+
+
+def check_numbers(parts: dict[str, Array], spec: ModelSpec, argument: str) -> None:
+    """Raises InvalidArgument if the parts of a state, by name, have numbers that the server refuses.
+
+    For a state that is sent in parts, some of which it has before it sees the others.
+    """
+    for name, part in parts.items():
+        if not (finite := np.isfinite(part)).all():
+            index = np.argwhere(~finite)[0].tolist()
+            raise InvalidArgument(f"{argument}.{name}: is {part[tuple(index)]} at {index}: expected finite numbers")
+    hidden = parts["hidden"]
+    if spec.precision == "int8" and np.abs(hidden).max() > 1:
+        most = hidden.flat[np.abs(hidden).argmax()]
+        raise InvalidArgument(f"{argument}.hidden: has {most}: expected -1 to 1, as the model's precision is int8")
 
 
 def state_of(message: tensor_pb2.State) -> State:

@@ -33,6 +33,37 @@ class SendingSession(Protocol):
     def release_budget(self, size: int) -> None: ...
 
 
+class Entry(Protocol):
+    """What is queued to be sent. cancel: whether it drops its session; opens: whether it opens it.
+
+    deadline: on time.monotonic's clock, after which it is not written. size: its approximate bytes.
+    """
+
+    deadline: float
+
+    @property
+    def session(self) -> SendingSession: ...
+
+    @property
+    def cancel(self) -> bool: ...
+
+    @property
+    def opens(self) -> bool: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it will not be written, as its session has failed."""
+
+    def release_budget(self) -> None:
+        """Returns its bytes to the budget, as it was written or never will be."""
+
+    def buffers(self, now: float) -> wire.Buffers:
+        """Returns the encoded field of a StreamInferRequest. now: on time.monotonic's clock."""
+
+
 @dataclass(slots=True)
 class OutgoingEntry:
     """One entry of a session. open: a serialized OpenSession. held_bytes: bytes of the budget held until it is sent.
@@ -52,17 +83,24 @@ class OutgoingEntry:
     tell_timeout: bool = False
 
     @property
+    def opens(self) -> bool:
+        """Whether it opens the session."""
+        return self.open is not None
+
+    @property
     def size(self) -> int:
         """The approximate size of the entry, in bytes."""
         return 64 + len(self.open or b"") + (0 if self.frames is None else self.frames.nbytes)
 
+    @property
+    def is_dead(self) -> bool:
+        return self.session.failure is not None and not self.cancel
+
     def release_budget(self) -> None:
-        """Returns its bytes to the budget, as it was written or never will be."""
         if self.held_bytes:
             self.session.release_budget(self.held_bytes)
 
     def buffers(self, now: float) -> wire.Buffers:
-        """Returns the encoded field `entries` of a StreamInferRequest. now: on time.monotonic's clock."""
         head = inference_service_pb2.SessionRequest(
             session=self.session.number,
             acknowledged_steps=0 if self.frames is None else self.session.received,

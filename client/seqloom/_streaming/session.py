@@ -1,15 +1,16 @@
-"""What the client keeps of one session, live or whole: its window, its pending outputs, its final state or failure.
+"""What the client keeps of one session: its window, its pending outputs, its final state or failure.
 
 Everything here runs on one event loop.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
 from seqloom._messages import arguments
 from seqloom._streaming.chunk_assembly import ChunkAssembly
 from seqloom._streaming.deadline_timer import Deadline, DeadlineTimer, Waiter
-from seqloom._streaming.outgoing_entry import OutgoingEntry
+from seqloom._streaming.outgoing_entry import Entry, OutgoingEntry
 from seqloom.errors import SeqloomError, from_status, with_argument_names
 from seqloom.tensors import Array
 from seqloom.types import Chunk, Snapshot, State, Timing
@@ -24,31 +25,88 @@ class EntryQueue(Protocol):
 
     timer: DeadlineTimer
 
-    def put(self, entry: OutgoingEntry) -> None: ...
+    def put(self, entry: Entry) -> None: ...
 
 
-class Session:
-    """One session of a shared call. If it fails, every wait for it and every later call raise its failure.
+class CallSession(ABC):
+    """One session or group of a shared call. If it fails, every wait for it and every later call raise its failure.
 
-    frames_name: the caller's name of the frames, for error messages. opened: whether the entry that opens it was
-    written.
+    opened: whether the entry that opens it was written. weights_version: 0 until the server has opened it.
     """
 
-    def __init__(self, queue: EntryQueue, number: int, window: int, frames_name: str) -> None:
+    def __init__(self, queue: EntryQueue, number: int, window: int) -> None:
         self.number = number
         self.window = window
-        self.sent = 0
         self.weights_version = 0
-        self.snapshot: Snapshot | None = None
-        self.final_state: State | None = None
         self.timing: Timing | None = None
+        self.final_state: State | None = None
         self.failure: SeqloomError | None = None
         self.opened = False
         self.ending = False
         self._queue = queue
+        self._waiting: set[Waiter] = set()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended: all outputs have arrived, or it has failed."""
+        return self.final_state is not None or self.failure is not None
+
+    def fail(self, error: SeqloomError) -> None:
+        """Ends it with an error, unless it has ended."""
+        if not self.ended:
+            self.failure = error
+            self._drop_pending()
+        self.notify()
+
+    @abstractmethod
+    def cancel(self, error: SeqloomError) -> None:
+        """Cancels it, unless it has ended. What is ready can still be received."""
+
+    def release_budget(self, size: int) -> None:  # noqa: B027 - only live streams and groups take any
+        """Returns bytes to the stream budget that were taken for an entry."""
+
+    async def wait(self, condition: Callable[[], bool], deadline: Deadline) -> None:
+        """Waits until a condition is true. Raises the session's failure, and TimeoutError at the deadline."""
+        while not condition():
+            if self.failure is not None:
+                raise self.failure
+            waiter = Waiter(condition, deadline)
+            self._waiting.add(waiter)
+            self._queue.timer.watch(waiter)
+            try:
+                await waiter.woken
+            except TimeoutError:
+                if self.failure is not None:
+                    raise self.failure from None
+                if not condition():
+                    raise
+            finally:
+                self._waiting.discard(waiter)
+                self._queue.timer.forget(waiter)
+
+    def notify(self) -> None:
+        """Wakes the waits whose condition is true, or all of them if the session has failed."""
+        for waiter in self._waiting:
+            if self.failure is not None or waiter.condition():
+                waiter.wake()
+
+    @abstractmethod
+    def _drop_pending(self) -> None:
+        """Drops the outputs of what is incomplete, as no more will arrive."""
+
+
+class Session(CallSession):
+    """One session of a shared call, live or whole.
+
+    frames_name: the caller's name of the frames, for error messages.
+    """
+
+    def __init__(self, queue: EntryQueue, number: int, window: int, frames_name: str) -> None:
+        super().__init__(queue, number, window)
+        self.sent = 0
+        self.snapshot: Snapshot | None = None
         self._frames_name = frames_name
         self._chunks = ChunkAssembly()
-        self._waiting: set[Waiter] = set()
 
     @property
     def received(self) -> int:
@@ -76,11 +134,6 @@ class Session:
         return self.final_state is not None and not self.has_pending
 
     @property
-    def ended(self) -> bool:
-        """Whether the session has ended: all outputs have arrived, or it has failed."""
-        return self.final_state is not None or self.failure is not None
-
-    @property
     def room(self) -> int:
         """The steps that the window has room for."""
         return self.window - (self.sent - self.received)
@@ -94,16 +147,6 @@ class Session:
         if not self.ended:
             self._queue.put(OutgoingEntry(self, cancel=True))
             self.fail(error)
-
-    def fail(self, error: SeqloomError) -> None:
-        """Ends the session with an error, unless it has ended."""
-        if not self.ended:
-            self.failure = error
-            self._drop_pending()
-        self.notify()
-
-    def release_budget(self, size: int) -> None:
-        """Returns bytes to the stream budget that were taken for an entry; only live streams take any."""
 
     def take(self, entry: inference_service_pb2.SessionResponse) -> None:
         """Handles a response of the server for this session."""
@@ -123,33 +166,7 @@ class Session:
             self.final_state = arguments.state_of(entry.ended.final_state)
         self.notify()
 
-    async def wait(self, condition: Callable[[], bool], deadline: Deadline) -> None:
-        """Waits until a condition is true. Raises the session's failure, and TimeoutError at the deadline."""
-        while not condition():
-            if self.failure is not None:
-                raise self.failure
-            waiter = Waiter(condition, deadline)
-            self._waiting.add(waiter)
-            self._queue.timer.watch(waiter)
-            try:
-                await waiter.woken
-            except TimeoutError:
-                if self.failure is not None:
-                    raise self.failure from None
-                if not condition():
-                    raise
-            finally:
-                self._waiting.discard(waiter)
-                self._queue.timer.forget(waiter)
-
-    def notify(self) -> None:
-        """Wakes the waits whose condition is true, or all of them if the session has failed."""
-        for waiter in self._waiting:
-            if self.failure is not None or waiter.condition():
-                waiter.wake()
-
     def _drop_pending(self) -> None:
-        """Drops the outputs of incomplete chunks, as no more will arrive."""
         self._chunks.drop_pending()
 
 

@@ -9,8 +9,9 @@ import collections
 import contextlib
 import copy
 import time
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import grpc
 
@@ -18,8 +19,8 @@ from seqloom import wire
 from seqloom._config import MESSAGE_BYTES
 from seqloom._streaming.deadline_timer import DeadlineTimer
 from seqloom._streaming.live_session import LiveSession
-from seqloom._streaming.outgoing_entry import OutgoingEntry
-from seqloom._streaming.session import INITIAL_WINDOW, Session
+from seqloom._streaming.outgoing_entry import Entry
+from seqloom._streaming.session import INITIAL_WINDOW, CallSession, EntryQueue, Session
 from seqloom._streaming.stream_budget import StreamBudget
 from seqloom._streaming.throttle import Throttle
 from seqloom._streaming.whole_session import WholeSession
@@ -34,7 +35,23 @@ SessionKind: TypeAlias = "tuple[ModelSpec, Outputs]"
 """What the server computes the size of a session's window from."""
 
 _MAX_ENTRIES = 4096  # in one message
+_FEW_ENTRIES = 64
 _CLOSE_SECONDS = 1.0  # how long the server may take to end a call that the client has ended
+
+
+class OpensGroup(CallSession):
+    """A stream group, as this call needs it."""
+
+    @abstractmethod
+    def open(self, message: inference_service_pb2.OpenGroup, deadline: float) -> None:
+        """Opens the group, unless the deadline passes before it can be sent."""
+
+    @abstractmethod
+    def take(self, entry: inference_service_pb2.GroupResponse) -> None:
+        """Handles a response of the server for this group."""
+
+
+Group = TypeVar("Group", bound=OpensGroup)
 
 
 class SharedCall:
@@ -82,15 +99,23 @@ class SharedCall:
         session = LiveSession(call, call.new_number(), window, budget=self._budget)
         call.add(session)
         session.open(message, deadline)
-        try:
-            await session.wait(lambda: session.weights_version > 0, deadline)
-        except TimeoutError:
-            raise DeadlineExceeded("the server did not respond before the timeout", reason="TIMEOUT") from None
-        finally:
-            if not session.weights_version:
-                session.cancel(Cancelled("opening the stream was cancelled", reason="CANCELLED"))
+        await _opened(session, deadline)
         self.remember_window(kind, session)
         return session
+
+    async def open_group(
+        self,
+        make: Callable[[EntryQueue, int, StreamBudget], Group],
+        message: inference_service_pb2.OpenGroup,
+        deadline: float,
+    ) -> Group:
+        """Opens a group, waiting for the server. make: returns it, by its number. Raises as open_session()."""
+        call = self._open_call()
+        group = make(call, call.new_number(), self._budget)
+        call.add(group)
+        group.open(message, deadline)
+        await _opened(group, deadline)
+        return group
 
     def remember_window(self, kind: SessionKind, session: Session) -> None:
         """Remembers the window of an opened session for the next session of its kind."""
@@ -111,6 +136,17 @@ class SharedCall:
         return self._call
 
 
+async def _opened(session: CallSession, deadline: float) -> None:
+    """Waits until the server has opened a session or a group. Raises DeadlineExceeded and the server's errors."""
+    try:
+        await session.wait(lambda: session.weights_version > 0, deadline)
+    except BaseException as error:  # also if it was opened at the same moment: nobody would ever end it
+        session.cancel(Cancelled("opening the stream was cancelled", reason="CANCELLED"))
+        if isinstance(error, TimeoutError):
+            raise DeadlineExceeded("the server did not respond before the timeout", reason="TIMEOUT") from None
+        raise
+
+
 class _OpenCall:
     """One gRPC call, with a task that writes queued entries and a task that reads responses."""
 
@@ -119,8 +155,10 @@ class _OpenCall:
         self.timer = DeadlineTimer()
         self._call = call
         self._sessions: dict[int, Session] = {}
+        self._groups: dict[int, OpensGroup] = {}
         self._numbers = 0
-        self._outbox: collections.deque[OutgoingEntry] = collections.deque()
+        self._outbox: collections.deque[Entry] = collections.deque()
+        self._look_at = _FEW_ENTRIES  # entries, at which those that will not be written are dropped
         self._wake = asyncio.Event()
         self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
 
@@ -128,24 +166,30 @@ class _OpenCall:
         self._numbers += 1
         return self._numbers
 
-    def add(self, session: Session) -> None:
-        self._sessions[session.number] = session
+    def add(self, session: Session | OpensGroup) -> None:
+        if isinstance(session, OpensGroup):
+            self._groups[session.number] = session
+        else:
+            self._sessions[session.number] = session
 
-    def put(self, entry: OutgoingEntry) -> None:
+    def put(self, entry: Entry) -> None:
         """Queues an entry for the next message."""
         if entry.cancel:
             self._sessions.pop(entry.session.number, None)
+            self._groups.pop(entry.session.number, None)
             if not entry.session.opened:
                 return  # the server never hears of it, as what fails before it is written is not written
         if self.broken:
             entry.release_budget()
             return
         self._outbox.append(entry)
+        if len(self._outbox) >= self._look_at:
+            self._drop_dead_entries()
         self._wake.set()
 
     async def close(self) -> None:
         """Ends the call; open sessions fail with Cancelled."""
-        quiet = not self._sessions and not self.broken
+        quiet = not self._sessions and not self._groups and not self.broken
         self._fail(Cancelled("the client is closed", reason="CLIENT_CLOSED"))
         if quiet:  # so that the server does not count the call as cancelled
             with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
@@ -180,6 +224,8 @@ class _OpenCall:
                     break
                 for entry in message.entries:
                     self._take(entry)
+                for group in message.groups:
+                    self._take_group(group)
             code = await self._call.code()
             error = Unavailable(f"the server ended the call ({code.name})", reason="CALL_ENDED")
         except asyncio.CancelledError:
@@ -205,14 +251,32 @@ class _OpenCall:
             if session.ended:
                 del self._sessions[entry.session]
 
+    def _take_group(self, entry: inference_service_pb2.GroupResponse) -> None:
+        group = self._groups.get(entry.group)
+        if group is not None:
+            group.take(entry)
+            if group.ended:
+                del self._groups[entry.group]
+
     def _fail(self, error: SeqloomError) -> None:
         self.broken = True
-        sessions, self._sessions = self._sessions, {}
-        for session in sessions.values():
+        sessions: list[CallSession] = [*self._sessions.values(), *self._groups.values()]
+        self._sessions, self._groups = {}, {}
+        for session in sessions:
             session.fail(copy.copy(error))  # each copy gets its own traceback
         while self._outbox:
             self._outbox.popleft().release_budget()
         self.timer.stop()
+
+    def _drop_dead_entries(self) -> None:
+        """Drops entries of sessions that have failed: while nothing can be written, they would keep their frames."""
+        kept: collections.deque[Entry] = collections.deque()
+        for entry in self._outbox:
+            if entry.is_dead:
+                entry.release_budget()
+            else:
+                kept.append(entry)
+        self._outbox, self._look_at = kept, 2 * len(kept) + _FEW_ENTRIES
 
     def _next_message(self) -> bytes:
         """Returns an encoded StreamInferRequest of the next entries; b"" if nobody waits for any of them."""
@@ -227,9 +291,9 @@ class _OpenCall:
             session = entry.session
             if entry.deadline <= now and not session.failure:  # and its caller could not be told yet
                 session.cancel(DeadlineExceeded("the timeout passed before the request was sent", reason="TIMEOUT"))
-            if session.failure and not entry.cancel:
+            if entry.is_dead:
                 continue
-            session.opened = session.opened or entry.open is not None
+            session.opened = session.opened or entry.opens
             parts += entry.buffers(now)
             room -= size
             entries += 1

@@ -61,7 +61,7 @@ class AsyncStream:
         Raises DeadlineExceeded if they are still full at the timeout: receive outputs first.
         """
         session, spec = self._require_open()
-        with _stream_errors:
+        with stream_errors:
             await session.send(arguments.frames(frames, spec, "frames"), self._deadline(timeout))
 
     async def receive(self, timeout: float | None = None) -> Chunk:
@@ -70,7 +70,7 @@ class AsyncStream:
         Raises DeadlineExceeded; InvalidArgument if the stream is finished and all outputs were received.
         """
         session, _ = self._require_open()
-        with _stream_errors:
+        with stream_errors:
             if not session.ready:
                 await _until(session, lambda: session.ready or session.exhausted, self._deadline(timeout))
             if session.ready:
@@ -80,7 +80,7 @@ class AsyncStream:
     async def reset(self) -> None:
         """Sets the hidden state to zero before the next frames. The count of steps goes on."""
         session, _ = self._require_open()
-        with _stream_errors:
+        with stream_errors:
             session.reset()
 
     async def finish(self, timeout: float | None = None) -> State:
@@ -89,7 +89,7 @@ class AsyncStream:
         Outputs that were not received yet can still be: by iteration, or by receive().
         """
         session, _ = self._require_open()
-        with _stream_errors:
+        with stream_errors:
             deadline = self._deadline(timeout)
             await session.end(deadline)
             await _until(session, lambda: session.final_state is not None, deadline)
@@ -112,7 +112,7 @@ class AsyncStream:
         sending.add_done_callback(finished_sending)
         try:
             while True:
-                with _stream_errors:
+                with stream_errors:
                     if not session.ready:
                         await _until(
                             session,
@@ -133,7 +133,7 @@ class AsyncStream:
         """Yields the outputs of chunks, in order, until the stream is finished and all outputs were received."""
         session, _ = self._require_open()
         while True:
-            with _stream_errors:
+            with stream_errors:
                 await session.wait(lambda: session.ready or session.exhausted, math.inf)
                 if not session.ready:
                     return
@@ -167,7 +167,7 @@ class AsyncStream:
     async def _send_in_time(self, frames: npt.ArrayLike) -> None:
         # no deadline: the caller of run() may take outputs as slowly as it likes
         session, spec = self._require_open()
-        with _stream_errors:
+        with stream_errors:
             await session.send(arguments.frames(frames, spec, "chunks"), math.inf)
 
     def _require_open(self) -> tuple[LiveSession, ModelSpec]:
@@ -216,4 +216,4 @@ class _StreamErrors:
             raise error.with_traceback(None) from None
 
 
-_stream_errors = _StreamErrors()
+stream_errors = _StreamErrors()

@@ -8,7 +8,9 @@ until such a server got all calls again, as what it gets doubles every 1.4 secon
 one and, for a second, refused none.
 
 A server refuses what would be late, so a refusal says nothing about a call that has more time, or is shorter. Only
-calls are counted, and refused here, that demand at least as much as one that was refused lately.
+calls are counted, and refused here, that demand at least as much as one that was refused lately; and of those that were
+not accepted only the ones count that demand not much more, or a hasty flood would spoil it for patient calls of which
+a server refuses one now and then.
 """
 
 import math
@@ -25,6 +27,8 @@ _AT_A_TIME = 32  # accepted calls
 _PROBE_SECONDS = 1.0  # without a call that was sent, after which one is
 _REMEMBERED_SECONDS = 1.5  # that a refused call is remembered, or up to twice that; longer than until the next probe
 _ALIKE = 1.1  # times the timeout: equal timeouts differ a little by the time that calls are sent
+_ONE_LOAD = 2  # classes of lengths: what is four times as long counts as well, as recordings of one kind differ so
+_NOTHING = 1e-3  # so much of a call is no longer counted
 
 
 class Throttle:
@@ -36,7 +40,8 @@ class Throttle:
 
     def __init__(self) -> None:
         self.quiet = True
-        self._calls = self._accepted = 0.0
+        self._accepted = 0.0
+        self._others: dict[tuple[int, int], float] = {}  # refused by the server or here, by size and patience
         self._uncounted = 0  # accepted calls
         self._last = self._since = 0.0
         # the longest timeout of those that were refused, by their size: now, and in the time before
@@ -57,9 +62,13 @@ class Throttle:
         self._age()
         if not self._demands_as_much(seconds, steps):
             return
-        probe = self._calls < _LEAST_CALLS or self._last - self._sent_at >= _PROBE_SECONDS
-        if not probe and random.random() * (self._calls + 1) < self._calls - _K * self._accepted:
-            self._calls += 1
+        size, patience = demand = _size(steps), _patience(seconds)
+        calls = self._accepted + sum(
+            count for (its, long), count in self._others.items() if its <= size + _ONE_LOAD and long >= patience
+        )
+        probe = calls < _LEAST_CALLS or self._last - self._sent_at >= _PROBE_SECONDS
+        if not probe and random.random() * (calls + 1) < calls - _K * self._accepted:
+            self._others[demand] = self._others.get(demand, 0.0) + 1
             raise Overloaded(
                 "the server refuses many calls like this one: it was not sent",
                 retry_after=self._retry_after,
@@ -78,7 +87,6 @@ class Throttle:
         self._age()
         counts = self._demands_as_much(seconds, steps)
         if counts:
-            self._calls += 1
             self._accepted += 1
         if self._last - self._refused_at >= (_OVERLOADED_SECONDS if counts else 2 * _REMEMBERED_SECONDS):
             self._forget()
@@ -87,8 +95,8 @@ class Throttle:
         """Counts a call that the server has refused."""
         self._count()  # else the first few refusals would seem to be all there was
         self.quiet = False
-        self._calls += 1
-        size = _size(steps)
+        size, _ = demand = _size(steps), _patience(seconds)
+        self._others[demand] = self._others.get(demand, 0.0) + 1
         self._refused[size] = max(seconds, self._refused.get(size, 0.0))
         self._refused_at, self._retry_after, self._reason = self._last, error.retry_after, error.reason
         self._overloaded_until = self._last + max(_OVERLOADED_SECONDS, error.retry_after)
@@ -105,7 +113,10 @@ class Throttle:
     def _age(self) -> None:
         now = time.monotonic()
         kept = math.exp((self._last - now) / _SECONDS)
-        self._last, self._calls, self._accepted = now, self._calls * kept, self._accepted * kept
+        self._last, self._accepted = now, self._accepted * kept
+        if self._others:
+            aged = ((demand, count * kept) for demand, count in self._others.items())
+            self._others = {demand: count for demand, count in aged if count > _NOTHING}
         if now - self._since >= _REMEMBERED_SECONDS:
             forgotten = now - self._since >= 2 * _REMEMBERED_SECONDS
             self._refused_before = {} if forgotten else self._refused
@@ -113,16 +124,19 @@ class Throttle:
 
     def _count(self) -> None:
         self._age()
-        self._calls += self._uncounted
         self._accepted += self._uncounted
         self._uncounted = 0
 
     def _forget(self) -> None:
         self.quiet = True
-        self._calls = self._accepted
-        self._refused, self._refused_before = {}, {}
+        self._others, self._refused, self._refused_before = {}, {}, {}
 
 
 def _size(steps: int) -> int:
     """Returns the class of a length. Each is twice as long as the one before: few calls have just as many steps."""
     return steps.bit_length()
+
+
+def _patience(seconds: float) -> int:
+    """Returns the class of a timeout. Each is twice as long as the one before, and 1 s is in the middle of one."""
+    return round(math.log2(min(max(seconds, 1e-6), 1e6)))

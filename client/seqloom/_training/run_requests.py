@@ -1,4 +1,8 @@
-"""The numbered calls on a training run: the request that each sends and the result that it returns."""
+"""The numbered calls on a training run: the request that each sends and the result that it returns.
+
+Gradients and optimizer steps go by the call that all runs of a client share, but for those that are so large that a
+call of their own costs nothing in comparison, and to servers that do not know the shared call.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,17 +10,24 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from seqloom._connection.service_stubs import CallOptions, TrainingStub
+from seqloom import wire
+from seqloom._connection.channel import Channel
+from seqloom._connection.run_stream import NotServed
+from seqloom._connection.service_stubs import CallOptions
 from seqloom._training.results import ForwardBackwardResult, StepResult
 from seqloom._training.training_examples import TrainingExamples
-from seqloom.errors import checked_reply
+from seqloom.errors import Internal, checked_reply
 from seqloom.types import Timing
 from seqloom.v1 import training_service_pb2
-from seqloom.v1.training_service_pb2 import CallId
+from seqloom.v1.training_service_pb2 import CallId, RunCall, RunCallReply
 
 Result = TypeVar("Result", covariant=True)
 
 _NEVER = 2**62  # a step that no run reaches
+_EXAMPLES = training_service_pb2.ForwardBackwardRequest.EXAMPLES_FIELD_NUMBER
+_FORWARD_BACKWARD = RunCall.FORWARD_BACKWARD_FIELD_NUMBER
+_OPTIM_STEP = RunCall.OPTIM_STEP_FIELD_NUMBER
+_SHARED_BYTES = 256 << 10  # of an entry of the shared call, at most: a larger one would hold up the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +52,7 @@ class RunRequest(Protocol[Result]):
     def size(self) -> int: ...
 
     async def send(
-        self, stub: TrainingStub, call: CallId, calls: Mapping[str, int], options: CallOptions
+        self, channel: Channel, call: CallId, calls: Mapping[str, int], options: CallOptions
     ) -> RunReply[Result]:
         """Sends the call. calls: if an optimizer step is sent again, the `calls` of its first reply."""
 
@@ -57,10 +68,18 @@ class ForwardBackward:
         return self.examples.nbytes
 
     async def send(
-        self, stub: TrainingStub, call: CallId, calls: Mapping[str, int], options: CallOptions
+        self, channel: Channel, call: CallId, calls: Mapping[str, int], options: CallOptions
     ) -> RunReply[ForwardBackwardResult]:
-        first = training_service_pb2.ForwardBackwardRequest(call=call)
-        reply = checked_reply(await stub.ForwardBackward(self.examples.requests(first), **options))
+        first = training_service_pb2.ForwardBackwardRequest(call=call, parts=1)
+        shared = None
+        if self.size <= _SHARED_BYTES:
+            request = [first.SerializeToString(), *self.examples.encoded(_EXAMPLES)]
+            shared = await _shared(channel, "forward_backward", wire.message(_FORWARD_BACKWARD, request))
+        if shared is not None:
+            reply = shared.forward_backward
+        else:
+            first.ClearField("parts")
+            reply = checked_reply(await channel.training.ForwardBackward(self.examples.requests(first), **options))
         timing = Timing(reply.timing.queue_seconds, reply.timing.compute_seconds)
         losses = np.array(reply.losses, float)
         result = ForwardBackwardResult(reply.loss, losses, reply.step, reply.progress.durable_step, timing)
@@ -76,14 +95,30 @@ class OptimStep:
     size: int = 0
 
     async def send(
-        self, stub: TrainingStub, call: CallId, calls: Mapping[str, int], options: CallOptions
+        self, channel: Channel, call: CallId, calls: Mapping[str, int], options: CallOptions
     ) -> RunReply[StepResult]:
         request = training_service_pb2.OptimStepRequest(
             call=call, learning_rate=self.learning_rate, expected_step=self.expected_step, calls=calls
         )
-        reply = checked_reply(await stub.OptimStep(request, **options))
+        shared = await _shared(channel, "optim_step", wire.message(_OPTIM_STEP, [request.SerializeToString()]))
+        reply = (
+            checked_reply(await channel.training.OptimStep(request, **options)) if shared is None else shared.optim_step
+        )
         result = StepResult(reply.step, reply.gradient_norm, reply.progress.durable_step)
         return RunReply(result, reply.progress.calls_durable, reply.step, dict(reply.calls))
+
+
+async def _shared(channel: Channel, kind: str, entry: wire.Buffers) -> RunCallReply | None:
+    """Sends an entry by the shared call and returns its reply; None if the server has no such call."""
+    if not channel.run_stream.served:
+        return None
+    try:
+        reply = await channel.run_stream.send(entry)
+    except NotServed:
+        return None
+    if reply.WhichOneof("reply") != kind:
+        raise Internal(f"the server answered {kind} with another reply", reason="MALFORMED_REPLY")
+    return reply
 
 
 # Sent in place of a call that was refused if the server has lost it: it is refused again, which uses up its number.
@@ -98,10 +133,10 @@ class SaveCheckpoint:
     size: int = 0
 
     async def send(
-        self, stub: TrainingStub, call: CallId, calls: Mapping[str, int], options: CallOptions
+        self, channel: Channel, call: CallId, calls: Mapping[str, int], options: CallOptions
     ) -> RunReply[int]:
         request = training_service_pb2.SaveCheckpointRequest(call=call, name=self.name)
-        progress = checked_reply(await stub.SaveCheckpoint(request, **options)).progress
+        progress = checked_reply(await channel.training.SaveCheckpoint(request, **options)).progress
         return RunReply(progress.durable_step, progress.calls_durable, progress.step + 1)
 
 
@@ -113,10 +148,10 @@ class LoadCheckpoint:
     size: int = 0
 
     async def send(
-        self, stub: TrainingStub, call: CallId, calls: Mapping[str, int], options: CallOptions
+        self, channel: Channel, call: CallId, calls: Mapping[str, int], options: CallOptions
     ) -> RunReply[int]:
         request = training_service_pb2.LoadCheckpointRequest(call=call, name=self.name)
-        progress = checked_reply(await stub.LoadCheckpoint(request, **options)).progress
+        progress = checked_reply(await channel.training.LoadCheckpoint(request, **options)).progress
         return RunReply(progress.step, progress.calls_durable)  # no step: steps count on from the checkpoint's
 
 
@@ -127,7 +162,9 @@ class PublishRun:
     size: int = 0
 
     async def send(
-        self, stub: TrainingStub, call: CallId, calls: Mapping[str, int], options: CallOptions
+        self, channel: Channel, call: CallId, calls: Mapping[str, int], options: CallOptions
     ) -> RunReply[int]:
-        reply = checked_reply(await stub.PublishRun(training_service_pb2.PublishRunRequest(call=call), **options))
+        reply = checked_reply(
+            await channel.training.PublishRun(training_service_pb2.PublishRunRequest(call=call), **options)
+        )
         return RunReply(reply.weights_version, reply.progress.calls_durable, reply.progress.step + 1)

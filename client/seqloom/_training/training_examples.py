@@ -7,13 +7,13 @@ from typing import Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from seqloom import tensors
+from seqloom import tensors, wire
 from seqloom._config import MAX_SEND_BYTES, MESSAGE_BYTES
 from seqloom._messages import arguments
 from seqloom.errors import InvalidArgument
 from seqloom.tensors import Array
 from seqloom.types import ModelSpec, State
-from seqloom.v1 import training_service_pb2
+from seqloom.v1 import tensor_pb2, training_service_pb2
 
 Loss = Literal["cross_entropy", "mse", "ctc"]
 Reduction = Literal["sum", "mean"]
@@ -29,6 +29,10 @@ _LOSSES: dict[Loss, training_service_pb2.LossKind] = {
     "mse": training_service_pb2.LOSS_KIND_MSE,
     "ctc": training_service_pb2.LOSS_KIND_CTC,
 }
+_SEQUENCES = training_service_pb2.Examples.SEQUENCES_FIELD_NUMBER
+_TARGETS = training_service_pb2.Examples.TARGETS_FIELD_NUMBER
+_OUTPUT_GRADIENTS = training_service_pb2.Examples.OUTPUT_GRADIENTS_FIELD_NUMBER
+_ROWS = tensor_pb2.SequenceBatch.ROWS_FIELD_NUMBER
 _ROOM = MESSAGE_BYTES - (16 << 10)  # tensor bytes of one message: the rest is for its other fields
 
 
@@ -121,6 +125,17 @@ class TrainingExamples:
             message, count = type(first)(examples=part), count + 1
         message.parts = count
         yield message
+
+    def encoded(self, field: int) -> wire.Buffers:
+        """Returns the bytes of all examples as a field of a message, with views of the arrays."""
+        parts: wire.Buffers = [self.head.SerializeToString()]
+        # beside that of the head, which has the lengths: protobuf merges a message that is there twice
+        parts += wire.message(_SEQUENCES, wire.tensor(_ROWS, self.rows))
+        if self.targets is not None:
+            parts += wire.tensor(_TARGETS, self.targets)
+        if self.output_gradients is not None:
+            parts += wire.tensor(_OUTPUT_GRADIENTS, self.output_gradients)
+        return wire.message(field, parts)
 
     def _parts(self) -> Iterator[training_service_pb2.Examples]:
         """Yields the parts; the first has all other fields."""

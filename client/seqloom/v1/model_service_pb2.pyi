@@ -27,6 +27,7 @@ class Precision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PRECISION_FULL: _ClassVar[Precision]
     PRECISION_TF32: _ClassVar[Precision]
     PRECISION_BF16: _ClassVar[Precision]
+    PRECISION_INT8: _ClassVar[Precision]
 CELL_TYPE_UNSPECIFIED: CellType
 CELL_TYPE_ELMAN: CellType
 CELL_TYPE_GRU: CellType
@@ -38,6 +39,7 @@ PRECISION_UNSPECIFIED: Precision
 PRECISION_FULL: Precision
 PRECISION_TF32: Precision
 PRECISION_BF16: Precision
+PRECISION_INT8: Precision
 
 class ModelSpec(_message.Message):
     __slots__ = ("cell", "activation", "input_size", "hidden_size", "output_size", "num_layers", "data_type", "conv_channels", "conv_width", "bidirectional", "precision")

@@ -1,3 +1,4 @@
+from google.rpc import status_pb2 as _status_pb2
 from seqloom.v1 import model_service_pb2 as _model_service_pb2
 from seqloom.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf.internal import containers as _containers
@@ -368,6 +369,42 @@ class OptimStepResponse(_message.Message):
     progress: RunProgress
     calls: _containers.ScalarMap[str, int]
     def __init__(self, step: _Optional[int] = ..., gradient_norm: _Optional[float] = ..., progress: _Optional[_Union[RunProgress, _Mapping]] = ..., calls: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class RunCallsRequest(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[RunCall]
+    def __init__(self, entries: _Optional[_Iterable[_Union[RunCall, _Mapping]]] = ...) -> None: ...
+
+class RunCall(_message.Message):
+    __slots__ = ("entry", "cancel", "forward_backward", "optim_step")
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_BACKWARD_FIELD_NUMBER: _ClassVar[int]
+    OPTIM_STEP_FIELD_NUMBER: _ClassVar[int]
+    entry: int
+    cancel: bool
+    forward_backward: ForwardBackwardRequest
+    optim_step: OptimStepRequest
+    def __init__(self, entry: _Optional[int] = ..., cancel: bool = ..., forward_backward: _Optional[_Union[ForwardBackwardRequest, _Mapping]] = ..., optim_step: _Optional[_Union[OptimStepRequest, _Mapping]] = ...) -> None: ...
+
+class RunCallsResponse(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[RunCallReply]
+    def __init__(self, entries: _Optional[_Iterable[_Union[RunCallReply, _Mapping]]] = ...) -> None: ...
+
+class RunCallReply(_message.Message):
+    __slots__ = ("entry", "error", "forward_backward", "optim_step")
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_BACKWARD_FIELD_NUMBER: _ClassVar[int]
+    OPTIM_STEP_FIELD_NUMBER: _ClassVar[int]
+    entry: int
+    error: _status_pb2.Status
+    forward_backward: ForwardBackwardResponse
+    optim_step: OptimStepResponse
+    def __init__(self, entry: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., forward_backward: _Optional[_Union[ForwardBackwardResponse, _Mapping]] = ..., optim_step: _Optional[_Union[OptimStepResponse, _Mapping]] = ...) -> None: ...
 
 class SaveCheckpointRequest(_message.Message):
     __slots__ = ("call", "name")

@@ -64,6 +64,11 @@ class TrainingServiceStub(object):
                 request_serializer=seqloom_dot_v1_dot_training__service__pb2.ForwardBackwardRequest.SerializeToString,
                 response_deserializer=seqloom_dot_v1_dot_training__service__pb2.ForwardBackwardResponse.FromString,
                 _registered_method=True)
+        self.RunCalls = channel.stream_stream(
+                '/seqloom.v1.TrainingService/RunCalls',
+                request_serializer=seqloom_dot_v1_dot_training__service__pb2.RunCallsRequest.SerializeToString,
+                response_deserializer=seqloom_dot_v1_dot_training__service__pb2.RunCallsResponse.FromString,
+                _registered_method=True)
         self.OptimStep = channel.unary_unary(
                 '/seqloom.v1.TrainingService/OptimStep',
                 request_serializer=seqloom_dot_v1_dot_training__service__pb2.OptimStepRequest.SerializeToString,
@@ -131,6 +136,14 @@ class TrainingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RunCalls(self, request_iterator, context):
+        """Carries any number of calls on runs, many in one message: each is what the method of its name would do, with the
+        same effect and the same reply, and is answered as soon as it is done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def OptimStep(self, request, context):
         """Applies what was accumulated, and clears it.
         """
@@ -189,6 +202,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.ForwardBackward,
                     request_deserializer=seqloom_dot_v1_dot_training__service__pb2.ForwardBackwardRequest.FromString,
                     response_serializer=seqloom_dot_v1_dot_training__service__pb2.ForwardBackwardResponse.SerializeToString,
+            ),
+            'RunCalls': grpc.stream_stream_rpc_method_handler(
+                    servicer.RunCalls,
+                    request_deserializer=seqloom_dot_v1_dot_training__service__pb2.RunCallsRequest.FromString,
+                    response_serializer=seqloom_dot_v1_dot_training__service__pb2.RunCallsResponse.SerializeToString,
             ),
             'OptimStep': grpc.unary_unary_rpc_method_handler(
                     servicer.OptimStep,
@@ -373,6 +391,33 @@ class TrainingService(object):
             '/seqloom.v1.TrainingService/ForwardBackward',
             seqloom_dot_v1_dot_training__service__pb2.ForwardBackwardRequest.SerializeToString,
             seqloom_dot_v1_dot_training__service__pb2.ForwardBackwardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunCalls(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/seqloom.v1.TrainingService/RunCalls',
+            seqloom_dot_v1_dot_training__service__pb2.RunCallsRequest.SerializeToString,
+            seqloom_dot_v1_dot_training__service__pb2.RunCallsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,6 +18,7 @@ from seqloom_server.engine.admission.loop_time import TimedLoop
 from seqloom_server.engine.core.limits import SchedulerLimits
 from seqloom_server.engine.core.overload import ONE_SECOND, memory_exhausted, overloaded
 from seqloom_server.engine.core.sequence import Chunk, Op, OutputSpec, Sequence, Sink, StateArrays
+from seqloom_server.engine.core.stream_group import StreamGroup
 from seqloom_server.engine.core.training_job import Job
 from seqloom_server.engine.device.device_thread import DeviceThread, Results, TrainingResults
 from seqloom_server.engine.device.transfers import staging_of
@@ -156,13 +157,15 @@ class Engine:
         rate: float = 0.0,
         total_steps: int = 0,
         likely_steps: int = 0,
+        group: StreamGroup | None = None,
     ) -> Sequence:
         """Returns a new sequence under these weights; it runs as chunks are fed to it.
 
         deadline: by time.monotonic(). caller: whom it is counted for. rate: steps a second of a live session that is
         promised its delay. total_steps: of a whole sequence that says them before its frames come. likely_steps: of one
-        whose frames have come and are not read yet: it is refused before they are, or in the end by feed(). Raises
-        ServerError OVERLOADED, SHUTTING_DOWN or ENGINE_DEAD.
+        whose frames have come and are not read yet: it is refused before they are, or in the end by feed(). group: the
+        streams of a live session that are advanced together. Raises ServerError OVERLOADED, SHUTTING_DOWN or
+        ENGINE_DEAD.
         """
         self.check_serving()
         sequence = Sequence(
@@ -176,6 +179,7 @@ class Engine:
             caller=caller,
             rate=rate,
             total_steps=total_steps,
+            group=group,
             last_active=time.monotonic(),
         )
         self.sequences.add(sequence, weights, likely_steps)
@@ -284,7 +288,7 @@ class Engine:
             sequence = member.sequence
             if sequence.dropped:
                 if sequence.op is Op.STREAM and member.steps:
-                    self._metrics.wasted(Op.STREAM, sequence.weights.model, member.steps)
+                    self._metrics.wasted(Op.STREAM, sequence.weights.model, member.cells)
                 continue
             try:
                 sequence.sink.deliver(sequence, result)

@@ -91,10 +91,10 @@ class EngineMetrics:
                 metric.remove(op, name)
 
     def session_opened(self, sequence: Sequence) -> None:
-        self._models[sequence.weights.model].active_streams.inc()
+        self._models[sequence.weights.model].active_streams.inc(sequence.width)
 
     def session_closed(self, sequence: Sequence) -> None:
-        self._models[sequence.weights.model].active_streams.dec()
+        self._models[sequence.weights.model].active_streams.dec(sequence.width)
 
     def rejected(self, error: ServerError, times: int = 1) -> None:
         """Counts what was refused because of load; the same error is counted once."""
@@ -148,15 +148,16 @@ class EngineMetrics:
         model = self._models.get(slice_.weights.model)
         if model is None:  # its sequences were cancelled while they ran, and the model was unloaded
             return
-        for op, work in model.work.items():
+        for op in {member.sequence.op for member in slice_.members}:
+            work = model.work[op]
             members = [member for member in slice_.members if member.sequence.op is op]
             for member in members:
                 if member.waited is not None:
                     work.queue_seconds.observe(member.waited)
-            steps = [member.steps for member in members if member.steps]
-            if steps:
+            cells = sum([member.cells for member in members])
+            if cells:
                 work.compute_seconds.observe(seconds)
-                work.sequences.observe(len(steps))
-                work.steps.observe(sum(steps))
-                work.steps_total.inc(sum(steps))
-                work.padded_total.inc(slice_.padded * sum(steps) / slice_.cells)
+                work.sequences.observe(sum([member.width for member in members if member.steps]))
+                work.steps.observe(cells)
+                work.steps_total.inc(cells)
+                work.padded_total.inc(slice_.padded * cells / slice_.cells)

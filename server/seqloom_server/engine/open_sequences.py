@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from seqloom_server.engine.admission.caller_share import SharedBound
-from seqloom_server.engine.admission.live_load import LiveLoad
+from seqloom_server.engine.admission.live_load import LiveLoad, loop_steps
 from seqloom_server.engine.core.overload import ONE_SECOND, overloaded
 from seqloom_server.engine.core.sequence import Chunk, Op, Sequence
 from seqloom_server.engine.core.session_window import is_idle
@@ -65,7 +65,7 @@ class OpenSequences:
             self.load.other_work()
         bound = self._bounds[op]
         try:
-            if not bound.admits(sequence.caller):
+            if not bound.admits(sequence.caller, sequence.width):
                 raise _too_many(bound, sequence)
             if sequence.rate:
                 self.load.admit(sequence)
@@ -79,11 +79,11 @@ class OpenSequences:
         except ServerError as error:
             self._metrics.rejected(error)
             raise
-        bound.count(sequence.caller)
+        bound.count(sequence.caller, sequence.width)
         self._open[sequence] = None
         self._registry.hold(weights)
         if op is Op.STREAM:
-            self._scheduler.live_sessions += 1
+            self._scheduler.live_sessions += sequence.width
             self._metrics.session_opened(sequence)
 
     def feed(self, items: Iterable[tuple[Sequence, list[Chunk]]]) -> list[tuple[Sequence, ServerError]]:
@@ -94,7 +94,8 @@ class OpenSequences:
         with self._ready:
             for sequence, chunks in items:
                 if sequence.op is Op.STREAM:
-                    self.load.sent(sum([len(chunk.rows) for chunk in chunks]))
+                    steps = loop_steps(sequence) * sum([len(chunk.rows) for chunk in chunks])
+                    self.load.sent(steps, rated=bool(sequence.rate))
                 try:
                     self._scheduler.push(sequence, chunks, now)
                 except ServerError as error:
@@ -134,11 +135,11 @@ class OpenSequences:
     def forget(self, sequence: Sequence) -> None:
         """Removes a sequence that has ended; called exactly once for each."""
         del self._open[sequence]
-        self._bounds[sequence.op].count(sequence.caller, -1)
+        self._bounds[sequence.op].count(sequence.caller, -sequence.width)
         if sequence.rate:
             self.load.end(sequence)
         if sequence.op is Op.STREAM:
-            self._scheduler.live_sessions -= 1
+            self._scheduler.live_sessions -= sequence.width
             self._metrics.session_closed(sequence)
         self._registry.release(sequence.weights)
         self._ended()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 Cell = Literal["elman", "gru", "lstm"]
 Activation = Literal["tanh", "relu"]
 DType = Literal["float32", "float64"]
-Precision = Literal["full", "tf32", "bf16"]
+Precision = Literal["full", "tf32", "bf16", "int8"]
 OutputKind = Literal["logits", "probs", "log_probs", "labels", "hidden", "top_k"]
 
 MAX_INPUT_SIZE = MAX_HIDDEN_SIZE = 16_384
@@ -25,7 +25,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "cell": ("elman", "gru", "lstm"),
     "activation": ("tanh", "relu"),
     "dtype": ("float32", "float64"),
-    "precision": ("full", "tf32", "bf16"),
+    "precision": ("full", "tf32", "bf16", "int8"),
 }
 _BOUNDS = {
     "input_size": (1, MAX_INPUT_SIZE),
@@ -53,8 +53,8 @@ class ModelSpec:
     functions are fixed. conv_channels, conv_width: channels and kernel width of a causal convolution with relu before
     the first layer; 0 and 0 for none. bidirectional: each layer also runs from the last step to the first, so that
     only whole sequences can be run. precision: of a float32 network's outputs: full, tf32 products if the device has
-    them, or weights and products in bfloat16 (except the convolution's); gradients are always computed in full
-    precision. Raises InvalidSpec.
+    them, weights and products in bfloat16 (except the convolution's), or in 8-bit whole numbers, "int8", which takes
+    hidden states that lie in [-1, 1]; gradients are always computed in full precision. Raises InvalidSpec.
     """
 
     cell: Cell
@@ -87,6 +87,8 @@ class ModelSpec:
             raise InvalidSpec("activation", f"is {self.activation!r}: {self.cell} has only 'tanh'")
         if self.precision != "full" and self.dtype != "float32":
             raise InvalidSpec("precision", f"is {self.precision!r}: {self.dtype} has only 'full'")
+        if self.precision == "int8" and self.activation == "relu":
+            raise InvalidSpec("precision", "is 'int8': expected another for relu, whose states have no bound")
         if self.parameter_count > MAX_PARAMETERS:
             # the larger size has the most effect
             field = "output_size" if self.output_size > self.hidden_size else "hidden_size"

@@ -69,8 +69,8 @@ class Server:
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(self._inference, self._grpc)  # type: ignore[no-untyped-call]
         models = ModelServicer(self.engine, config)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, self._grpc)  # type: ignore[no-untyped-call]
-        training = TrainingServicer(self.engine, config, outputs)
-        training_service_pb2_grpc.add_TrainingServiceServicer_to_server(training, self._grpc)  # type: ignore[no-untyped-call]
+        self._training = TrainingServicer(self.engine, config, request_metrics, outputs)
+        training_service_pb2_grpc.add_TrainingServiceServicer_to_server(self._training, self._grpc)  # type: ignore[no-untyped-call]
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], self._grpc)
@@ -102,7 +102,9 @@ class Server:
         grace = self._config.grace_seconds if grace_seconds is None else grace_seconds
         until = time.monotonic() + grace
         self._inference.drain()
+        self._training.drain()
         await self.engine.drain(grace)
+        await self._training.finish(_SECONDS_TO_END_CALLS)  # every call on a run is answered by now
         # slow callers have not read all outputs yet
         await self._inference.finish(max(_SECONDS_TO_END_CALLS, until - time.monotonic()))
         await self._grpc.stop(_SECONDS_TO_END_CALLS)

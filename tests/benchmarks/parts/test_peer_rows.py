@@ -22,7 +22,7 @@ def test_a_goal_beside_rounds_without_numbers_is_told_as_not_measured(theirs: li
     alone, row = beside("streams", "work", LARGE, "frames_per_second", _ROUNDS, others, "it crashed")
     assert alone.ratio == 1
     assert (alone.note, row.ratio, row.values) == ("", None, {"frames_per_second": 40.0})
-    assert told(row) == "Triton (goal 1.1, not measured); it crashed"
+    assert told(row) == "Triton (goal 1.3, not measured); it crashed"
     own = peer_row("work", "network", theirs, "it crashed")
     assert own.values == {}
     assert told(own) == "it crashed"
@@ -30,7 +30,7 @@ def test_a_goal_beside_rounds_without_numbers_is_told_as_not_measured(theirs: li
 
 def test_a_goal_beside_whole_rounds_says_nothing_of_crashes():
     (row,) = beside("streams", "work", LARGE, "frames_per_second", _ROUNDS, {TRITON: _ROUNDS}, "it crashed")
-    assert told(row) == "1.00 of Triton (goal 1.1, not reached)"
+    assert told(row) == "1.00 of Triton (goal 1.3, not reached)"
     assert peer_row("work", "network", _ROUNDS, "it crashed").values == {"frames_per_second": 40.0}
 
 

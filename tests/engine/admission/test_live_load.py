@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from seqloom_server.engine.admission.live_load import LOOP_PART, LiveLoad
 from seqloom_server.engine.core.sequence import Op
+from seqloom_server.engine.core.stream_group import StreamGroup
 from seqloom_server.errors import Overload, Reason, ServerError
 
 STEP = 1e-4  # seconds of the device for a step in a full batch
@@ -104,7 +105,7 @@ def test_the_event_loops_share_is_learned_and_refuses_where_the_device_is_nearly
         loop.pass_time(0.25, busy=0.4)
         load.load()
     assert load.load() == pytest.approx(LOOP_PART * 0.4, rel=0.01)
-    assert load.load(weights, 4000.0) == pytest.approx(LOOP_PART * (0.4 + 0.7 * 0.04), rel=0.01), (
+    assert load.load(make_session(weights, 4000.0)) == pytest.approx(LOOP_PART * (0.4 + 0.7 * 0.04), rel=0.01), (
         "as messages become fuller"
     )
     more, _ = admit_all(load, weights, 4000.0)
@@ -113,6 +114,17 @@ def test_the_event_loops_share_is_learned_and_refuses_where_the_device_is_nearly
     assert load.load() == pytest.approx(LOOP_PART * 0.7 * len(sessions + more) * 4000 * 1e-5, rel=0.05), (
         "and while they are silent"
     )
+
+
+def test_sessions_that_are_silent_count_also_while_others_without_a_rate_send():
+    loop, weights = Loop(), make_weights(1e-9)
+    load = with_loop(loop, most=0.75)
+    for _ in range(40):  # ten microseconds a step
+        load.sent(10_000, rated=False)
+        loop.pass_time(0.25, busy=0.4)
+        load.load()
+    sessions, _ = admit_all(load, weights, 100.0)
+    assert len(sessions) == int((0.75 / LOOP_PART - 0.4) / (0.7 * 1e-3)), "as many as if those were no sessions at all"
 
 
 def test_what_else_keeps_the_loop_busy_leaves_less_room_but_is_not_taken_for_the_cost_of_steps():
@@ -125,7 +137,7 @@ def test_what_else_keeps_the_loop_busy_leaves_less_room_but_is_not_taken_for_the
         loop.pass_time(0.25, busy=0.45)
         load.load()
     assert load.load() == pytest.approx(LOOP_PART * 0.45, rel=0.01)
-    assert load.load(weights, 100.0) < 0.46
+    assert load.load(make_session(weights, 100.0)) < 0.46
     for _ in range(40):
         load.sent(2)
         loop.pass_time(0.25, busy=0.0)
@@ -230,3 +242,19 @@ def test_sessions_that_are_opened_all_at_once_after_a_quiet_while_are_judged_by_
         loop.pass_time(0.25, busy=1.0)
         load.load()
     assert 300 <= count <= 700, "500 fill the loop"
+
+
+def test_a_group_counts_for_its_rows_and_for_the_steps_that_its_streams_share():
+    weights = KnownWeights(per_step=1e-3, per_cell=1e-6)
+    load = LiveLoad(0.75)
+    group = make_session(weights, 100.0)
+    group.group = StreamGroup(500, None)
+    load.admit(group)
+    assert load.load() == pytest.approx(500 * 100 * 1e-6 + 100 * 1e-3), "a step of all its streams is one of the device"
+    singles = [make_session(weights, 100.0) for _ in range(32)]
+    for each in singles:
+        load.admit(each)
+    assert load.load() == pytest.approx(0.05 + 0.1 + 3200 * 1e-6 + 0.1)
+    for each in (group, *singles):
+        load.end(each)
+    assert load.load() == 0

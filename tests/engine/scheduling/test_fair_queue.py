@@ -167,17 +167,38 @@ def test_accounts_stay_few_however_many_callers_come_and_go(served):
 
 def test_a_caller_that_was_given_much_is_not_forgotten_because_others_come_and_go():
     queue, weights = FairQueue(QUANTUM), KnownWeights()
-    greedy, rival = make(weights, "greedy", 5000), make(weights, "rival")
-    add(queue, greedy)
+    greedy, rival, waiting = make(weights, "greedy", 5000), make(weights, "rival"), make(weights, "waiting")
+    add(queue, greedy, waiting)
     serve(queue, [greedy], 5000)
     for number in range(1000):
-        passing = make(weights, str(number))
+        passing = make(weights, str(number), 1)
         add(queue, passing)
         serve(queue, [passing])
+    queue.remove(waiting)
     again = make(weights, "greedy")
     add(queue, again, begun=True)
     add(queue, rival)
     assert queue.candidates(weights, 1) == [rival]
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_a_caller_that_was_given_much_is_served_although_others_come_anew_without_end(away):
+    queue, weights = FairQueue(QUANTUM), KnownWeights()
+    old, first = make(weights, "old", 400), make(weights, "first")
+    add(queue, old, first)
+    serve(queue, [old], 300)  # three rounds of steps, while another one waited
+    if away:
+        serve(queue, [first])
+    add(queue, old, begun=True)
+    served = []
+    for number in range(100):  # an equal part of eleven callers is a tenth of a round in each slice
+        add(queue, *(make(weights, f"{number} {n}") for n in range(10)))
+        chosen = queue.candidates(weights, 10)
+        served += chosen
+        serve(queue, chosen)
+        if old in served:
+            break
+    assert old in served
 
 
 def test_many_callers_of_one_sequence_each_are_all_served():

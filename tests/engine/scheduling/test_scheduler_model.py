@@ -325,8 +325,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert piece.weights.cost.seconds(piece.steps, piece.cells) <= budget * (1 + 1e-9)
         seconds = piece.weights.cost.seconds(piece.steps, piece.cells)
         if seconds > LIMITS.grain_seconds * (1 + 1e-9):
-            # more, to bring a caller's sequence to its end, while there are others
-            shared = len({each.sequence.caller for each in self.known if each.admitted is not None}) > 1
+            # more, to bring a caller's sequence to its end, while there are others, or it has long and short ones
+            shared = len({each.sequence.lane for each in self.known if each.admitted is not None}) > 1
             padding = (2 if shared else 1) * LIMITS.max_padding
             assert piece.cells >= (1 - padding) * piece.steps * wide - 1e-9, "no thinner than it may be"
 

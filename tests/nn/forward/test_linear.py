@@ -54,10 +54,23 @@ class RowsOfProducts(TorchDispatchMode):
         self.counts = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        rows = {"mm": 0, "addmm": 1, "addmm_": 1}.get(func.overloadpacket.__name__)
+        rows = {"mm": 0, "addmm": 1, "addmm_": 1, "_linear_pointwise": 0}.get(func.overloadpacket.__name__)
         if rows is not None:
             self.counts.add(len(args[rows]))
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="nothing is packed without oneDNN")
+def test_packed_products_of_many_rows_come_in_few_sizes():
+    own, x = PackedLinear(draw(20, 30), None), draw(600, 30, seed=1)
+    with torch.inference_mode(), RowsOfProducts() as seen:
+        for count in range(1, 600):
+            own.plus(x[:count], torch.ones(count, 20))
+        assert seen.counts == {*range(1, 257), *range(288, 609, 32)}
+        seen.counts.clear()
+        for count in range(1, 600):
+            got, more = own(x[:count]), own.plus(x[:count], torch.ones(count, 20))
+            torch.testing.assert_close(more, got + 1, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -94,6 +107,8 @@ def test_a_network_of_packed_weights_is_torch_nn_in_float64(cell, activation, la
             assert np.abs(got - wanted).max() <= near(rtol=1e-5)["rtol"] * max(1, np.abs(wanted).max())
     if network.spec.precision == "bf16":
         assert 1.4 * weights < network.nbytes < 1.5 * weights  # every matrix once more, in half the bytes
+    elif network.spec.precision == "int8":
+        assert 1.25 * weights < network.nbytes < 1.5 * weights  # in a quarter, and scales for each row
     else:
         assert cell == "lstm" or network.nbytes > 1.5 * weights
 

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from seqloom.v1 import inference_service_pb2 as pb
 from seqloom_server.rpc.calls.byte_budget import ByteBudget
-from seqloom_server.rpc.inference import outbox
+from seqloom_server.rpc.inference import outbox, outgoing
+from seqloom_server.rpc.inference.group_outgoing import Block, GroupOutgoing
+from seqloom_server.rpc.inference.outgoing import Outgoing
 
 
 def floats(*shape):
@@ -19,7 +21,7 @@ def outgoings(draw):
     steps = draw(st.integers(0, 6))
     maybe = st.booleans()
     ends, told, has_values, has_labels = draw(maybe), draw(maybe), draw(maybe), draw(maybe)
-    return outbox.Outgoing(
+    return Outgoing(
         draw(st.integers(0, 2**64 - 1)),
         opened=draw(st.none() | st.tuples(st.integers(1, 2**64 - 1), st.integers(0, 2**32))),
         first_step=draw(st.integers(0, 2**40)),
@@ -33,14 +35,29 @@ def outgoings(draw):
     )
 
 
-@given(st.lists(outgoings(), min_size=1, max_size=6))
+@st.composite
+def of_groups(draw):
+    """Outputs of groups, all of a call's or a block of them, and other answers."""
+    number, opened = draw(st.integers(0, 2**64 - 1)), draw(st.none() | st.just((3, 64)))
+    if draw(st.booleans()):
+        return GroupOutgoing(number, opened, done=True)
+    streams, steps = draw(st.integers(1, 3)), draw(st.integers(0, 3))
+    place = draw(st.none() | st.tuples(st.integers(0, 9), st.integers(0, 9), st.just(streams), st.just(steps)))
+    first = draw(st.integers(0, 2**40) | st.just(np.arange(streams)))
+    has_values, has_labels = draw(st.booleans()), draw(st.booleans())
+    values = floats(streams * steps, 3) if has_values else None
+    labels = np.arange(streams * steps, dtype="i4") if has_labels else None
+    return GroupOutgoing(number, opened, Block(place, values, labels, first))
+
+
+@given(st.lists(outgoings() | of_groups(), min_size=1, max_size=6))
 def test_entries_are_what_protobuf_would_have_written(entries):
     expected = pb.StreamInferResponse()
     for each in entries:
-        each.fill(expected.entries.add())
+        each.add_to(expected)
     box = outbox.Outbox(1 << 20, ByteBudget(1 << 30), "caller")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(outbox, "_LARGE_BYTES", 40)  # so that some values are, and some are not
+        patch.setattr(outgoing, "LARGE_BYTES", 40)  # so that some values are, and some are not
         for each in entries:
             box.put(each)
         assert pb.StreamInferResponse.FromString(box.next_message()) == expected
@@ -50,7 +67,7 @@ def test_entries_are_what_protobuf_would_have_written(entries):
 def test_a_message_takes_what_it_has_room_for_and_at_least_one_entry():
     box = outbox.Outbox(1 << 20, ByteBudget(1 << 30), "caller")
     for number, rows in enumerate((1, 200, 200, 1, 600, 1)):
-        box.put(outbox.Outgoing(number, values=floats(rows, 500)))
+        box.put(Outgoing(number, values=floats(rows, 500)))
     taken = []
     while box:
         message = box.next_message()

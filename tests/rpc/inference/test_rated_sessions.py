@@ -47,7 +47,7 @@ async def test_a_session_of_any_rate_is_answered_and_gives_back_what_it_took(ser
     ended = {reply.session: reply.ended.steps for reply in await sessions.rest() if reply.HasField("ended")}
     assert ended == {1: 45, 2: 45}
     await until(lambda: served.value("active_streams") == 0)
-    assert not served.engine.sequences.load._rates
+    assert not served.engine.sequences.load._demands
 
 
 async def test_beyond_the_load_a_session_is_refused_alone_and_room_again_when_one_ends(serve):
@@ -74,4 +74,4 @@ async def test_beyond_the_load_a_session_is_refused_alone_and_room_again_when_on
         sessions.call.cancel()
         await until(lambda: served.value("active_streams") == 0)
         assert served.engine.sequences.load.load() == 0
-        assert not served.engine.sequences.load._rates
+        assert not served.engine.sequences.load._demands

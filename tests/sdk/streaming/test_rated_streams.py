@@ -70,3 +70,17 @@ async def test_one_that_stays_refused_is_repeated_as_often_as_the_client_may(ser
         ends = await asyncio.gather(*opened, return_exceptions=True)
         assert {type(end) for end in ends} == {seqloom.Overloaded}
         assert served.value("rejected_total") - before == 15 + 10  # what may be saved up for repeats
+
+
+async def test_an_opening_that_is_cancelled_while_the_answer_arrives_leaves_nothing_open(served, client):
+    async with client.stream("small"):
+        sessions = client._connection.channel().shared._call._sessions
+    opening = asyncio.ensure_future(client.stream("small", rate=1.0).__aenter__())
+    while not any(session.weights_version for session in sessions.values()):
+        assert not opening.done()
+        await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    await until(lambda: served.engine.open_sessions == 0)
+    assert not sessions

@@ -231,6 +231,20 @@ def test_a_call_that_demands_as_much_is_kept(service, other):
         service.throttle.check(*other)
 
 
+@pytest.mark.parametrize("patient", [(5.0, 43), (0.5, 4)])
+def test_one_refusal_now_and_then_does_not_count_for_as_much_as_a_flood_that_demands_more(service, patient):
+    for number in range(100):
+        service.calls(100, 0.1, itertools.repeat(HASTY))  # all refused
+        if number % 10 == 0:
+            service.throttle.refused(BUSY, *patient)
+        else:
+            service.throttle.check(*patient)  # raises nothing
+            service.throttle.accepted(*patient)
+    service.draw(0.0)
+    with pytest.raises(seqloom.Overloaded):
+        service.throttle.check(*HASTY)
+
+
 def test_who_was_refused_is_forgotten_soon_though_those_that_demand_more_still_are(service):
     service.calls(100, 2, itertools.repeat(PATIENT))
     service.draw(0.0)

@@ -92,6 +92,16 @@ async def test_a_call_that_is_given_up_before_it_was_written_is_never_heard_of()
         last.cancel()
 
 
+async def test_calls_that_are_given_up_while_nothing_can_be_written_keep_nothing():
+    async with held_up() as (_, client):
+        alive = len(waiting(client))
+        for _ in range(20):
+            calls = (client.infer("small", [BROAD[:1]], timeout=0.02) for _ in range(50))
+            failed = await asyncio.gather(*calls, return_exceptions=True)
+            assert {type(each) for each in failed} == {seqloom.DeadlineExceeded}
+        assert alive <= len(waiting(client)) <= 2 * (alive + 50) + 64
+
+
 @pytest.mark.parametrize("kind", ["infer", "stream"])
 async def test_an_entry_is_not_written_after_its_deadline_also_if_its_caller_could_not_be_told_yet(kind):
     async with scripted_server() as server, seqloom.AsyncClient(server.address) as client:

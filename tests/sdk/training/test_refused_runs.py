@@ -1,7 +1,11 @@
-"""Calls on a run before a server that refuses them: no sooner than told, seldom, and in the end all are done."""
+"""Calls on a run before a server that refuses them: no sooner than told, seldom, and in the end all are done.
+
+Both by the call that all runs of a client share, and before a server that does not know it.
+"""
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import time
 
@@ -18,6 +22,12 @@ SPEC = model_service_pb2.ModelSpec(
     cell=1, activation=1, data_type=1, input_size=5, hidden_size=7, output_size=3, num_layers=1
 )
 TOLD = 0.6  # seconds, longer than the first pauses
+
+
+@pytest.fixture(params=[True, False], ids=["shared", "a call each"])
+def scripted(request):
+    """Starts a server with a script."""
+    return functools.partial(scripted_server, shares_runs=request.param)
 
 
 class Script:
@@ -61,16 +71,16 @@ async def run_of(address):
         yield client, await client.create_run("small", optimizer=seqloom.SGD(0.1))
 
 
-async def test_calls_on_a_run_are_all_done_and_seldom_repeated_when_the_budget_is_spent():
-    async with scripted_server(Script(2, 0.001, 20)) as server, run_of(server.address) as (_, run):
+async def test_calls_on_a_run_are_all_done_and_seldom_repeated_when_the_budget_is_spent(scripted):
+    async with scripted(Script(2, 0.001, 20)) as server, run_of(server.address) as (_, run):
         steps = await asyncio.gather(*(run.step() for _ in range(20)))
         assert sorted(step.step for step in steps) == list(range(1, 21))
         assert len(pauses(server)) == 40
         assert sum(pause < MAX_BACKOFF / 2 for pause in pauses(server)) <= 10
 
 
-async def test_calls_whose_callers_gave_up_come_no_sooner_than_told_with_the_next_call():
-    async with scripted_server(Script(1000, TOLD)) as server, run_of(server.address) as (_, run):
+async def test_calls_whose_callers_gave_up_come_no_sooner_than_told_with_the_next_call(scripted):
+    async with scripted(Script(1000, TOLD)) as server, run_of(server.address) as (_, run):
         for _ in range(4):
             await give_up(run, TOLD / 2)
             await asyncio.sleep(TOLD * 0.8)
@@ -78,8 +88,8 @@ async def test_calls_whose_callers_gave_up_come_no_sooner_than_told_with_the_nex
         assert min(pauses(server)) >= TOLD
 
 
-async def test_the_time_since_the_refusal_counts():
-    async with scripted_server(Script(2, TOLD)) as server, run_of(server.address) as (_, run):
+async def test_the_time_since_the_refusal_counts(scripted):
+    async with scripted(Script(2, TOLD)) as server, run_of(server.address) as (_, run):
         await give_up(run, TOLD / 2)
         await asyncio.sleep(TOLD * 1.25 + 0.3)  # by then it was refused again, and nobody waits
         assert len(pauses(server)) == 1
@@ -89,19 +99,21 @@ async def test_the_time_since_the_refusal_counts():
         assert time.monotonic() - begun < TOLD
 
 
-async def test_the_next_call_after_all_had_given_up_takes_of_the_budget():
-    async with scripted_server(Script(2, 0.001)) as server, run_of(server.address) as (client, run):
+async def test_the_next_call_after_all_had_given_up_takes_of_the_budget(scripted):
+    async with scripted(Script(2, 0.001)) as server, run_of(server.address) as (client, run):
         await give_up(run, 0.03)
-        await until(lambda: len(pauses(server)) == 1 and run._delivery._stalled)  # it has heard the second refusal
+        await until(
+            lambda: len(pauses(server)) == 1 and run._delivery._recovery.stalled
+        )  # it has heard the second refusal
         while client._connection.retry_budget.take():
             pass
         assert (await run.step()).step == 2
         assert max(pauses(server)) >= MAX_BACKOFF / 2
 
 
-async def test_a_connection_that_is_lost_does_not_bring_a_refused_call_back_sooner():
+async def test_a_connection_that_is_lost_does_not_bring_a_refused_call_back_sooner(scripted):
     async with (
-        scripted_server(Script(1, TOLD)) as server,
+        scripted(Script(1, TOLD)) as server,
         proxy_of(server.address) as proxy,
         run_of(proxy.address) as (_, run),
     ):
@@ -114,9 +126,9 @@ async def test_a_connection_that_is_lost_does_not_bring_a_refused_call_back_soon
 
 
 @pytest.mark.parametrize("told", [0.001, TOLD])
-async def test_a_call_that_was_never_refused_waits_for_nothing_after_a_lost_connection(told):
+async def test_a_call_that_was_never_refused_waits_for_nothing_after_a_lost_connection(scripted, told):
     async with (
-        scripted_server(Script(0, told)) as server,
+        scripted(Script(0, told)) as server,
         proxy_of(server.address) as proxy,
         run_of(proxy.address) as (_, run),
     ):

@@ -1,4 +1,7 @@
-"""Runs whose connection is cut, or whose server is killed: every call is done once, in its step."""
+"""Runs whose connection is cut, or whose server is killed: every call is done once, in its step.
+
+By the call that all runs of a client share, and as a client does it before a server that does not know that call.
+"""
 
 import asyncio
 import math
@@ -13,10 +16,24 @@ from helpers.autograd_reference import Reference
 from helpers.breaking_proxy import proxy_of
 from helpers.real_server import until, write_models
 from helpers.run_helpers import SPEC, assert_weights, call_of, weights_of
+from seqloom._connection.run_stream import RunStream
 from seqloom_server.nn.spec import ModelSpec
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 ADAM = seqloom.Adam(0.01)
+
+
+@pytest.fixture(autouse=True, params=["shared", pytest.param("a call each", marks=pytest.mark.slow)])
+def transport(request, monkeypatch):
+    """How gradients and steps are sent."""
+    if request.param == "a call each":
+        before = RunStream.__init__
+
+        def knowing(stream, start_call):
+            before(stream, start_call)
+            stream.served = False
+
+        monkeypatch.setattr(RunStream, "__init__", knowing)
 
 
 @pytest.fixture

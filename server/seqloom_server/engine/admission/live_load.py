@@ -10,6 +10,9 @@ import collections
 import time
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
+
 from seqloom_server.engine.core.overload import ONE_SECOND, overloaded
 from seqloom_server.engine.core.sequence import Sequence, Weights
 from seqloom_server.errors import Overload
@@ -23,6 +26,9 @@ _FEW_OPENINGS = 0.05  # of a window, which shows what steps cost while opening t
 _LONGEST_BLIND = 2.0  # seconds without such a window, after which any other shows it, too
 _ENOUGH_STEPS, _MOST_LEARNED = 1000, 0.5  # of a window that shows it, and of what it shows: fewer steps cost more each
 _MORE = 0.7  # of what steps cost so far is what more of them cost, as messages become fuller
+# what a step of a group costs the event loop, in steps of a single stream: for itself, and for its streams
+_GROUP_STEPS, _STREAMS_A_STEP = 20.0, 35.0
+_NOTHING: npt.NDArray[np.float64] = np.zeros(3)
 LOOP_PART = 0.83  # of the event loop's share counts: the loop may be fuller than the device before anything is late
 
 
@@ -45,9 +51,10 @@ class LiveLoad:
         self._pace = pace
         self._idle_seconds = idle_seconds
         self._clock = clock
-        self._rates: dict[Weights, float] = {}  # steps a second
+        self._demands: dict[Weights, npt.NDArray[np.float64]] = {}
         self._sessions: collections.Counter[Weights] = collections.Counter()
-        self._steps = 0  # that live sessions have sent in this window
+        # that live sessions, and those with a rate, have sent in this window, as the event loop has them
+        self._steps = self._rated_steps = 0.0
         self._other_work = False  # whether the event loop had anything else to do in it
         self._openings = 0  # sessions that were opened in it, or refused
         self._window = (
@@ -57,11 +64,11 @@ class LiveLoad:
         self._loop_share = 0.0
         self._step_seconds = _STEP_SECONDS
         self._blind = 0.0  # seconds since it was last seen what steps cost, in which there were some
-        self._steps_a_second = 0.0
+        self._rated_steps_a_second = 0.0
 
     def admit(self, sequence: Sequence) -> None:
         """Admits a session with a rate. Raises ServerError OVERLOADED."""
-        load = self.load(sequence.weights, sequence.rate)
+        load = self.load(sequence)
         if load > self._most:
             raise overloaded(
                 f"live sessions with a rate would need {load:.0%} of the device or of the event loop: expected at most "
@@ -69,19 +76,21 @@ class LiveLoad:
                 ONE_SECOND,
                 Overload.LIVE_LOAD,
             )
-        self._rates[sequence.weights] = self._rates.get(sequence.weights, 0.0) + sequence.rate
+        self._demands[sequence.weights] = self._demands.get(sequence.weights, _NOTHING) + _demand(sequence)
         self._sessions[sequence.weights] += 1
 
     def end(self, sequence: Sequence) -> None:
         """Counts the end of an admitted session."""
         self._sessions[sequence.weights] -= 1
-        self._rates[sequence.weights] -= sequence.rate
+        self._demands[sequence.weights] -= _demand(sequence)
         if not self._sessions[sequence.weights]:  # no rounding errors are kept
-            del self._sessions[sequence.weights], self._rates[sequence.weights]
+            del self._sessions[sequence.weights], self._demands[sequence.weights]
 
-    def sent(self, steps: int) -> None:
-        """Counts steps that live sessions have sent."""
+    def sent(self, steps: float, *, rated: bool = True) -> None:
+        """Counts steps that live sessions have sent, as the event loop has them. rated: whether they have a rate."""
         self._steps += steps
+        if rated:
+            self._rated_steps += steps
 
     def other_work(self) -> None:
         """Notes that the event loop has something else to do."""
@@ -91,16 +100,21 @@ class LiveLoad:
         """Notes that a live session is opened, or refused."""
         self._openings += 1
 
-    def load(self, weights: Weights | None = None, rate: float = 0.0) -> float:
-        """Returns the load with one more session of a rate, as a share of the time there is."""
+    def load(self, more: Sequence | None = None) -> float:
+        """Returns the load, with one more session of a rate if given, as a share of the time there is."""
         now = self._clock()
         self.look(now)
-        rates = self._rates if weights is None else {**self._rates, weights: self._rates.get(weights, 0.0) + rate}
-        device = sum(each * weights.cost.cell_seconds(_WIDTH) for weights, each in rates.items())
+        demands = self._demands
+        if more is not None:
+            demands = {**demands, more.weights: demands.get(more.weights, _NOTHING) + _demand(more)}
+        device: float = sum(
+            each[0] * weights.cost.per_cell + each[1] * weights.cost.per_step for weights, each in demands.items()
+        )
         device *= max(1.0, self._pace(now))  # the callers' messages may have taken the cores from it
         if self._idle_seconds is None:
             return device
-        silent = max(0.0, sum(rates.values()) - self._steps_a_second)  # admitted, and not seen in the loop's share yet
+        promised: float = sum(each[2] for each in demands.values())
+        silent = max(0.0, promised - self._rated_steps_a_second)  # admitted, and not seen in the loop's share yet
         return max(device, LOOP_PART * (self._loop_share + silent * _MORE * self._least_seconds))
 
     @property
@@ -129,5 +143,19 @@ class LiveLoad:
             lasting = min(busy, self._steps * self._least_seconds)
             self._blind += seconds if self._steps else 0.0
         self._loop_share += gain * (lasting / seconds - self._loop_share)
-        self._steps_a_second += gain * (self._steps / seconds - self._steps_a_second)
-        self._window, self._steps, self._other_work, self._openings = (now, idle), 0, False, 0
+        self._rated_steps_a_second += gain * (self._rated_steps / seconds - self._rated_steps_a_second)
+        self._window, self._other_work = (now, idle), False
+        self._steps = self._rated_steps = 0.0
+        self._openings = 0
+
+
+def _demand(sequence: Sequence) -> npt.NDArray[np.float64]:
+    """Returns what a session promises to send in a second: rows, steps of the device, and steps as the event loop has
+    them. Single streams are taken to share the device's steps with others."""
+    rows = sequence.rate * sequence.width
+    return np.array((rows, rows / max(_WIDTH, sequence.width), sequence.rate * loop_steps(sequence)))
+
+
+def loop_steps(sequence: Sequence) -> float:
+    """Returns what one step of a session costs the event loop, in steps of a single stream."""
+    return 1.0 if sequence.group is None else _GROUP_STEPS + sequence.width / _STREAMS_A_STEP

@@ -1,7 +1,8 @@
 """The engine's data classes: sequences, their queued chunks of frames, slices, and the results of slices.
 
 A live stream and a whole sequence are both a `Sequence`; the frames of a whole one are queued at once, or as fast as
-the connection takes them. Nothing here knows torch or gRPC, or reads a clock.
+the connection takes them. A group of streams is one, too: each of its steps has a row for each stream that runs.
+Nothing here knows torch or gRPC, or reads a clock.
 """
 
 import collections
@@ -14,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from seqloom_server.engine.core.slice_cost import SliceCost
-from seqloom_server.engine.core.state_slots import Slot, SlotPool
+from seqloom_server.engine.core.state_slots import Slot, SlotBlock, SlotPool
+from seqloom_server.engine.core.stream_group import Beginnings, GroupWork, Index, StreamGroup
 from seqloom_server.errors import ServerError
 from seqloom_server.nn.spec import OutputKind
 
@@ -60,8 +62,9 @@ class Weights(Protocol):
 class Chunk:
     """Frames that arrived together.
 
-    rows: [k, D], k may be 0. arrived: by time.monotonic(). silent: a reset or end without frames, which gets no output.
-    reset: zero the state before them. last: end the sequence after them. taken: rows that are already in a slice.
+    rows: [k, D], of a group [k, w, D]; k may be 0. arrived: by time.monotonic(). silent: a reset or end without frames,
+    which gets no output. reset: zero the state before them. last: end the sequence after them. taken: steps that are
+    already in a slice. work: what it does with the streams of a group, None where there is none.
     """
 
     rows: Array
@@ -70,14 +73,33 @@ class Chunk:
     last: bool = False
     silent: bool = False
     taken: int = 0
+    work: GroupWork | None = None
+
+    @property
+    def cells(self) -> int:
+        """The rows of all its steps."""
+        rows = self.rows
+        return len(rows) if rows.ndim == 2 else rows.shape[0] * rows.shape[1]
+
+    @property
+    def waiting_bytes(self) -> int:
+        """The bytes that it holds while it waits: frames that are not in a slice, and states that are not set."""
+        rows = self.rows[self.taken :].nbytes if self.taken else self.rows.nbytes
+        return rows if self.work is None or self.taken else rows + self.work.set_bytes
+
+    @property
+    def width(self) -> int:
+        """The rows of one step."""
+        return 1 if self.work is None else self.rows.shape[1]
 
 
 @dataclass(slots=True)
 class SliceResult:
     """The result of one slice for one sequence.
 
-    values, labels: rows of `steps` steps from `first_step` on, None if the output kind has none. answers: whether to
-    send an output, even an empty one. snapshot, final_state: [rows, 1, width] per part, or None.
+    values, labels: rows of `steps` steps from `first_step` on, None if the output kind has none; of a group the steps
+    of one stream after those of another. answers: whether to send an output, even an empty one. snapshot, final_state,
+    states: [rows, w, width] per part, or None; w is 1 but for a group, which may ask for `states`.
     """
 
     first_step: int
@@ -87,6 +109,7 @@ class SliceResult:
     answers: bool
     snapshot: StateArrays | None = None
     final_state: StateArrays | None = None
+    states: StateArrays | None = None
 
 
 class Sink(Protocol):
@@ -103,22 +126,27 @@ _ids = itertools.count()
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """An open sequence: its weights, its queued chunks, and the slot of its state between slices."""
+    """An open sequence: its weights, its queued chunks, and the slot of its state between slices.
+
+    waiting_steps, steps_done: of all its streams together, where it is a group.
+    """
 
     op: Op
     weights: Weights
     output: OutputSpec
     sink: Sink
-    initial_state: StateArrays | None = None
+    initial_state: StateArrays | None = None  # of a group, it is in `group`
+    group: StreamGroup | None = None
     deadline: float | None = None  # by time.monotonic(): for a whole sequence's end, or a session's first slice
     caller: str = ""  # whom it is counted for: callers take turns
-    rate: float = 0.0  # steps a second of a live session that is promised its delay; 0 for one that takes what is left
+    # steps a second, of each stream, of a live session that is promised its delay; 0 for one that takes what is left
+    rate: float = 0.0
     total_steps: int = 0  # of a whole sequence, where its caller has said so
     snapshot_interval: int = 0
     chunks: collections.deque[Chunk] = field(default_factory=collections.deque)
     waiting_steps: int = 0
     steps_done: int = 0
-    slot: Slot | None = None
+    slot: Slot | SlotBlock | None = None
     started: bool = False
     in_flight: bool = False
     over: bool = False  # nothing more of it will run
@@ -141,6 +169,11 @@ class Sequence:
     id: int = field(default_factory=_ids.__next__)
 
     @property
+    def width(self) -> int:
+        """The number of its streams: 1 unless it is a group."""
+        return 1 if self.group is None else self.group.count
+
+    @property
     def ready(self) -> bool:
         """Whether a queued chunk could run now."""
         return bool(self.chunks) and (self.chunks[-1].last or not self.weights.whole_only)
@@ -148,11 +181,12 @@ class Sequence:
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One sequence's part of a slice: `steps` rows, split over the arrays `parts`.
+    """One sequence's part of a slice: `steps` steps of `width` rows, split over the arrays `parts`.
 
     fresh: the state begins with the initial state, or zeros, instead of the slot's. waited: seconds that its first
     chunk was queued, None if part of that chunk was in an earlier slice. expected: seconds of device time in a full
-    batch, of a whole sequence.
+    batch, of a whole sequence. streams: of a group, int64 [width], None for all; beginnings: those of its states that
+    are not in their slots; set_bytes: of states that its call sets. asks: whether its states are wanted.
     """
 
     sequence: Sequence
@@ -166,6 +200,16 @@ class Member:
     final: bool
     snapshot: bool
     expected: float = 0.0
+    width: int = 1
+    streams: Index | None = None
+    beginnings: Beginnings | None = None
+    set_bytes: int = 0
+    asks: bool = False
+
+    @property
+    def cells(self) -> int:
+        """Its rows."""
+        return self.steps * self.width
 
 
 @dataclass(slots=True)
@@ -178,7 +222,7 @@ class Slice:
     weights: Weights
     members: list[Member]
     steps: int
-    cells: int  # the sum of the members' steps
+    cells: int  # the sum of the members' rows
     padded: int = 0  # steps of padding that were computed in addition
     crowded: bool = False
 
@@ -186,3 +230,8 @@ class Slice:
 def steps_of(members: list[Member]) -> npt.NDArray[np.int64]:
     """Returns [N], the steps of each member."""
     return np.fromiter((member.steps for member in members), np.int64, len(members))
+
+
+def widths_of(members: list[Member]) -> npt.NDArray[np.int64]:
+    """Returns [N], the rows of each member at each of its steps."""
+    return np.fromiter((member.width for member in members), np.int64, len(members))

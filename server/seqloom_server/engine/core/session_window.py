@@ -31,30 +31,41 @@ class SessionWindow:
 
         Raises ServerError SESSION_ENDED, WINDOW_EXCEEDED, or INVALID_FIELD for an acknowledgement of unsent outputs.
         """
-        if self.ended:
-            raise ServerError(Reason.SESSION_ENDED, "the session has ended: expected no more entries for it")
-        if acknowledged:
-            if acknowledged > self.answered:
-                raise invalid(
-                    "entries.acknowledged_steps",
-                    f"is {acknowledged}: expected at most {self.answered}, the steps whose outputs were sent",
-                )
-            self.acknowledged = max(self.acknowledged, acknowledged)
+        self.acknowledge(acknowledged)
         if frames is not None:
-            ahead = self.received + len(frames) - self.acknowledged
-            if ahead > self.size:
-                raise ServerError(
-                    Reason.WINDOW_EXCEEDED,
-                    f"{ahead} steps would be unacknowledged: expected at most {self.size}, the session's window; "
-                    "receive outputs before sending more",
-                )
-            self.received += len(frames)
+            self.receive(len(frames))
         self.ended = end
         if frames is None and not (reset or end):
             return []
         silent = frames is None
         rows = self._empty if frames is None else frames
         return [Chunk(rows, now, reset=reset, last=end, silent=silent)]
+
+    def acknowledge(self, steps: int, field: str = "entries.acknowledged_steps") -> None:
+        """Counts that the caller has consumed so many steps. Raises ServerError SESSION_ENDED or INVALID_FIELD."""
+        if self.ended:
+            raise ServerError(Reason.SESSION_ENDED, "the session has ended: expected no more entries for it")
+        if steps:
+            if steps > self.answered:
+                raise invalid(
+                    field,
+                    f"is {steps}: expected at most {self.answered}, the steps whose outputs were sent",
+                )
+            self.acknowledged = max(self.acknowledged, steps)
+
+    def receive(self, steps: int, *, whole: bool = False) -> None:
+        """Counts steps that have come. whole: they fit, however many they are, if none before is unacknowledged.
+
+        Raises ServerError WINDOW_EXCEEDED.
+        """
+        ahead = self.received + steps - self.acknowledged
+        if steps and ahead > self.size and not (whole and ahead == steps):
+            raise ServerError(
+                Reason.WINDOW_EXCEEDED,
+                f"{ahead} steps would be unacknowledged: expected at most {self.size}, the session's window; "
+                "receive outputs before sending more",
+            )
+        self.received += steps
 
 
 @functools.cache

@@ -28,8 +28,9 @@ class SliceCost:
     def __init__(self, flops_per_step: float, flops_per_second: float) -> None:
         per_cell = max(flops_per_step / flops_per_second, 1e-8)
         self.per_slice, self.per_step, self.per_cell = 2 * per_cell + 1e-5, 2 * per_cell + 2e-5, per_cell
-        # the normal equations, of relative errors, so that short slices count as much as long ones
-        self._products, self._sums = np.zeros((3, 3)), np.zeros(3)
+        # the normal equations, of relative errors, so that short slices count as much as long ones: the upper triangle
+        # of the products, row by row, and the sums; plain numbers, as numpy takes ten times as long for so few
+        self._equations = [0.0] * 9
         self._count = 0.0
         self._since_fit = 0
 
@@ -38,9 +39,10 @@ class SliceCost:
         if steps < 1 or cells < 1 or not 0 < seconds < math.inf:
             return
         # 1e-7 s is far less than any slice takes, and large enough for the sums to keep their digits
-        sizes = np.array((1.0, steps, cells)) / max(seconds, 1e-7)
-        self._products = _DECAY * self._products + np.outer(sizes, sizes)
-        self._sums = _DECAY * self._sums + sizes
+        one = 1.0 / max(seconds, 1e-7)
+        deep, wide = steps * one, cells * one
+        added = (one * one, one * deep, one * wide, deep * deep, deep * wide, wide * wide, one, deep, wide)
+        self._equations = [_DECAY * old + new for old, new in zip(self._equations, added, strict=True)]
         self._count = _DECAY * self._count + 1
         self._since_fit += 1
         if self._count < _FIRST or self._since_fit >= _INTERVAL or seconds > 2 * self.seconds(steps, cells):
@@ -48,7 +50,8 @@ class SliceCost:
             self._fit()
 
     def _fit(self) -> None:
-        products, sums = self._products, self._sums
+        a, b, c, d, e, f, *rest = self._equations
+        products, sums = np.array(((a, b, c), (b, d, e), (c, e, f))), np.array(rest)
         costs = np.array((self.per_slice, self.per_step, self.per_cell))
         # slices of similar sizes determine only the sum of the costs, so first scale all costs alike
         costs *= (sums @ costs) / (costs @ products @ costs)

@@ -25,12 +25,12 @@ class SliceInFlight:
         self._state_groups: list[tuple[list[Member], int]] = []  # members whose states are returned; number of parts
 
     def add_outputs(self, members: list[Member], values: torch.Tensor | None, labels: torch.Tensor | None) -> None:
-        """Adds the outputs of members, their rows one after the other."""
+        """Adds the outputs of members, their rows one after the other, of a group stream by stream."""
         self._results += [rows for rows in (values, labels) if rows is not None]
         self._output_groups.append((members, values is not None, labels is not None))
 
     def add_states(self, members: list[Member], parts: list[torch.Tensor]) -> None:
-        """Adds the states, [rows, N, width] per part, of members that end or have a snapshot due."""
+        """Adds states, [rows, streams, width] per part, of members that end, have a snapshot due, or ask for them."""
         self._results += parts
         self._state_groups.append((members, len(parts)))
 
@@ -54,7 +54,9 @@ class SliceInFlight:
         states: dict[Member, StateArrays] = {}
         for members, count in self._state_groups:
             parts = [next(results).numpy() for _ in range(count)]
-            states |= {member: tuple(part[:, k : k + 1].copy() for part in parts) for k, member in enumerate(members)}
+            ends = np.cumsum([member.width for member in members]).tolist()
+            for member, end in zip(members, ends, strict=True):
+                states[member] = tuple(part[:, end - member.width : end].copy() for part in parts)
         outputs = [
             (member, _result(member, member_values, member_labels, states.get(member)))
             for members, values, labels in output_groups
@@ -75,7 +77,7 @@ class SliceInFlight:
         whole = rows.numpy()
         if len(members) == 1 and not self._copy:
             return [whole]
-        ends = np.cumsum([member.steps for member in members]).tolist()
+        ends = np.cumsum([member.cells for member in members]).tolist()
         return [whole[start:end].copy() for start, end in zip([0, *ends], ends, strict=False)]
 
 
@@ -88,4 +90,5 @@ def _result(member: Member, values: Array | None, labels: Array | None, state: S
         answers=member.answers or bool(member.steps),
         snapshot=state if member.snapshot else None,
         final_state=state if member.final else None,
+        states=state if member.asks else None,
     )

@@ -20,7 +20,7 @@ class Transfer(Protocol):
     """The copies of one slice: first those to the device, then begin(), the computing, end(), wait()."""
 
     def stack(self, parts: list[Array], axis: int = 0) -> torch.Tensor:
-        """Returns the arrays on the device, concatenated; they may be read-only."""
+        """Returns the arrays on the device, concatenated; not to be written to."""
 
     def indices(self, arrays: Sequence[Index | None]) -> list[torch.Tensor | None]:
         """Returns the indices on the device, None for None."""
@@ -66,7 +66,7 @@ class InPlace:
         return lambda: time.monotonic() - start
 
     def stack(self, parts: list[Array], axis: int = 0) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(parts, axis=axis))
+        return torch.from_numpy(_Unlocked.view(parts[0]) if len(parts) == 1 else np.concatenate(parts, axis=axis))
 
     def indices(self, arrays: Sequence[Index | None]) -> list[torch.Tensor | None]:
         return [None if array is None else torch.from_numpy(array) for array in arrays]
@@ -82,6 +82,20 @@ class InPlace:
 
     def wait(self) -> float | None:
         return None
+
+
+class _Unlocked:
+    """Shares the memory of a read-only array, such as a view on a message: torch knows none, and warns."""
+
+    def __init__(self, array: Array) -> None:
+        self._array = array  # kept alive by the view
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+    @classmethod
+    def view(cls, array: Array) -> Array:
+        """Returns a view of an array to which nobody may write."""
+        return array if array.flags.writeable else np.asarray(cls(array))
 
 
 class Pinned:

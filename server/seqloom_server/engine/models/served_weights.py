@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from seqloom_server.engine.core.slice_cost import SliceCost
-from seqloom_server.engine.core.state_slots import SlotPool
+from seqloom_server.engine.core.state_slots import DISCARD, SlotPool
 from seqloom_server.nn.cuda_graphs import masked_layers
 from seqloom_server.nn.cuda_graphs.graph_layers import GraphLayers
 from seqloom_server.nn.cuda_graphs.masked_layers import MaskedLayers
@@ -14,7 +14,6 @@ from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.forward.outputs import chunk_rows
 from seqloom_server.nn.spec import ModelSpec
 
-ZERO, DISCARD = 0, 1  # the reserved slots
 # The products of a smaller network end before a second thread could join, and the event loop needs that thread's core
 # (docs/architecture.md has the numbers).
 _THREADED_PARAMETERS = 500_000

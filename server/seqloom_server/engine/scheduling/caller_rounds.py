@@ -2,6 +2,9 @@
 
 Each round is worth a quantum of device time, and who has been given more than others waits for the next round. A caller
 whose long sequences and whose others both wait (two lanes) is one caller: each of the two counts twice.
+
+Who comes begins where one would be that had an equal part all the time: the virtual time of Parekh and Gallager (1993).
+Began it where the one is that was given least, whoever was given more would wait for as long as others came anew.
 """
 
 import heapq
@@ -34,16 +37,18 @@ class CallerRounds:
         # by what they had been given when they were put here, which has only grown since
         self._heap: list[tuple[float, int, _Account]] = []
         self._count = 0
-        self._reached = 0.0  # what every active lane was given, so where one that joins begins
+        self._reached = 0.0  # what every active lane was given
+        self._begins = 0.0  # where one that joins begins: what a lane was given that had an equal part
+        self._charged = 0.0  # since that was found out: who comes before a slice has ended owes nothing of it
         self.active = 0
 
     def join(self, lane: Lane) -> None:
         """Counts that a lane has something queued under one more version of weights."""
         account = self._accounts.get(lane)
         if account is None:
-            account = self._accounts[lane] = _Account(self._reached)
+            account = self._accounts[lane] = _Account(self._begins)
         if not account.queues:
-            account.served = max(account.served, self._reached)
+            account.served = max(account.served, self._begins)
             self.active += 1
             if not account.listed:
                 self._list(account)
@@ -61,15 +66,20 @@ class CallerRounds:
     def charge(self, lane: Lane, seconds: float) -> None:
         """Counts device time given to an active lane."""
         sibling = self._accounts.get((lane[0], not lane[1])) if self.active > 1 else None
-        self._accounts[lane].served += 2 * seconds if sibling is not None and sibling.queues else seconds
+        counted = 2 * seconds if sibling is not None and sibling.queues else seconds
+        self._accounts[lane].served += counted
+        self._charged += counted
 
     def advance(self) -> None:
         """Finds out what every active lane has been given; to be called before any is given more."""
+        if self.active:
+            self._begins, self._charged = self._begins + self._charged / self.active, 0.0
         heap = self._heap
         while heap:
             served, _, account = heap[0]
             if account.queues and account.served == served:
                 self._reached = max(self._reached, served)
+                self._begins = max(self._begins, self._reached)
                 return
             heapq.heappop(heap)
             account.listed = False
@@ -91,8 +101,8 @@ class CallerRounds:
 
     def _forget(self) -> None:
         """Drops the accounts of lanes that are gone, but for some that were given most."""
-        # those that were given no more than all others would begin anew anyway
-        gone = [(lane, one) for lane, one in self._accounts.items() if not one.queues and one.served > self._reached]
+        # those that were given no more than an equal part would begin anew anyway
+        gone = [(lane, one) for lane, one in self._accounts.items() if not one.queues and one.served > self._begins]
         kept = heapq.nlargest(_KEPT_ACCOUNTS // 2, gone, key=lambda item: item[1].served)
         self._accounts = {lane: one for lane, one in self._accounts.items() if one.queues}
         self._accounts.update(kept)

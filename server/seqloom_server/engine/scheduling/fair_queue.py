@@ -136,15 +136,15 @@ class FairQueue:
                 allowed.append(sequence)
         return allowed
 
-    def take(self, sequences: list[Sequence], steps: list[int]) -> None:
-        """Removes queued sequences of one version of weights, and charges their callers for steps of them."""
+    def take(self, sequences: list[Sequence], cells: list[int]) -> None:
+        """Removes queued sequences of one version of weights, and charges their callers for rows of them."""
         weights = sequences[0].weights
         per_cell, queue = weights.cost.per_cell, self._queues[weights]
         self._queues.move_to_end(weights)
         self._rounds.advance()
         if len(queue.entries) == 1:
             ((lane, entries),) = queue.entries.items()
-            self._rounds.charge(lane, sum(steps) * per_cell)
+            self._rounds.charge(lane, sum(cells) * per_cell)
             if entries[len(sequences) - 1][3] is sequences[-1]:  # they are its first, as nearly always
                 if lane in queue.begun:
                     queue.count_begun(lane, -min(queue.begun[lane], len(sequences)))
@@ -156,7 +156,7 @@ class FairQueue:
                     self._drop(weights, lane)
                 return
         else:
-            for sequence, count in zip(sequences, steps, strict=True):
+            for sequence, count in zip(sequences, cells, strict=True):
                 assert sequence.lane is not None
                 self._rounds.charge(sequence.lane, count * per_cell)
                 queue.entries.move_to_end(sequence.lane)

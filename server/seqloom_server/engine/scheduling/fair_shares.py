@@ -28,6 +28,6 @@ class FairShares:
         """Accounts for the seconds that each class used of a slice. A class without work is owed nothing; no class is
         owed more than two quanta, so that one long slice is not followed by many of another class."""
         total = sum(used.values())
-        for op in Op:
+        for op in self._owed:
             owed = self._owed[op] + self._shares[op] * total - used.get(op, 0.0)
             self._owed[op] = min(max(owed, 0.0), 2 * self._quantum) if op in waiting else 0.0

@@ -13,7 +13,7 @@ from seqloom_server.engine.admission import session_rate
 from seqloom_server.engine.admission.queue_bounds import QueueBounds
 from seqloom_server.engine.admission.whole_sequences import Admission
 from seqloom_server.engine.core.limits import SchedulerLimits
-from seqloom_server.engine.core.sequence import Chunk, Op, Sequence, Slice
+from seqloom_server.engine.core.sequence import Chunk, Member, Op, Sequence, Slice
 from seqloom_server.engine.core.training_job import TrainingBatch
 from seqloom_server.engine.scheduling import step_split
 from seqloom_server.engine.scheduling.deadlines import Deadlines
@@ -89,8 +89,8 @@ class Scheduler:
             return
         count = size = 0
         for chunk in chunks:
-            count += len(chunk.rows)
-            size += chunk.rows.nbytes
+            count += chunk.cells
+            size += chunk.rows.nbytes if chunk.work is None else chunk.waiting_bytes
         self._bounds.check(sequence, count, size)
         live = sequence.op is Op.STREAM
         if live:
@@ -190,8 +190,14 @@ class Scheduler:
 
     def _waiting(self) -> list[Op]:
         """Returns the classes that have work and a share, most urgent first."""
-        waiting = {Op.STREAM: len(self._elastic) > 0, Op.INFER: len(self._whole) > 0, Op.TRAIN: self.training.waiting}
-        return [op for op in Op if waiting[op]]
+        waiting = []
+        if len(self._elastic):
+            waiting.append(Op.STREAM)
+        if len(self._whole):
+            waiting.append(Op.INFER)
+        if self.training.waiting:
+            waiting.append(Op.TRAIN)
+        return waiting
 
     def complete(self, slice_: Slice, seconds: float, now: float, *, failed: bool = False) -> None:
         """Completes a slice that has run; members that have more to run queue again.
@@ -203,7 +209,7 @@ class Scheduler:
             sequence = member.sequence
             if not sequence.on_rate:  # what was promised is not part of any share
                 used[sequence.op] += seconds * (
-                    member.steps / slice_.cells if slice_.cells else 1 / len(slice_.members)
+                    member.cells / slice_.cells if slice_.cells else 1 / len(slice_.members)
                 )
             sequence.in_flight = False
             sequence.last_active = now
@@ -231,25 +237,33 @@ class Scheduler:
             self.cancel(sequence)
         self._doomed += joining.late
         if joining.sequences:
-            queue.take(joining.sequences, joining.steps)
-            for sequence, steps in zip(joining.sequences, joining.steps, strict=True):
+            members = [
                 self._take(slice_, sequence, steps, now)
+                for sequence, steps in zip(joining.sequences, joining.steps, strict=True)
+            ]
+            queue.take(joining.sequences, [member.cells for member in members])
         return bool(joining.sequences or joining.late)
 
-    def _take(self, slice_: Slice, sequence: Sequence, cut: int, now: float) -> None:
-        """Moves up to `cut` steps of a sequence that was queued into the slice."""
+    def _take(self, slice_: Slice, sequence: Sequence, cut: int, now: float) -> Member:
+        """Moves up to `cut` steps of a sequence that was queued into the slice, as a member."""
         member = step_split.take(sequence, cut, now)
         sequence.in_flight = True
-        if sequence.slot is None and not member.final:
-            sequence.slot = sequence.weights.slots.take()
+        if sequence.slot is None:
+            slots = sequence.weights.slots
+            if sequence.group is not None:
+                sequence.slot = slots.take_block(sequence.group.count)
+            elif not member.final:
+                sequence.slot = slots.take()
         if sequence.op is Op.STREAM:
             self._deadlines.forget(sequence)
             session_rate.charge(sequence, member.steps, now)
         else:
             member.expected = self._admission.backlog.take(sequence, member.steps)
-        self._bounds.count(sequence, -1, -member.steps, -sum([part.nbytes for part in member.parts]))
+        size = sum([part.nbytes for part in member.parts]) + member.set_bytes
+        self._bounds.count(sequence, -1, -member.cells, -size)
         slice_.members.append(member)
-        slice_.steps, slice_.cells = max(slice_.steps, member.steps), slice_.cells + member.steps
+        slice_.steps, slice_.cells = max(slice_.steps, member.steps), slice_.cells + member.cells
+        return member
 
     def _enqueue(self, sequence: Sequence, now: float) -> None:
         if sequence.op is Op.STREAM:
@@ -271,7 +285,7 @@ class Scheduler:
         self._admission.backlog.release(sequence)
         if not sequence.chunks:
             return
-        size = sum(chunk.rows[chunk.taken :].nbytes for chunk in sequence.chunks)
+        size = sum([chunk.waiting_bytes for chunk in sequence.chunks])
         self._bounds.count(sequence, 0, -sequence.waiting_steps, -size)
         sequence.waiting_steps = 0
         sequence.chunks.clear()

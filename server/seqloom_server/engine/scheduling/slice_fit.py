@@ -22,14 +22,23 @@ _PADDING_TO_END = 2.0  # times max_padding, in a slice that brings those whose t
 
 
 class SliceFit:
-    """Fits more sequences into `slice_`, which may take `seconds`."""
+    """Fits more sequences into `slice_`, which may take `seconds`.
 
-    def __init__(self, limits: SchedulerLimits, seconds: float, slice_: Slice) -> None:
+    widths: [N], the rows of each sequence at each of its steps; None for 1.
+    """
+
+    def __init__(self, limits: SchedulerLimits, seconds: float, slice_: Slice, widths: list[int] | None = None) -> None:
         self._limits = limits
         # if one row alone takes as long as a slice may, most of that is not its own cost, and other rows add little
         self._seconds = max(seconds, 2 * slice_.weights.cost.seconds(1, 1))
         self._slice = slice_
-        self._width = sum(1 for member in slice_.members if member.steps)
+        self._width = sum(member.width for member in slice_.members if member.steps)
+        self._widths: Lengths | None = None if widths is None else np.array(widths, np.int64)
+
+    def takes_alone(self, steps: int, width: int) -> bool:
+        """Returns whether an empty slice may take all of one sequence's `steps` steps: as fit() finds, but sooner."""
+        cells = steps * width
+        return not self._slice.members and bool(self._within(steps, cells, cells, self._seconds))
 
     def fit(self, lengths: Lengths, least: int = 0, width: int = MIN_WIDTH) -> tuple[int, int]:
         """Returns (count, cut): the first `count` of the sequences may join, each with at most `cut` steps.
@@ -45,10 +54,10 @@ class SliceFit:
         if self._slice.steps:
             cut = min(longest, self._slice.steps)
             return self._count(lengths, cut, dense=True), cut
-        size = _size(lengths, longest)
+        size = self._size(lengths, longest)
         if self._within(*size, self._seconds) and self._is_efficient(size):
             return len(lengths), max(longest, 1)  # all steps of all sequences, as in most slices
-        depth = _largest(longest, lambda cut: self._is_efficient(_size(lengths, cut)))
+        depth = _largest(longest, lambda cut: self._is_efficient(self._size(lengths, cut)))
         if least:
             for cut in (max(depth, least), least):
                 count = self._count_dense(lengths, cut)
@@ -60,7 +69,7 @@ class SliceFit:
             count = max(count, min(width, self._count(lengths, 1)))
         if not self._slice.members:
             count = max(count, 1)
-        return count, _largest(depth, lambda cut: bool(self._within(*_size(lengths[:count], cut), self._seconds)))
+        return count, _largest(depth, lambda cut: bool(self._within(*self._size(lengths[:count], cut), self._seconds)))
 
     def _count_whole(self, lengths: Lengths) -> int:
         """Returns how many of the first sequences may run to their ends: at least one, however long it is.
@@ -69,7 +78,7 @@ class SliceFit:
         """
         if self._slice.members:
             return self._count(lengths, int(lengths.max(initial=0)))
-        first = int(lengths[0])
+        first = int(lengths[0])  # a group has no bidirectional layers, so its width is 1
         seconds = max(self._seconds, 2 * self._slice.weights.cost.seconds(first, first))
         return max(1, self._count(lengths, int(lengths.max()), seconds))
 
@@ -94,7 +103,8 @@ class SliceFit:
         """Returns [N] each: steps, cells and padded cells of the slice with the first 1..N of the sequences."""
         sizes = np.minimum(lengths, cut)
         steps = np.maximum(np.maximum.accumulate(sizes), self._slice.steps)
-        return steps, self._slice.cells + np.cumsum(sizes), steps * (self._width + np.cumsum(sizes > 0))
+        rows = np.cumsum(self._rows(sizes > 0))
+        return steps, self._slice.cells + np.cumsum(self._rows(sizes)), steps * (self._width + rows)
 
     def _within(self, steps: Any, cells: Any, padded: Any, seconds: float) -> Any:  # numbers or arrays alike
         """Returns whether slices of these sizes, numbers or arrays, keep the bounds."""
@@ -105,15 +115,18 @@ class SliceFit:
             & (weights.cost.seconds(steps, cells) <= seconds)
         )
 
+    def _size(self, lengths: Lengths, cut: int) -> tuple[int, int, int]:
+        """Returns steps, cells and padded cells of the first sequences, if they are cut to `cut` steps."""
+        sizes = np.minimum(lengths, cut)
+        steps = int(sizes.max(initial=0))
+        return steps, int(self._rows(sizes).sum()), steps * int(self._rows(sizes > 0).sum())
+
+    def _rows(self, sizes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Returns the rows of the first sequences, of which each has so many steps."""
+        return sizes if self._widths is None else sizes * self._widths[: len(sizes)]
+
     def _dense(self, steps: Any, cells: Any, padded: Any, times: float = 1.0) -> Any:
         return cells >= (1 - times * self._limits.max_padding) * padded
-
-
-def _size(lengths: Lengths, cut: int) -> tuple[int, int, int]:
-    """Returns steps, cells and padded cells of sequences that are cut to `cut` steps."""
-    sizes = np.minimum(lengths, cut)
-    steps = int(sizes.max(initial=0))
-    return steps, int(sizes.sum()), steps * int(np.count_nonzero(sizes))
 
 
 def _largest(most: int, holds: Callable[[int], bool]) -> int:

@@ -1,8 +1,8 @@
 """Forms a slice: which queued sequences join it, with how many of their steps, and which are too late for any.
 
-Slices are shorter while several callers have whole sequences, and bring the first one of each to its end where they
-can: so it waits for one slice of others and not for three. Of what would be begun and not ended, only as much is begun
-as fills a slice.
+Slices are shorter while several callers have whole sequences, or one has long and short ones, and bring the first one
+of each to its end where they can: so it waits for one slice of others and not for three. Of what would be begun and not
+ended, only as much is begun as fills a slice.
 """
 
 import math
@@ -75,7 +75,7 @@ class SliceForming:
         return Joining([each for each, _ in pairs], [size for _, size in pairs], late)
 
     def _shared(self, seconds: float, now: float) -> tuple[float, float]:
-        """Returns the pace and a slice's seconds while several callers have whole sequences, or had them a moment ago.
+        """Returns the pace and a slice's seconds while several lanes have whole sequences, or had them a moment ago.
 
         Else 0 and all the seconds that it may take.
         """
@@ -97,6 +97,11 @@ class SliceForming:
         if not candidates:
             return []
         most = self._limits.max_batch_steps
+        if len(candidates) == 1:  # a stream group, or a lone caller
+            (only,) = candidates
+            steps = step_split.runnable(only, session_rate.allowed(only, most, now))
+            if SliceFit(self._limits, seconds, slice_).takes_alone(steps, only.chunks[0].width):
+                return [steps]
         lengths = np.fromiter(
             (step_split.runnable(each, session_rate.allowed(each, most, now)) for each in candidates),
             np.int64,
@@ -104,7 +109,8 @@ class SliceForming:
         )
         if self._lockstep.should_halve(slice_, candidates, lengths, now):
             lengths = lengths[: len(candidates) // 2]
-        fit = SliceFit(self._limits, seconds, slice_)
+        widths = [1 if each.group is None else each.chunks[0].width for each in candidates[: len(lengths)]]
+        fit = SliceFit(self._limits, seconds, slice_, widths if max(widths) > 1 else None)
         if pace and not slice_.members:
             least = int(lengths[_firsts(candidates)].max())
             count, cut = fit.fit(lengths, least, max(_LEAST_WIDTH, int(MIN_WIDTH / pace)))

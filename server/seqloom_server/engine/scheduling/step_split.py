@@ -1,17 +1,19 @@
 """Splits steps off a sequence's queued chunks, to run them in one slice."""
 
 from seqloom_server.engine.core.sequence import Chunk, Member, Sequence
+from seqloom_server.engine.core.stream_group import GroupWork
 
 
 def runnable(sequence: Sequence, most: int) -> int:
     """Returns the steps that may run in one slice: up to a reset, a chunk of 0 steps or a snapshot; at most `most`.
 
-    0 if the first chunk has 0 steps.
+    Of a group also up to a chunk of other streams. 0 if the first chunk has 0 steps.
     """
     steps = 0
+    work = sequence.chunks[0].work
     for chunk in sequence.chunks:
         rows = len(chunk.rows) - chunk.taken
-        if steps and (chunk.reset or not rows):
+        if steps and (chunk.reset or not rows or not (work is None or _continues(chunk, work))):
             break
         steps += rows
         if not rows or steps >= most:
@@ -36,6 +38,12 @@ def take(sequence: Sequence, cut: int, now: float) -> Member:
         final=False,
         snapshot=False,
     )
+    if sequence.group is not None:
+        assert head.work is not None
+        member.fresh, member.width, member.streams = False, head.width, head.work.streams
+        member.asks = head.work.asks
+        member.set_bytes = 0 if head.taken else head.work.set_bytes
+        member.beginnings = sequence.group.begin(head.work, again=head.taken > 0)
     count = runnable(sequence, cut)
     while True:
         chunk = sequence.chunks[0]
@@ -49,12 +57,13 @@ def take(sequence: Sequence, cut: int, now: float) -> Member:
         sequence.chunks.popleft()
         member.final = chunk.last
         if member.steps >= count:
-            if sequence.chunks and _is_bare_end(sequence.chunks[0]):
-                sequence.chunks.popleft()
-                member.final = True
+            if sequence.chunks and _joins(sequence.chunks[0], member):
+                last = sequence.chunks.popleft()
+                member.final = last.last
+                member.asks = member.asks or (last.work is not None and last.work.asks)
             break
-    sequence.waiting_steps -= member.steps
-    sequence.steps_done += member.steps
+    sequence.waiting_steps -= member.cells
+    sequence.steps_done += member.cells
     sequence.queue_seconds += member.waited or 0.0
     sequence.started, sequence.initial_state = True, None
     if sequence.snapshot_interval and member.steps:
@@ -62,6 +71,16 @@ def take(sequence: Sequence, cut: int, now: float) -> Member:
     return member
 
 
-def _is_bare_end(chunk: Chunk) -> bool:
-    """Returns whether a chunk only ends the sequence, so that it needs no slice of its own."""
-    return chunk.last and chunk.silent and not chunk.reset
+def _continues(chunk: Chunk, work: GroupWork) -> bool:
+    return chunk.work is work or (chunk.work is not None and chunk.work.continues(work))
+
+
+def _joins(chunk: Chunk, member: Member) -> bool:
+    """Returns whether a chunk without steps needs no slice of its own: it ends the sequence, or asks for its states."""
+    if not chunk.silent or chunk.reset or member.final:
+        return False
+    if chunk.work is None:
+        return chunk.last
+    if chunk.work.changes or (chunk.work.asks and member.asks):
+        return False
+    return member.streams is None and chunk.work.streams is None

@@ -100,9 +100,10 @@ class NumberedCalls:
         entry = self._entry(call, digest, begin, is_step)
         entry.waiters += 1
         try:
-            await asyncio.wait({entry.reply}, timeout=_HOLD_SECONDS if entry in self._held else None)
             if entry in self._held:
-                raise self._waits(entry)
+                await asyncio.wait({entry.reply}, timeout=_HOLD_SECONDS)
+                if entry in self._held:
+                    raise self._waits(entry)
             return await asyncio.shield(entry.reply)
         finally:
             entry.waiters -= 1

@@ -29,8 +29,8 @@ class _Layer(NamedTuple):
 
 
 def takes(spec: ModelSpec) -> bool:
-    """Returns whether networks of this kind are supported: neither bidirectional nor with a convolution."""
-    return not spec.bidirectional and not spec.conv_channels
+    """Returns whether networks of this kind are supported: neither bidirectional, with a convolution, nor in int8."""
+    return not (spec.bidirectional or spec.conv_channels or spec.precision == "int8")
 
 
 class MaskedLayers:

@@ -23,7 +23,7 @@ class _Weights(NamedTuple):
     w: PackedLinear
 
 
-class _Steps(NamedTuple):
+class Steps(NamedTuple):
     """The steps of packed rows `inputs`, in the order in which they run; back: from the last to the first."""
 
     inputs: torch.Tensor
@@ -84,7 +84,7 @@ class CpuLayers:
             hidden = []
             for direction, weights in enumerate(directions):
                 row = layer * len(directions) + direction
-                steps = _Steps(weights.u(rows), sizes, back=direction > 0)
+                steps = Steps(weights.u(rows), sizes, back=direction > 0)
                 hidden.append(run(weights.w, steps, [part[row] for part in after]))
             rows = hidden[0] if len(hidden) == 1 else torch.cat(hidden, 1)
         return rows, after
@@ -92,7 +92,7 @@ class CpuLayers:
     # Each of these runs the steps in order. steps: the products of the inputs. states: [N, H] per part, of which a step
     # uses the first rows; updated in place to the last states. Each returns s_t of every step, packed.
 
-    def _elman(self, w: PackedLinear, steps: _Steps, states: list[torch.Tensor]) -> torch.Tensor:
+    def _elman(self, w: PackedLinear, steps: Steps, states: list[torch.Tensor]) -> torch.Tensor:
         last = states[0]
         s = last.to(self._dtype)
         for a in steps.views:
@@ -102,7 +102,7 @@ class CpuLayers:
         last.copy_(s)
         return steps.inputs
 
-    def _gru(self, w: PackedLinear, steps: _Steps, states: list[torch.Tensor]) -> torch.Tensor:
+    def _gru(self, w: PackedLinear, steps: Steps, states: list[torch.Tensor]) -> torch.Tensor:
         s, width = states[0], states[0].shape[1]
         narrow = s.to(self._dtype)
         hidden = steps.inputs.new_empty(len(steps.inputs), width)
@@ -116,7 +116,7 @@ class CpuLayers:
             narrow[: len(a)] = out
         return hidden
 
-    def _lstm(self, w: PackedLinear, steps: _Steps, states: list[torch.Tensor]) -> torch.Tensor:
+    def _lstm(self, w: PackedLinear, steps: Steps, states: list[torch.Tensor]) -> torch.Tensor:
         (s, c), width = states, states[0].shape[1]
         narrow = s.to(self._dtype)
         hidden = steps.inputs.new_empty(len(steps.inputs), width)

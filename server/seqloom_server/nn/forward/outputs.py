@@ -6,6 +6,7 @@ With o_t = V s_t + c: logits o, probs softmax(o), log_probs o - logsumexp(o), la
 import torch
 
 from seqloom_server.nn.forward.argmax_labels import labels_of
+from seqloom_server.nn.forward.int8_linear import Int8Linear
 from seqloom_server.nn.forward.packed_linear import PackedLinear
 from seqloom_server.nn.spec import OutputKind
 
@@ -14,7 +15,7 @@ MAX_BUFFER_BYTES = 64 * 2**20
 
 
 def outputs(
-    hidden: torch.Tensor, output: PackedLinear, kind: OutputKind, top_k: int = 0
+    hidden: torch.Tensor, output: PackedLinear | Int8Linear, kind: OutputKind, top_k: int = 0
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Returns (values, labels) of `hidden` [rows, H], by V [O, H] and c [O] of `output`; for two directions H is 2 H.
 

@@ -49,13 +49,16 @@ class PackedLinear:
     def plus(self, rows: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """Returns other + x W', without the bias; may overwrite `other`, [rows, O].
 
-        With packed weights each new number of rows costs a millisecond once, and keeps 0.9 MB; there are at most as
-        many as sequences in a slice, `max_batch_sequences`.
+        With packed weights each new number of rows costs a millisecond once, and keeps 0.9 MB; up to 256 rows each is
+        taken as it is, beyond them counts are rounded up, as a group of streams may have thousands of rows.
         """
         if self.packed:
+            count = len(rows)
+            if padding := self._padding(count) if count > _MANY else 0:
+                rows, other = (torch.nn.functional.pad(tensor, (0, 0, 0, padding)) for tensor in (rows, other))
             # oneDNN overwrites `other`
             total: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(rows, other, self._weight, None, "add")
-            return total
+            return total[:count] if padding else total
         if padding := self._padding(len(rows)):
             padded, total = (torch.nn.functional.pad(tensor, (0, 0, 0, padding)) for tensor in (rows, other))
             return total.addmm_(padded, self._weight.t())[: len(rows)]

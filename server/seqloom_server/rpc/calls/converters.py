@@ -4,7 +4,7 @@ Errors name the field's path, what was sent and what is expected.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from seqloom import tensors, wire
@@ -50,8 +50,11 @@ def output_spec(message: tensor_pb2.OutputSpec, spec: ModelSpec, field: str) -> 
     return OutputSpec(kind, message.top_k)
 
 
-def array(message: tensor_pb2.Tensor, dtype: str, field: str) -> Array:
-    """Returns a finite array of the model's dtype, a view on the message. Raises ServerError."""
+def array(message: tensor_pb2.Tensor, dtype: str, field: str, place: Callable[[list[int]], str] = str) -> Array:
+    """Returns a finite array of the model's dtype, a view on the message. place: says in words where an index is.
+
+    Raises ServerError.
+    """
     data = message.data
     try:
         decoded = tensors.from_bytes(message.data_type, tuple(message.shape), data)
@@ -61,7 +64,7 @@ def array(message: tensor_pb2.Tensor, dtype: str, field: str) -> Array:
         raise invalid(field, f"is {decoded.dtype.name}: expected {dtype}, the model's data type")
     if _may_be_non_finite(data, decoded) and not np.isfinite(decoded).all():
         index = np.argwhere(~np.isfinite(decoded))[0].tolist()
-        raise invalid(field, f"is {decoded[tuple(index)]} at {index}: expected finite numbers")
+        raise invalid(field, f"is {decoded[tuple(index)]} at {place(index)}: expected finite numbers")
     return decoded
 
 
@@ -113,6 +116,8 @@ def checked_lengths(lengths: Iterable[int], rows: int, max_sequences: int, max_s
 
 def split(rows: Array, lengths: list[int]) -> list[Array]:
     """Splits concatenated rows into one view for each length."""
+    if len(lengths) == 1:
+        return [rows[: lengths[0]]]
     ends = np.cumsum(lengths).tolist()
     return [rows[end - length : end] for length, end in zip(lengths, ends, strict=True)]
 
@@ -132,6 +137,15 @@ def state(message: tensor_pb2.State, spec: ModelSpec, count: int, field: str) ->
             raise invalid(f"{field}.{part}", f"has shape {list(values.shape)}: expected {[rows, count, width]}")
         parts.append(values)
     return tuple(parts)
+
+
+def served_state(message: tensor_pb2.State, spec: ModelSpec, count: int, field: str) -> StateArrays:
+    """Does the same for a state that outputs are computed from, in the model's precision. Gradients are in full."""
+    parts = state(message, spec, count, field)
+    if spec.precision == "int8" and np.abs(parts[0]).max(initial=0) > 1:
+        most = parts[0].flat[np.abs(parts[0]).argmax()]
+        raise invalid(f"{field}.hidden", f"has {most}: expected -1 to 1, as the model's precision is int8")
+    return parts
 
 
 def max_steps(spec: ModelSpec, config: ServerConfig) -> int:

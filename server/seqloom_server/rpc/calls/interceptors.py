@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
+from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
 from seqloom_server.errors import Reason, ServerError
@@ -110,13 +111,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         code = "OK"
         try:
             return await handle(request, context)
-        except ServerError as error:
-            if error.reason in (Reason.INTERNAL, Reason.STORAGE_FAILED):  # the traceback was logged where it was raised
-                log.error("request %s: %s: %s", request_id(), method, error)
-            self._request_metrics.rejected(error)
-            status = rpc_status.to_status(status_of(error, request_id()))
-            code = status.code.name
-            await context.abort(status.code, status.details, status.trailing_metadata)
         except asyncio.CancelledError:
             remaining = context.time_remaining()
             code = "CANCELLED" if remaining is None or remaining > 0 else "DEADLINE_EXCEEDED"
@@ -127,14 +121,45 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         except grpc.aio.InternalError:  # the caller disconnected while its response was written
             code = "CANCELLED"
             raise asyncio.CancelledError from None
-        except Exception:
-            log.exception("request %s: %s failed", request_id(), method)
-            bug = ServerError(Reason.INTERNAL, f"internal error: see the server's log for request {request_id()}")
-            status = rpc_status.to_status(status_of(bug, request_id()))
+        except Exception as error:
+            status = rpc_status.to_status(_failed(method, error, self._request_metrics))
             code = status.code.name
             await context.abort(status.code, status.details, status.trailing_metadata)
         finally:
             self._request_metrics.count(method, call.model, code, time.perf_counter() - start)
+
+
+async def count_entry(method: str, request_metrics: RequestMetrics, work: Awaitable[T]) -> T | status_pb2.Status:
+    """Awaits one of the many calls that a stream carries; returns its result, or the status of its error.
+
+    It has a request id of its own and is counted as a call of the method; called in a task of its own.
+    """
+    call = _Call(next(_numbers))
+    _current.set(call)
+    start = time.perf_counter()
+    code = "OK"
+    try:
+        return await work
+    except asyncio.CancelledError:
+        code = "CANCELLED"
+        raise
+    except Exception as error:
+        status = _failed(method, error, request_metrics)
+        code = code_pb2.Code.Name(status.code)
+        return status
+    finally:
+        request_metrics.count(method, call.model, code, time.perf_counter() - start)
+
+
+def _failed(method: str, error: Exception, request_metrics: RequestMetrics) -> status_pb2.Status:
+    """Logs and counts the error of a call where that is due; returns its status."""
+    if not isinstance(error, ServerError):
+        log.error("request %s: %s failed", request_id(), method, exc_info=error)
+        error = ServerError(Reason.INTERNAL, f"internal error: see the server's log for request {request_id()}")
+    elif error.reason in (Reason.INTERNAL, Reason.STORAGE_FAILED):  # the traceback was logged where it was raised
+        log.error("request %s: %s: %s", request_id(), method, error)
+    request_metrics.rejected(error)
+    return status_of(error, request_id())
 
 
 _ARITY = {False: "unary", True: "stream"}

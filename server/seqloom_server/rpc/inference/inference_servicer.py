@@ -47,7 +47,7 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         size = converters.reply_bytes(output, spec, steps, len(xs), config.max_message_bytes)
         initial = None
         if request.HasField("initial_state"):
-            initial = converters.state(request.initial_state, spec, len(xs), "initial_state")
+            initial = converters.served_state(request.initial_state, spec, len(xs), "initial_state")
         caller = caller_of(context)
         self._budget.take(size, caller)
         # returned when the caller has read the response or disconnected

@@ -12,7 +12,7 @@ from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc.calls import converters
 
 _MIN_WINDOW_STEPS = 64  # that a caller may send before it receives its window
-_WINDOW_BYTES = 8 << 20  # of unread outputs of one session
+WINDOW_BYTES = 8 << 20  # of unread outputs of one session
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class SessionOpening:
         output = converters.output_spec(request.output, spec, "entries.open.output")
         initial = None
         if request.HasField("initial_state"):
-            initial = converters.state(request.initial_state, spec, 1, "entries.open.initial_state")
+            initial = converters.served_state(request.initial_state, spec, 1, "entries.open.initial_state")
         timeout = converters.timeout(request.timeout_seconds, "entries.open.timeout_seconds")
         whole = request.whole_sequence or (entry.HasField("frames") and entry.end)
         interval, total, rate = request.snapshot_interval_steps, request.total_steps, request.steps_per_second
@@ -57,7 +57,7 @@ class SessionOpening:
             _check_rate(rate, whole)
         if interval:
             step_bytes += converters.state_bytes(spec) // interval
-        window_steps = max(min(config.window_steps, _WINDOW_BYTES // step_bytes), _MIN_WINDOW_STEPS)
+        window_steps = max(min(config.window_steps, WINDOW_BYTES // step_bytes), _MIN_WINDOW_STEPS)
         if spec.bidirectional:
             _check_whole(request, whole)
             window_steps = most + 1  # no output before the last frame; one more, so that OVER_LIMIT is raised instead

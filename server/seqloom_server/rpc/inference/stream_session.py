@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from google.rpc import status_pb2
 from seqloom.v1 import inference_service_pb2
 
 from seqloom_server.engine.core.sequence import Chunk, Sequence, SliceResult
@@ -9,18 +10,25 @@ from seqloom_server.engine.core.session_window import SessionWindow
 from seqloom_server.errors import Reason, ServerError, invalid, over_limit
 from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc.calls import converters
-from seqloom_server.rpc.inference.outbox import Outgoing
+from seqloom_server.rpc.inference.outbox import Entry
+from seqloom_server.rpc.inference.outgoing import Outgoing
 from seqloom_server.rpc.inference.session_opening import SessionOpening
 
-_MAX_ENTRY_BYTES = 256 << 10  # of outputs in one entry, so that sessions of one call take turns
+MAX_ENTRY_BYTES = 256 << 10  # of outputs in one entry, so that sessions of one call take turns
+
+_END = inference_service_pb2.SessionRequest(end=True)
 
 
 class SessionOwner(Protocol):
     """The call that carries a session."""
 
-    def send(self, outgoing: Outgoing) -> None: ...
+    def send(self, outgoing: Entry) -> None: ...
 
     def promise(self, size: int, *, live: bool) -> None: ...
+
+    def withdraw(self, size: int, *, live: bool) -> None: ...
+
+    def status(self, error: ServerError) -> status_pb2.Status: ...
 
     def ended(self, number: int) -> None: ...
 
@@ -61,7 +69,7 @@ class StreamSession:
         self.model = ""
         self.opened_at = 0.0
         self._step_bytes = opening.step_bytes
-        self._entry_rows = max(1, _MAX_ENTRY_BYTES // self._step_bytes)
+        self._entry_rows = max(1, MAX_ENTRY_BYTES // self._step_bytes)
         self.promised = 0
 
     def outgoing(self) -> Outgoing:
@@ -105,6 +113,10 @@ class StreamSession:
             self._call.promise(size, live=self.live)
             self.promised += size
         return chunks
+
+    def ending(self, now: float) -> list[Chunk]:
+        """Returns the chunks that end the session, whose caller has closed the stream. Raises ServerError."""
+        return self.chunks(_END, now, 0)
 
     def _check_steps(self, steps: int, end: bool) -> None:
         """Raises INVALID_FIELD for a whole sequence that is longer than it said, or ends before that."""

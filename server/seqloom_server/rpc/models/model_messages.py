@@ -16,6 +16,7 @@ _PRECISIONS: "dict[pb.Precision, Precision]" = {
     pb.PRECISION_FULL: "full",
     pb.PRECISION_TF32: "tf32",
     pb.PRECISION_BF16: "bf16",
+    pb.PRECISION_INT8: "int8",
 }
 _SIZES = ("input_size", "hidden_size", "output_size", "num_layers", "conv_channels", "conv_width")
 _DTYPES: "dict[tensor_pb2.DataType, DType]" = {

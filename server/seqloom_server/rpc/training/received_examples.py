@@ -1,137 +1,37 @@
-"""Receives the examples of a training call, in one part or many, and decodes them with every field checked."""
+"""Decodes the examples of a training call that was received, with every field checked."""
 
-import hashlib
+import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import numpy as np
-from google.protobuf.descriptor import FieldDescriptor
 from seqloom import tensors
 from seqloom.v1 import tensor_pb2
 from seqloom.v1 import training_service_pb2 as pb
 
 from seqloom_server.config import ServerConfig
 from seqloom_server.engine.core.sequence import Array, StateArrays
-from seqloom_server.errors import ServerError, invalid, over_limit
+from seqloom_server.engine.training.batch_programs import max_cells
+from seqloom_server.errors import invalid
 from seqloom_server.nn.losses.row_losses import IGNORED
 from seqloom_server.nn.losses.training_example import Example, LossKind
 from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc.calls import converters
-from seqloom_server.rpc.calls.byte_budget import ByteBudget
-from seqloom_server.rpc.calls.request_parts import LEAST_BYTES, Part, parts_of, pass_over
+from seqloom_server.rpc.training.received_call import ReceivedExamples
 
 _LOSSES: dict[int, LossKind] = {
     pb.LOSS_KIND_CROSS_ENTROPY: "cross_entropy",
     pb.LOSS_KIND_MSE: "mse",
     pb.LOSS_KIND_CTC: "ctc",
 }
-_TENSORS = ("targets", "output_gradients")
+_LARGE_BYTES = 1 << 20  # checking every number of so many would hold up the event loop
 
 
-class TrainingPart(Part, Protocol):
-    """A part of ComputeGradients or ForwardBackward."""
-
-    @property
-    def examples(self) -> pb.Examples: ...
-
-    def HasField(self, field_name: Any, /) -> bool: ...
-
-    def ListFields(self) -> Sequence[tuple[FieldDescriptor, Any]]: ...
-
-
-@dataclass(slots=True)
-class ReceivedExamples:
-    """The parts of a call. first: the first message, with all other fields. parts: the examples of each, in order.
-
-    nbytes: of all parts. digest: a hash of their contents.
-    """
-
-    first: Any  # the request message of either method
-    parts: list[pb.Examples] = field(default_factory=list)
-    nbytes: int = 0
-    digest: str = ""
-
-
-async def receive(
-    requests: AsyncIterator[TrainingPart], max_bytes: int, budget: ByteBudget, caller: str
-) -> ReceivedExamples:
-    """Reads the parts of a call. They are charged to the budget, as the caller's, which gets `nbytes` back later.
-
-    Raises ServerError INVALID_FIELD, OVER_LIMIT, OVERLOADED, CUT_OFF, or DEADLINE_EXCEEDED if no next part arrives in
-    time; nothing stays charged then.
-    """
-    try:
-        return await _receive(requests, max_bytes, budget, caller)
-    except ServerError as error:
-        await pass_over(requests, error)
-        raise
-
-
-async def _receive(
-    requests: AsyncIterator[TrainingPart], max_bytes: int, budget: ByteBudget, caller: str
-) -> ReceivedExamples:
-    received: ReceivedExamples | None = None
-    contents = _Digest()
-    try:
-        async for part in parts_of(requests):
-            examples: pb.Examples = part.examples
-            size = max(LEAST_BYTES, part.ByteSize())
-            if received is None:
-                received = ReceivedExamples(part)
-            elif _carries_more_than_rows(part):
-                raise invalid("examples", "has more than rows in a later part: expected all else in the first part")
-            if received.nbytes + size > max_bytes:
-                raise over_limit("examples", f"has more than {max_bytes} bytes in all parts: expected at most that")
-            budget.take(size, caller)
-            received.nbytes += size
-            if part.HasField("examples") or not received.parts:  # else it only marks the end of the request
-                received.parts.append(examples)
-            contents.add(examples)
-    except BaseException:
-        if received is not None:
-            budget.give(received.nbytes, caller)
-        raise
-    if received is None:
-        raise invalid("examples", "is missing: the call has no part")
-    received.digest = contents.hexdigest(received.parts[0])
-    return received
-
-
-class _Digest:
-    """A hash of a call's contents that does not depend on its parts: of the tensors' bytes, then of all else."""
-
-    def __init__(self) -> None:
-        self._tensors = [hashlib.blake2b(digest_size=16) for _ in range(3)]
-
-    def add(self, part: pb.Examples) -> None:
-        for tensor, digest in zip(
-            (part.sequences.rows, part.targets, part.output_gradients), self._tensors, strict=True
-        ):
-            digest.update(tensor.data)
-
-    def hexdigest(self, first: pb.Examples) -> str:
-        whole = hashlib.blake2b(digest_size=16)
-        for digest in self._tensors:
-            whole.update(digest.digest())
-        rest = pb.Examples(
-            sequences=tensor_pb2.SequenceBatch(lengths=first.sequences.lengths),
-            target_lengths=first.target_lengths,
-            initial_state=first.initial_state,
-            final_state_gradient=first.final_state_gradient,
-            loss=first.loss,
-            divisor=first.divisor,
-        )
-        whole.update(rest.SerializeToString(deterministic=True))
-        return whole.hexdigest()
-
-
-def _carries_more_than_rows(part: TrainingPart) -> bool:
-    examples = part.examples
-    others = [field.name for field, _ in part.ListFields() if field.name not in ("examples", "parts")]
-    allowed = {"sequences", *_TENSORS}
-    return bool(others or examples.sequences.lengths) or any(f.name not in allowed for f, _ in examples.ListFields())
+async def decode_soon(received: ReceivedExamples, spec: ModelSpec, config: ServerConfig) -> list[Example]:
+    """As `decode`, off the event loop where that would be held up. The longest sequence is what a batch can hold."""
+    most = min(config.max_training_steps, max_cells(spec, config.max_activation_bytes))
+    if received.nbytes <= _LARGE_BYTES:
+        return decode(received, spec, config, most)
+    return await asyncio.to_thread(decode, received, spec, config, most)
 
 
 def decode(received: ReceivedExamples, spec: ModelSpec, config: ServerConfig, max_steps: int) -> list[Example]:

@@ -4,28 +4,22 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
-from typing import Any
 
-import grpc
 from seqloom.v1 import tensor_pb2, training_service_pb2_grpc
 from seqloom.v1 import training_service_pb2 as pb
 
 from seqloom_server.config import ServerConfig
 from seqloom_server.engine.core.training_job import TrainingCall
 from seqloom_server.engine.engine import Engine
-from seqloom_server.engine.training.batch_programs import max_cells
-from seqloom_server.engine.training.checkpoint_files import check_checkpoint_name
-from seqloom_server.engine.training.numbered_calls import CallId
-from seqloom_server.engine.training.training_run import TrainingRun
-from seqloom_server.errors import Overload, ServerError, invalid
-from seqloom_server.nn.losses.training_example import Example, GradientRequest, ParameterForm
-from seqloom_server.nn.spec import ModelSpec
+from seqloom_server.errors import Overload, invalid
+from seqloom_server.nn.losses.training_example import GradientRequest, ParameterForm
 from seqloom_server.rpc.calls.byte_budget import ByteBudget
 from seqloom_server.rpc.calls.callers import caller_of
-from seqloom_server.rpc.calls.interceptors import set_model
-from seqloom_server.rpc.training import gradient_response, received_examples, run_messages
-
-Context = grpc.aio.ServicerContext[Any, Any]
+from seqloom_server.rpc.calls.interceptors import Context, set_model
+from seqloom_server.rpc.calls.request_metrics import RequestMetrics
+from seqloom_server.rpc.training import gradient_response, received_call, received_examples, run_messages
+from seqloom_server.rpc.training.run_methods import RunMethods
+from seqloom_server.rpc.training.run_streams import RunStreams
 
 _FORMS: dict[int, ParameterForm] = {
     pb.PARAMETER_FORM_UNSPECIFIED: "smallest",
@@ -33,14 +27,14 @@ _FORMS: dict[int, ParameterForm] = {
     pb.PARAMETER_FORM_DENSE: "dense",
     pb.PARAMETER_FORM_NORMS: "norms",
 }
-_LARGE_BYTES = 1 << 20  # checking every number of so many would hold up the event loop
-_MAX_CALLS = 1 << 12  # clients that a repeated step may name
 
 
 class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
     """Decodes and checks, hands to the engine, encodes. outputs: the budget that unread gradients are charged to."""
 
-    def __init__(self, engine: Engine, config: ServerConfig, outputs: ByteBudget) -> None:
+    def __init__(
+        self, engine: Engine, config: ServerConfig, request_metrics: RequestMetrics, outputs: ByteBudget
+    ) -> None:
         self._engine = engine
         self._runs = engine.runs
         self._config = config
@@ -48,12 +42,14 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
         self._incoming = ByteBudget(
             config.max_queue_bytes, "training calls are on their way", cause=Overload.QUEUE_FULL
         )
+        self._methods = RunMethods(engine, config)
+        self._streams = RunStreams(self._methods, config, request_metrics, self._incoming)
 
     async def ComputeGradients(
         self, requests: AsyncIterator[pb.ComputeGradientsRequest], context: Context
     ) -> AsyncIterator[pb.ComputeGradientsResponse]:
         caller = caller_of(context)
-        received = await received_examples.receive(requests, self._config.max_training_bytes, self._incoming, caller)
+        received = await received_call.receive(requests, self._config.max_training_bytes, self._incoming, caller)
         charged = 0
         try:
             head: pb.ComputeGradientsRequest = received.first
@@ -61,7 +57,7 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
             set_model(weights.model)
             spec = weights.network.spec
             request, bfloat16 = _gradient_request(head), _bfloat16(head)
-            examples = await self._decode(received, spec)
+            examples = await received_examples.decode_soon(received, spec, self._config)
             steps = sum(len(example.xs) for example in examples)
             size = gradient_response.predicted_bytes(spec, request, len(examples), steps)
             self._outputs.take(size, caller)
@@ -106,14 +102,14 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
         return pb.CreateRunResponse(run=run_messages.run(run))
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
-        return pb.GetRunResponse(run=run_messages.run(self._run(request.run), request.client))
+        return pb.GetRunResponse(run=run_messages.run(self._methods.run(request.run), request.client))
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
         return pb.ListRunsResponse(runs=run_messages.runs(self._runs))
 
     async def DeleteRun(self, request: pb.DeleteRunRequest, context: Context) -> pb.DeleteRunResponse:
         if request.run not in self._runs.broken:
-            self._run(request.run)
+            self._methods.run(request.run)
         await self._runs.delete(request.run)
         return pb.DeleteRunResponse()
 
@@ -121,76 +117,34 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
         self, requests: AsyncIterator[pb.ForwardBackwardRequest], context: Context
     ) -> pb.ForwardBackwardResponse:
         caller = caller_of(context)
-        received = await received_examples.receive(requests, self._config.max_training_bytes, self._incoming, caller)
+        received = await received_call.receive(requests, self._config.max_training_bytes, self._incoming, caller)
         try:
-            run, call = self._called(received.first.call, context)
-            examples: list[Example] | ServerError
-            try:
-                examples = await self._decode(received, run.weights.network.spec)
-            except ServerError as error:  # answered in its turn, as it uses up its number
-                examples = error
-            start = time.monotonic()
-            accumulated = await run.forward_backward(call, received.digest, examples, received.nbytes)
-            response = pb.ForwardBackwardResponse(
-                loss=float(accumulated.losses.sum()), losses=accumulated.losses.tolist(), step=accumulated.step
-            )
-            response.timing.queue_seconds = time.monotonic() - start
-            run_messages.fill_progress(response.progress, run.progress(call.client))
-            return response
+            return await self._methods.forward_backward(received, caller)
         finally:
             self._incoming.give(received.nbytes, caller)
 
+    async def RunCalls(self, requests: AsyncIterator[pb.RunCallsRequest], context: Context) -> None:
+        await self._streams.serve(requests, context)
+
     async def OptimStep(self, request: pb.OptimStepRequest, context: Context) -> pb.OptimStepResponse:
-        run, call = self._called(request.call, context)
-        rate = request.learning_rate if request.HasField("learning_rate") else None
-        if rate is not None and not (math.isfinite(rate) and rate >= 0):
-            raise invalid("learning_rate", f"is {rate}: expected a finite number of at least 0")
-        if len(request.calls) > _MAX_CALLS:
-            raise invalid("calls", f"names {len(request.calls)} clients: expected at most {_MAX_CALLS}")
-        for client, number in request.calls.items():
-            CallId(client, number)
-        stepped = await run.apply_step(call, rate, request.expected_step, dict(request.calls))
-        response = pb.OptimStepResponse(step=stepped.step, gradient_norm=stepped.norm, calls=stepped.calls)
-        run_messages.fill_progress(response.progress, run.progress(call.client))
-        return response
+        return await self._methods.optim_step(request, caller_of(context))
 
     async def SaveCheckpoint(self, request: pb.SaveCheckpointRequest, context: Context) -> pb.SaveCheckpointResponse:
-        run, call = self._called(request.call, context)
-        if request.name:
-            check_checkpoint_name(request.name)
-        await run.save(call, request.name)
-        response = pb.SaveCheckpointResponse()
-        run_messages.fill_progress(response.progress, run.progress(call.client))
-        return response
+        return await self._methods.save_checkpoint(request, caller_of(context))
 
     async def LoadCheckpoint(self, request: pb.LoadCheckpointRequest, context: Context) -> pb.LoadCheckpointResponse:
-        run, call = self._called(request.call, context)
-        await run.load(call, check_checkpoint_name(request.name))
-        response = pb.LoadCheckpointResponse()
-        run_messages.fill_progress(response.progress, run.progress(call.client))
-        return response
+        return await self._methods.load_checkpoint(request, caller_of(context))
 
     async def PublishRun(self, request: pb.PublishRunRequest, context: Context) -> pb.PublishRunResponse:
-        run, call = self._called(request.call, context)
-        published = await run.publish(call)
-        response = pb.PublishRunResponse(weights_version=published.version)
-        run_messages.fill_progress(response.progress, run.progress(call.client))
-        return response
+        return await self._methods.publish_run(request, caller_of(context))
 
-    def _run(self, run_id: str) -> TrainingRun:
-        run = self._runs.get(run_id)
-        set_model(run.meta.model)
-        return run
+    def drain(self) -> None:
+        """Ends `RunCalls` calls as soon as none of their entries is open: the server is shutting down."""
+        self._streams.drain()
 
-    def _called(self, message: pb.CallId, context: Context) -> tuple[TrainingRun, CallId]:
-        run = self._run(message.run)
-        return run, CallId(message.client, message.number, message.acknowledged, message.step, caller_of(context))
-
-    async def _decode(self, received: received_examples.ReceivedExamples, spec: ModelSpec) -> list[Example]:
-        most = min(self._config.max_training_steps, max_cells(spec, self._config.max_activation_bytes))
-        if received.nbytes <= _LARGE_BYTES:
-            return received_examples.decode(received, spec, self._config, most)
-        return await asyncio.to_thread(received_examples.decode, received, spec, self._config, most)
+    async def finish(self, seconds: float) -> None:
+        """Waits until every `RunCalls` call has ended, at most `seconds`."""
+        await self._streams.finish(seconds)
 
 
 def _gradient_request(head: pb.ComputeGradientsRequest) -> GradientRequest:

@@ -10,6 +10,7 @@ from benchmarks.loads.workload import LARGE, TITLES
 from benchmarks.parts.overload import page
 
 _PAGE = f"[old](2020-01-02-overload-cpu.md)\n{page.BEGIN}what was before\n{page.END}after\n"
+_CONDITIONS = {"date": "2026-01-02", "cores": 2, "processor": "AMD EPYC with avx512_vnni"}
 
 
 def row(sweep: str, who: str, model: str, offered: float | None, work: str = "", **values: float) -> dict:
@@ -41,23 +42,24 @@ def test_each_table_has_a_line_for_each_multiple_and_empty_cells_for_what_was_no
 
 
 def test_they_take_the_place_of_those_before_and_the_name_of_the_old_result_goes(tmp_path: pathlib.Path):
-    results, shown = tmp_path / "2026-01-02-overload-cpu.json", tmp_path / "page.md"
-    results.write_text(json.dumps({"rows": rows()}))
+    results, shown = tmp_path / "2026-01-02-overload-cpu-amd-epyc.json", tmp_path / "page.md"
+    results.write_text(json.dumps({"conditions": _CONDITIONS, "rows": rows()}))
     shown.write_text(_PAGE)
     page.write(results, shown)
     once = shown.read_text()
     page.write(results, shown)
-    assert shown.read_text() == once
+    assert shown.read_text() == once, "its own name is replaced, too"
     assert "2020" not in once
     assert "what was before" not in once
-    assert once.startswith("[old](2026-01-02-overload-cpu.md)\n")
+    assert once.startswith("[old](2026-01-02-overload-cpu-amd-epyc.md)\n")
     assert once.endswith(f"{page.END}after\n")
-    assert "![overload](../benchmarks/results/2026-01-02-overload-cpu.png)" in once
+    assert "![overload](../benchmarks/results/2026-01-02-overload-cpu-amd-epyc.png)" in once
+    assert "Taken on 2026-01-02, on 2 cores of: AMD EPYC with avx512_vnni." in once
 
 
 def test_a_page_without_a_place_for_them_is_refused(tmp_path: pathlib.Path):
     results, shown = tmp_path / "results.json", tmp_path / "page.md"
-    results.write_text(json.dumps({"rows": rows()}))
+    results.write_text(json.dumps({"conditions": _CONDITIONS, "rows": rows()}))
     shown.write_text("nothing")
     with pytest.raises(ValueError, match="no place"):
         page.write(results, shown)
