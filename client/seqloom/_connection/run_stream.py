@@ -15,7 +15,18 @@ import grpc
 
 from seqloom import wire
 from seqloom._config import MESSAGE_BYTES
-from seqloom.errors import Cancelled, Internal, SeqloomError, Unavailable, from_status, from_transport
+from seqloom.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    Overloaded,
+    PermissionDenied,
+    SeqloomError,
+    Unauthenticated,
+    Unavailable,
+    from_status,
+    from_transport,
+)
 from seqloom.errors import with_argument_names as renamed
 from seqloom.v1.training_service_pb2 import RunCall, RunCallReply, RunCallsRequest, RunCallsResponse
 
@@ -23,11 +34,15 @@ RunCallsCall = grpc.aio.StreamStreamCall[bytes, RunCallsResponse]
 
 _MAX_ENTRIES = 1024  # in one message
 _CLOSE_SECONDS = 1.0  # how long the server may take to end a call that the client has ended
+_BY_THEMSELVES = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+_SENT_AGAIN = (Unavailable, Overloaded, DeadlineExceeded, Cancelled, Unauthenticated, PermissionDenied)
 _ENTRIES = RunCallsRequest.ENTRIES_FIELD_NUMBER
 
 
 class NotServed(Exception):
-    """The server does not know RunCalls, and has done nothing.
+    """The server does not know RunCalls, or takes no messages as large as these: each call is to be sent by itself.
+
+    Calls that it has done nevertheless are known to it by their numbers.
 
     gRPC may lose this word of the server's (see from_transport): then the entries fail with Unavailable, as those of
     any call that breaks, and whoever sends them again asks again.
@@ -171,10 +186,16 @@ class _OpenCall:
 
 
 def _reason(failed: Exception) -> Exception:
-    """What the entries of a call that ended with this error fail with."""
-    if isinstance(failed, grpc.aio.AioRpcError) and failed.code() is grpc.StatusCode.UNIMPLEMENTED:
+    """What the entries of a call that ended with this error fail with.
+
+    It is no answer to any of them: some may have been done. So it is one after which they are sent again, unless
+    nothing is accepted from this client at all.
+    """
+    if isinstance(failed, grpc.aio.AioRpcError) and failed.code() in _BY_THEMSELVES:
         return NotServed()
     found: SeqloomError | None = from_transport(failed)
     if found is None:  # a message of another protocol
-        found = Internal(f"the server sent a message that cannot be decoded: {failed!r}", reason="MALFORMED_REPLY")
-    return found
+        return Internal(f"the server sent a message that cannot be decoded: {failed!r}", reason="MALFORMED_REPLY")
+    if isinstance(found, _SENT_AGAIN):
+        return found
+    return Unavailable(f"the server ended the call: {found.message}", reason="CALL_ENDED", request_id=found.request_id)

@@ -73,6 +73,10 @@ class GroupSession(OpensGroup):
     def reset(self, streams: Array | None) -> None:
         """Lets states be zero before the next call."""
         self.check_open()
+        self._reset_before_next(streams)
+
+    def _reset_before_next(self, streams: Array | None) -> None:
+        """Does so also while the group ends, as the end may fail."""
         if self._resets is None:
             self._resets = np.zeros(self.count, bool)
         self._resets[slice(None) if streams is None else streams] = True
@@ -110,12 +114,13 @@ class GroupSession(OpensGroup):
         DeadlineExceeded.
         """
         answers = []
+        failures = self.failures  # what is sent behind one that it has not seen must not run
         for where, part in state_blocks(parts, streams):
             await self._room.wait_for_call(deadline)
             states = inference_service_pb2.StreamStates(streams=stream_set(where), state=part)
             void = self._take_resets(where)
             answer = Answer()
-            self._put(GroupRequest(set=states), answer, None)
+            self._put(GroupRequest(set=states), answer, None, failures)
             if len(void):
                 answer.resets = void if answer.resets is None else np.union1d(answer.resets, void)
             answers.append(answer)
@@ -202,13 +207,18 @@ class GroupSession(OpensGroup):
             self._take_end(entry.ended)
         self.notify()
 
-    def _put(self, message: GroupRequest, answer: Answer, frames: Array | None) -> list[GroupEntry]:
-        """Sends a call, with the resets that are due before it; returns its entries."""
+    def _put(
+        self, message: GroupRequest, answer: Answer, frames: Array | None, failures: int | None = None
+    ) -> list[GroupEntry]:
+        """Sends a call, with the resets that are due before it; returns its entries.
+
+        failures: that its caller has seen, None for all.
+        """
         if self._resets is not None and self._resets.any():
             answer.resets = np.flatnonzero(self._resets).astype(np.int32)
             message.reset.CopyFrom(stream_set(None if len(answer.resets) == self.count else answer.resets))
         self._resets = None
-        message.failures = self.failures
+        message.failures = self.failures if failures is None else failures
         self._due.append(answer)
         self._room.calls += 1
         sent = list(entries(self, message, frames))
@@ -231,7 +241,7 @@ class GroupSession(OpensGroup):
         self.failures = max(self.failures, failure.number)
         self._room.sent -= answer.steps
         if answer.resets is not None:
-            self.reset(answer.resets)
+            self._reset_before_next(answer.resets)
         if answer is self._end:
             self._end, self.ending = None, False
         answer.fail(with_argument_names(from_status(failure.error), "frames"))

@@ -276,3 +276,20 @@ async def test_a_server_that_stops_lets_groups_end_and_opens_none(served, client
         with pytest.raises(seqloom.StreamLost) as caught:
             await never_ended.step(frames(2, 1))
         assert caught.value.reason == "SHUTTING_DOWN"
+
+
+@pytest.mark.parametrize("reset_first", [True, False])
+async def test_a_reset_around_a_failed_call_before_the_end_breaks_nothing(served, client, reset_first):
+    bad = np.full((3, 1, 5), np.nan, "f4")
+    async with client.stream("small") as other, client.stream_group("small", 3) as group:
+        if reset_first:
+            await group.reset([1])
+        await group.send(bad)
+        if not reset_first:
+            await group.reset([1])
+        with pytest.raises(seqloom.InvalidArgument):
+            await group.finish()
+        await group.step(np.zeros((3, 1, 5), "f4"))
+        await group.finish()
+        await other.send(np.zeros((1, 5), "f4"))
+        assert len(await other.receive()) == 1

@@ -183,3 +183,15 @@ async def test_what_is_given_up_before_it_is_written_is_never_sent_and_later_is_
             task.cancel()
         await asyncio.wait([*blocking, *late])
         assert not stream._call._waiting
+
+
+async def test_where_messages_must_be_small_each_call_goes_by_itself_and_is_done_once(serve):
+    async with serve(max_message_bytes=1 << 16) as served, seqloom.AsyncClient(served.address, timeout=30) as client:
+        run = await client.create_run("small", optimizer=seqloom.SGD(1e-2))
+        draw = np.random.default_rng(0)
+        xs = [draw.standard_normal((200, 5)).astype("f4") for _ in range(40)]  # 4 KB each, 160 KB together
+        labels = np.zeros(200, np.int64)
+        results = await asyncio.gather(*[run.forward_backward([x], [labels]) for x in xs])
+        assert all(np.isfinite(result.loss) for result in results)
+        assert (await run.step()).step == 1
+        assert served.value("requests_total", method="seqloom.v1.TrainingService/ForwardBackward", code="OK") == 40

@@ -17,7 +17,7 @@ def allowed(sequence: Sequence, most: int, now: float) -> int:
     return max(1, min(most, int((now + _BURST_SECONDS - max(now, sequence.paid_until)) * sequence.rate)))
 
 
-def charge(sequence: Sequence, steps: int, now: float) -> None:
+def charge(sequence: Sequence, steps: float, now: float) -> None:
     """Counts steps that run now."""
     if sequence.rate:
         sequence.paid_until = max(sequence.paid_until, now) + steps / sequence.rate

@@ -256,7 +256,7 @@ class Scheduler:
                 sequence.slot = slots.take()
         if sequence.op is Op.STREAM:
             self._deadlines.forget(sequence)
-            session_rate.charge(sequence, member.steps, now)
+            session_rate.charge(sequence, member.cells / sequence.width, now)
         else:
             member.expected = self._admission.backlog.take(sequence, member.steps)
         size = sum([part.nbytes for part in member.parts]) + member.set_bytes

@@ -137,7 +137,9 @@ def _frames(message: tensor_pb2.Tensor, spec: ModelSpec, streams: Index | None, 
 
     def place(index: list[int]) -> str:
         row = stream + index[0]
-        return f"step {step + index[1]} of stream {row if streams is None else streams[row]}, number {index[2]}"
+        if streams is not None and row < len(streams):  # there may be more rows than streams
+            row = int(streams[row])
+        return f"step {step + index[1]} of stream {row}, number {index[2]}"
 
     if len(message.shape) != 3 or message.shape[2] != spec.input_size:
         shape = list(message.shape)[:8]

@@ -85,7 +85,7 @@ class GroupSession:
         if entry.failures > failures:
             raise invalid("groups.failures", f"is {entry.failures}: expected at most {failures}")
         waiting = self._answers.waiting
-        if waiting > self._most_waiting and not entry.end:  # so calls without steps are bounded like steps
+        if waiting > self._most_waiting + entry.end:  # so calls without steps are bounded like steps
             raise ServerError(
                 Reason.WINDOW_EXCEEDED,
                 f"{waiting} parts of calls are not answered: expected at most {self._most_waiting}; receive answers "
@@ -170,6 +170,8 @@ class GroupSession:
         size = width * call.steps * self._opening.step_bytes
         if size > MAX_CALL_BYTES:
             raise over_limit("groups.frames", f"need {size} bytes of outputs: expected at most {MAX_CALL_BYTES}")
+        if self._snapshot_is_due(call.steps):
+            size += self._opening.count * converters.state_bytes(self._spec)
         if call.gets:
             size += self._width(call.get) * converters.state_bytes(self._spec)
         size += FIRST_STEP_BYTES * width
@@ -203,19 +205,38 @@ class GroupSession:
                 last = stream + len(rows) == width
                 self._answers.expect(Frames(stream, len(rows), steps, streams, first_step, last))
                 changes, first_step = None, 0
-            interval, before = self._opening.snapshot_interval, self._clock
+            due = self._snapshot_is_due(steps)
             self._clock += steps
-            if interval and self._clock // interval > before // interval:
+            if due:
                 add(self._opening.count, None, asks=True)
-                self._answers.expect(States(snapshot=True))
+                self._answers.expect(States(self._opening.count * converters.state_bytes(self._spec), snapshot=True))
         if call.gets:
             add(self._width(call.get), call.get, asks=True)
             self._answers.expect(States(self._width(call.get) * converters.state_bytes(self._spec)))
         if not chunks and not call.end:
             self._answers.expect(Changes())
-        if call.end or not chunks:
-            add(self._opening.count, None, last=call.end)
+        if call.end:
+            add(self._opening.count, None, last=True)
+        elif not chunks:
+            changed = self._changed(call)
+            add(self._width(changed), changed)
         return chunks
+
+    def _snapshot_is_due(self, steps: int) -> bool:
+        interval = self._opening.snapshot_interval
+        return bool(interval) and (self._clock + steps) // interval > self._clock // interval
+
+    @staticmethod
+    def _changed(call: GroupCall) -> Index | None:
+        """Returns the streams whose states a call replaces, None for all."""
+        where: list[Index] = []
+        if call.set is not None:
+            if call.set[0] is None:
+                return None
+            where.append(call.set[0])
+        if call.reset is not None:
+            where.append(call.reset)
+        return where[0] if len(where) == 1 else np.unique(np.concatenate(where))
 
     def _width(self, streams: Index | None) -> int:
         return self._opening.count if streams is None else len(streams)

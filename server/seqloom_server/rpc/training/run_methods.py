@@ -40,7 +40,9 @@ class RunMethods:
         try:
             examples = await received_examples.decode_soon(received, run.weights.network.spec, self._config)
         except ServerError as error:  # answered in its turn, as it uses up its number
-            examples = error
+            # kept as the call's reply: its traceback would keep the message, which others' calls came in, too
+            error.__context__ = None
+            examples = error.with_traceback(None)
         received.free()
         start = time.monotonic()
         accumulated = await run.forward_backward(call, received.digest, examples, received.nbytes)

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Callable
 from google.rpc import code_pb2, status_pb2
 from seqloom.v1 import training_service_pb2 as pb
 
-from seqloom_server.errors import Reason, ServerError, invalid, over_limit
+from seqloom_server.engine.core.overload import ONE_SECOND, overloaded
+from seqloom_server.errors import Overload, Reason, ServerError, invalid, over_limit
 from seqloom_server.rpc.calls.byte_budget import ByteBudget
 from seqloom_server.rpc.calls.interceptors import Context, count_entry, request_id
 from seqloom_server.rpc.calls.request_metrics import RequestMetrics
@@ -27,6 +28,7 @@ _METHODS = {
     None: f"{_SERVICE}/RunCalls/entry",
 }
 _MAX_ENTRIES = 4096  # in one message, each of which may be answered by an error
+_MAX_OPEN = 4096  # entries of a call that are not answered
 _AT_ONCE = 64  # entries that begin together, which takes about 10 ms; more would hold up the event loop
 _MAX_UNREAD_BYTES = 1 << 20  # of replies, beyond which no more requests are read from the caller
 
@@ -65,9 +67,7 @@ class RunStream:
         try:
             async for request in requests:
                 await self._receive(request)
-                while self._unread > _MAX_UNREAD_BYTES:
-                    self._room.clear()
-                    await self._room.wait()
+                await self._has_room()
             self._half_closed = True
         except Exception as error:
             self._failure = error
@@ -114,10 +114,23 @@ class RunStream:
                 status = status_of(error, request_id())
                 self._request_metrics.count(_METHODS[None], "", code_pb2.Code.Name(status.code), None)
                 self._put(pb.RunCallReply(entry=number, error=status), 0)
+            elif len(self._open) >= _MAX_OPEN:
+                refusal = overloaded(f"{_MAX_OPEN} calls of this stream are open", ONE_SECOND, Overload.RUNS)
+                self._request_metrics.rejected(refusal)
+                status = status_of(refusal, request_id())
+                self._request_metrics.count(_METHODS[None], "", code_pb2.Code.Name(status.code), None)
+                self._put(pb.RunCallReply(entry=number, error=status), 0)
             else:
                 self._open[number] = asyncio.create_task(self._answer(entry))
             if place % _AT_ONCE == 0:
                 await asyncio.sleep(0)
+                await self._has_room()
+
+    async def _has_room(self) -> None:
+        """Waits until the caller has read enough replies."""
+        while self._unread > _MAX_UNREAD_BYTES:
+            self._room.clear()
+            await self._room.wait()
 
     async def _answer(self, entry: pb.RunCall) -> None:
         """Does one call and queues its reply. The task of its entry."""
