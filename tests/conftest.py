@@ -30,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="full",
         help="serve float32 models whose test names no precision in this one",
     )
+    parser.addoption("--inputs", type=int, default=2000, help="calls that tests/fuzz sends")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -93,20 +94,24 @@ def server_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
         status, stderr = server_process("--models", file, ready=False).end()
 
     environment: more variables, over those. fresh: with an interpreter of its own, for what happens as it starts or
-    ends; else forked off one that has imported everything. What still runs after the test is killed. See
-    real_server.ServerProcess.
+    ends; else forked off one that has imported everything. program: runs in place of the command seqloom-server, to do
+    something to the server first. What still runs after the test is killed. See real_server.ServerProcess.
     """
-    from helpers.real_server import ServerProcess
+    from helpers.real_server import COMMAND, ServerProcess
 
     running: list[ServerProcess] = []
     runs = tmp_path_factory.mktemp("runs")
 
     def factory(
-        *arguments: object, environment: Mapping[str, str] | None = None, ready: bool = True, fresh: bool = False
+        *arguments: object,
+        environment: Mapping[str, str] | None = None,
+        ready: bool = True,
+        fresh: bool = False,
+        program: str = COMMAND,
     ) -> "ServerProcess":
         settings = {"SEQLOOM_LISTEN": "127.0.0.1:0", "SEQLOOM_HTTP": "127.0.0.1:0"}
         settings |= {"SEQLOOM_DEVICE": "cpu", "SEQLOOM_THREADS": "1", "SEQLOOM_RUNS": str(runs), **(environment or {})}
-        started = ServerProcess.start(*arguments, environment=settings, fresh=fresh)
+        started = ServerProcess.start(*arguments, environment=settings, fresh=fresh, program=program)
         running.append(started)
         if ready:
             started.until_ready()

@@ -15,7 +15,7 @@ COMPOSE_FILE = ROOT / "docker-compose.yml"
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 STOP_SECONDS = 30  # docker-compose.yml's stop_grace_period, which podman-compose does not read
 
-_PORT_VARIABLES = ("SEQLOOM_PORT", "SEQLOOM_HTTP_PORT", "PROMETHEUS_PORT")
+_PORT_VARIABLES = ("SEQLOOM_PORT", "SEQLOOM_HTTP_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
 
 
 def base_images() -> list[str]:
@@ -39,20 +39,29 @@ def find_engine() -> tuple[str, list[str]] | None:
 
 
 class Stack:
-    """The services `server` and `prometheus`, from build to teardown; commands that fail raise CalledProcessError."""
+    """The services of docker-compose.yml, from build to teardown; commands that fail raise CalledProcessError."""
 
     def __init__(self, engine: str, compose: Sequence[str]) -> None:
         self.engine = engine
+        self.secret = self.certificate = ""
         self.project = f"seqloom-test-{os.getpid()}-{time.time_ns() % 1_000_000}"
         self._compose = [*compose, "-p", self.project, "-f", str(COMPOSE_FILE)]
         ports = _free_ports(len(_PORT_VARIABLES))
-        self.grpc_port, self.http_port, self.prometheus_port = ports
+        self.grpc_port, self.http_port, self.prometheus_port, self.grafana_port = ports
         # podman's own image format has no health check
         self._environment = {
             **os.environ,
             "BUILDAH_FORMAT": "docker",
             **{name: str(port) for name, port in zip(_PORT_VARIABLES, ports, strict=True)},
         }
+
+    def has_image(self, service: str) -> bool:
+        """Whether the image of a service that is not built here is there, or can be pulled."""
+        image = re.search(rf"^ +image: (\S*/{service}:\S+)$", COMPOSE_FILE.read_text(), re.MULTILINE)
+        if image is None:
+            raise LookupError(f"no image of {service} found in {COMPOSE_FILE.name}")
+        commands = ([self.engine, "image", "inspect", image[1]], [self.engine, "pull", "--quiet", image[1]])
+        return any(not subprocess.run(command, capture_output=True).returncode for command in commands)
 
     def compose(self, *arguments: str) -> str:
         """Runs a compose command; returns what it printed."""
@@ -81,6 +90,15 @@ class Stack:
     def exec(self, service: str, *command: str, stdin: str = "") -> str:
         """Runs a command inside a service's container; returns its output."""
         return self._run("exec", "--interactive", self.container(service), *command, stdin=stdin)
+
+    def read_secrets(self) -> bool:
+        """Reads what the first start made, into `secret` and `certificate`; returns whether both are there."""
+        try:
+            self.secret = self.exec("server", "cat", "/secrets/token").strip()
+            self.certificate = self.exec("server", "cat", "/secrets/server.pem")
+        except (subprocess.CalledProcessError, ValueError):  # the container is still starting
+            return False
+        return bool(self.secret and self.certificate)
 
     def state(self, service: str) -> dict[str, object]:
         """Returns what the engine says of a service's container: "Running", "ExitCode" and others."""

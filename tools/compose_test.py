@@ -15,6 +15,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 import numpy as np
@@ -75,8 +76,13 @@ def main() -> None:
 
 def check_stack(stack: Stack, checks: Checks) -> None:
     """Every claim that the deployment makes, in the order in which a user meets them."""
+    services = ["server", "prometheus"]
+    if stack.has_image("grafana"):
+        services.append("grafana")
+    else:
+        print("SKIPPED Grafana: its image is not here and cannot be pulled")
     with checks.each("the image builds and the stack starts"):
-        stack.compose("up", "--build", "--detach")
+        stack.compose("up", "--build", "--detach", *services)
     with checks.each("the server serves, by gRPC health from outside and by the image's own health check"):
         wait_until_serving(stack)
     print(f"        the image has {stack.image_bytes('server') / 1e6:.0f} MB")
@@ -85,26 +91,34 @@ def check_stack(stack: Stack, checks: Checks) -> None:
     with checks.each("the CPU image holds no CUDA package"):
         check_torch = (ROOT / "deploy" / "check_torch.py").read_text()
         stack.exec("server", "python", "-", "cpu", stdin=check_torch)
-    address = f"127.0.0.1:{stack.grpc_port}"
+    with checks.each("without its token nobody is served, and nobody without TLS"):
+        check_refusals(stack)
     claim = "callers outside get what one alone gets, of a model that the image brings and of a new one"
-    with checks.each(claim), seqloom.Client(address) as client:
+    with checks.each(claim), connect(stack) as client:
         sent = send_load(client)
     with checks.each("Prometheus has counted exactly the steps that were sent"):
         for model, steps in sent.items():
             wait_for_count(stack, model, steps)
+    with checks.each("Prometheus records and alerts by our rules, and no alert fires"):
+        check_rules(stack)
+    if "grafana" in services:
+        with checks.each("Grafana has the dashboard, and Prometheus answers it"):
+            wait_for(lambda: ask_grafana(stack), "Grafana's dashboard")
     with checks.each("a stop ends the server with exit code 0"):
-        with seqloom.Client(address) as client:
+        with connect(stack) as client:
             before = client.infer(CREATED, [probe(client)]).outputs[0]
         container = stack.container("server")
         stack.compose("stop", "--timeout", str(STOP_SECONDS), "server")
         state = stack.state("server")
         assert not state["Running"], state
         assert state["ExitCode"] == 0, state
-    with checks.each("the model that was created is there again in a new container on the volume, with its weights"):
+    with checks.each("model, certificate and token are those of before in a new container on the volumes"):
+        secret, certificate = stack.secret, stack.certificate
         stack.compose("up", "--detach", "--force-recreate", "server")
         assert stack.container("server") != container
         wait_until_serving(stack)
-        with seqloom.Client(address) as client:
+        assert (stack.secret, stack.certificate) == (secret, certificate)
+        with connect(stack) as client:
             np.testing.assert_array_equal(client.infer(CREATED, [probe(client)]).outputs[0], before)
             steps = len(probe(client))
     with checks.each("Prometheus finds the server again, its counters anew"):
@@ -112,18 +126,44 @@ def check_stack(stack: Stack, checks: Checks) -> None:
 
 
 def wait_until_serving(stack: Stack) -> None:
-    with grpc.insecure_channel(f"127.0.0.1:{stack.grpc_port}") as channel:
+    wait_for(stack.read_secrets, "the token and the certificate are made")
+    credentials = grpc.ssl_channel_credentials(stack.certificate.encode())
+    with grpc.secure_channel(f"127.0.0.1:{stack.grpc_port}", credentials) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
+        metadata = [("authorization", f"Bearer {stack.secret}")]
 
         def serving() -> bool:
             try:
-                answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+                answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=5, metadata=metadata)
             except grpc.RpcError:
                 return False
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
         wait_for(serving, "the server is SERVING")
     wait_for(lambda: stack.healthy("server"), "the container is healthy")
+
+
+def connect(stack: Stack, token: str | None = "", tls: seqloom.TLS | None = None) -> seqloom.Client:
+    """Returns a client with the stack's token and certificate, unless others are given."""
+    address = f"localhost:{stack.grpc_port}"
+    tls = tls or seqloom.TLS(ca=stack.certificate.encode())
+    return seqloom.Client(address, token=stack.secret if token == "" else token, tls=tls)
+
+
+def check_refusals(stack: Stack) -> None:
+    for token in (None, "wrong"):
+        with connect(stack, token) as client:
+            try:
+                client.models()
+            except seqloom.Unauthenticated:
+                continue
+            raise AssertionError(f"served with the token {token}")
+    with seqloom.Client(f"localhost:{stack.grpc_port}", token=stack.secret, retries=0) as client:
+        try:
+            client.models()
+        except seqloom.Unavailable:
+            return
+        raise AssertionError("served without TLS")
 
 
 def check_rights(stack: Stack) -> None:
@@ -159,6 +199,29 @@ def probe(client: seqloom.Client) -> np.ndarray:
     """Returns [9, D] frames that are the same each time."""
     width = client.model(CREATED).spec.input_size
     return np.random.default_rng(1).standard_normal((9, width), dtype=np.float32)
+
+
+def answer(port: int, path: str) -> object:
+    """Returns the JSON that a service answers, None while it is starting."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as reply:
+            return json.load(reply)
+    except (urllib.error.URLError, ConnectionError, json.JSONDecodeError):
+        return None
+
+
+def check_rules(stack: Stack) -> None:
+    found: Any = answer(stack.prometheus_port, "/api/v1/rules")
+    rules = [rule for group in found["data"]["groups"] for rule in group["rules"]]
+    assert {rule["type"] for rule in rules} == {"recording", "alerting"}, found
+    assert all(rule["health"] in ("ok", "unknown") for rule in rules), found  # unknown: not evaluated yet
+    assert not [rule for rule in rules if rule.get("state") == "firing"], found
+
+
+def ask_grafana(stack: Stack) -> bool:
+    board: Any = answer(stack.grafana_port, "/api/dashboards/uid/seqloom")
+    source: Any = answer(stack.grafana_port, "/api/datasources/proxy/uid/prometheus/api/v1/query?query=seqloom_serving")
+    return bool(board and board["dashboard"]["panels"] and source and source["data"]["result"])
 
 
 def wait_for_count(stack: Stack, model: str, steps: int) -> None:

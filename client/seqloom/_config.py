@@ -37,7 +37,7 @@ class Config:
     token: str | None = field(repr=False)
     tls: TLS | None
     timeout: float
-    retries: int
+    retries: int | None
     keepalive: float
 
     def __post_init__(self) -> None:
@@ -52,6 +52,11 @@ class Config:
             raise InvalidArgument("token: expected a string of printable ASCII characters")
         if self.tls is not None and not isinstance(self.tls, TLS):
             raise InvalidArgument(f"tls: is a {type(self.tls).__name__}: expected seqloom.TLS")
+        if self.token and self.tls is None and not _stays_here(self.address):
+            raise InvalidArgument(
+                f"token: would be sent unencrypted to {self.address}: pass tls=seqloom.TLS(), or use an address of "
+                "this machine"
+            )
         for name in ("timeout", "keepalive"):
             checked_seconds(getattr(self, name), name)
         if not _MIN_KEEPALIVE <= self.keepalive <= _MAX_KEEPALIVE and self.keepalive != math.inf:
@@ -59,8 +64,10 @@ class Config:
                 f"keepalive: is {self.keepalive}: expected seconds from {_MIN_KEEPALIVE:.0f} to {_MAX_KEEPALIVE:.0f}, "
                 "or math.inf for no checks"
             )
-        if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
-            raise InvalidArgument(f"retries: is {self.retries!r}: expected an integer of at least 0")
+        if self.retries is not None and (
+            isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0
+        ):
+            raise InvalidArgument(f"retries: is {self.retries!r}: expected an integer of at least 0, or None")
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Returns the metadata of every call."""
@@ -70,7 +77,7 @@ class Config:
         """Returns the TLS credentials. Raises InvalidArgument if a file of `tls` cannot be read."""
         if self.tls is None:
             return None
-        parts = (self.tls.root_certificates, self.tls.private_key, self.tls.certificate_chain)
+        parts = (self.tls.ca, self.tls.key, self.tls.certificate)
         return grpc.ssl_channel_credentials(*(_pem(part) for part in parts))
 
     def channel_options(self) -> list[tuple[str, str | int]]:
@@ -87,11 +94,16 @@ class Config:
         if math.isfinite(self.keepalive):
             options += [
                 ("grpc.keepalive_time_ms", int(self.keepalive * 1e3)),
+                # of unacknowledged bytes, by TCP_USER_TIMEOUT: gRPC itself ignores it
                 ("grpc.keepalive_timeout_ms", int(_KEEPALIVE_TIMEOUT * 1e3)),
+                # of a ping's answer, also where a proxy acknowledges the bytes; by default a minute
+                ("grpc.http2.ping_timeout_ms", int(_KEEPALIVE_TIMEOUT * 1e3)),
                 ("grpc.http2.max_pings_without_data", 0),
             ]
         if self.tls is not None and self.tls.server_name is not None:
             options.append(("grpc.ssl_target_name_override", self.tls.server_name))
+        if self.token and self.tls is None:
+            options.append(("grpc.enable_http_proxy", 0))  # which would read the token, and is on another machine
         return options
 
     def deadline(self, timeout: float | None) -> float:
@@ -115,6 +127,27 @@ def _is_address(address: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _stays_here(address: str) -> bool:
+    """Returns whether all that is sent to an address stays on this machine: to its loopback, or to a unix socket."""
+    target = _TARGET.fullmatch(address)
+    if target is None:
+        return _is_loopback(address)
+    scheme = address.partition(":")[0].lower()
+    if scheme in ("unix", "unix-abstract"):
+        return True
+    path = target[2].removeprefix("///")  # else it begins with // and the DNS server that is to be asked
+    return scheme in ("dns", "ipv4", "ipv6") and all(map(_is_loopback, path.split(",")))
+
+
+def _is_loopback(address: str) -> bool:
+    """Returns whether "HOST:PORT" or "HOST" is of the loopback. Of names only localhost is known to be."""
+    host = found[1] if (found := _HOST_PORT.fullmatch(address)) else address
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
 
 
 def _pem(part: bytes | str | None) -> bytes | None:

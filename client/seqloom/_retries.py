@@ -9,6 +9,7 @@ from seqloom._retry_budget import RetryBudget
 from seqloom.errors import InvalidArgument, Overloaded, SeqloomError, Unavailable
 
 INITIAL_BACKOFF, MAX_BACKOFF = 0.1, 2.0  # seconds
+DEFAULT_RETRIES = 5  # of a client that sets none: after Overloaded, and while it has never reached its server
 
 
 def remaining(deadline: float) -> float | None:
@@ -27,11 +28,13 @@ class Backoff:
     After Overloaded the delay is never shorter than `retry_after`, and a repeat takes one of the client's budget. What
     the client itself has refused is not repeated, so that its caller hears of it at once, and costs no repeat.
     retries: how often the call may be repeated; None for a call that must be done in the end, which waits for the
-    longest delay if the budget is spent. deadline: on time.monotonic's clock; no attempt starts after it.
+    longest delay if the budget is spent. deadline: on time.monotonic's clock; no attempt starts after it. patient:
+    repeats after another error than Overloaded are not counted, so that a call outlasts the restart of a server.
     """
 
-    def __init__(self, retries: int | None, deadline: float, budget: RetryBudget) -> None:
+    def __init__(self, retries: int | None, deadline: float, budget: RetryBudget, *, patient: bool = False) -> None:
         self._retries = retries
+        self._patient = patient
         self._deadline = deadline
         self._budget = budget
         self._failed = 0
@@ -44,7 +47,8 @@ class Backoff:
             if self._taken:
                 self._budget.give_back()
             raise error
-        if self._retries is not None and self._failed >= self._retries:
+        counts = isinstance(error, Overloaded) or not self._patient
+        if counts and self._retries is not None and self._failed >= self._retries:
             raise error
         delay = self._longest * random.uniform(0.5, 1.0)
         if isinstance(error, Overloaded):
@@ -56,9 +60,19 @@ class Backoff:
             if self._retries is not None:
                 raise error
             delay = max(delay, MAX_BACKOFF * random.uniform(0.5, 1.0))
-        self._failed += 1
+        self._failed += counts
         self._longest = min(MAX_BACKOFF, 2 * self._longest)
         return delay
+
+
+def backoff_of(retries: int | None, deadline: float, budget: RetryBudget, *, reached: bool) -> Backoff:
+    """Returns the delays of a call with the setting `retries` of its client, None by default.
+
+    reached: whether the client has ever had an answer; else its address may be wrong, of which its user hears soon.
+    """
+    if retries is None:
+        return Backoff(DEFAULT_RETRIES, deadline, budget, patient=reached)
+    return Backoff(retries, deadline, budget)
 
 
 def may_repeat(error: SeqloomError, *, read_only: bool) -> bool:

@@ -14,11 +14,12 @@ from seqloom._groups.group_opening import GroupOpening
 from seqloom._groups.group_session import GroupSession
 from seqloom._groups.stream_group import AsyncStreamGroup
 from seqloom._messages import arguments, model_parts
+from seqloom._resume.stream_opening import open_stream
 from seqloom._streaming import whole_sequences
 from seqloom._streaming.live_session import LiveSession
 from seqloom._streaming.session import CallSession
 from seqloom._streaming.stream import AsyncStream
-from seqloom._streaming.stream_budget import step_bytes
+from seqloom._streaming.stream_budget import state_bytes, step_bytes
 from seqloom._training.gradient_call import GradientCall, ParameterForm, WithRespectTo
 from seqloom._training.optimizers import Optimizer, optimizer_message, positive_number
 from seqloom._training.results import Gradients, RunInfo
@@ -34,14 +35,16 @@ T = TypeVar("T")
 class AsyncClient:
     """A connection to one server, for any number of concurrent calls and streams of one event loop.
 
-    address: "host:port", or a gRPC target such as "unix:/run/seqloom.sock". token: sent with every call. tls: None for
-    an unencrypted connection. timeout: seconds, the default of every call; math.inf for no limit. retries: how often a
-    call that is safe to repeat is repeated, with growing pauses, if the server is unavailable or overloaded. After
-    Overloaded no call is repeated sooner than `retry_after`, and while a client makes n calls it repeats at most
-    10 + n/10 times; beyond that Overloaded is raised at once, so that repeats do not become the load. While the server
-    refuses more than a third of the calls of `infer` that demand as much as a call, it may be refused here, not sent
-    and not repeated. keepalive: seconds without traffic after which the connection is checked, at least 10; math.inf
-    for never.
+    address: "host:port", or a gRPC target such as "unix:/run/seqloom.sock". token: sent with every call, and
+    without `tls` only on this machine. tls: None for an unencrypted connection. timeout: seconds, the default of
+    every call; math.inf for no limit. retries: how often a call that is safe to repeat is repeated, with growing
+    pauses of up to 2 s, if the server is unavailable or overloaded; None for 5 times after Overloaded, and until
+    its timeout while a server that has answered before is unavailable, as when it is started again. After
+    Overloaded no call is repeated sooner than `retry_after`, and while a client makes n calls it repeats at most 10
+    + n/10 times; beyond that Overloaded is raised at once, so that repeats do not become the load. While the server
+    refuses more than a third of the calls of `infer` that demand as much as a call, it may be refused here, not
+    sent and not repeated. keepalive: seconds without traffic after which the connection is checked, at least 10, and
+    given up 10 s later if the server does not answer; math.inf for never.
 
     The client connects on the first call. Every method raises subclasses of seqloom.SeqloomError, usually
     InvalidArgument, NotFound, Overloaded, Unavailable or DeadlineExceeded.
@@ -54,7 +57,7 @@ class AsyncClient:
         token: str | None = None,
         tls: TLS | None = None,
         timeout: float = 60.0,
-        retries: int = 5,
+        retries: int | None = None,
         keepalive: float = 30.0,
     ) -> None:
         self._connection = Connection(Config(address, token, tls, timeout, retries, keepalive))
@@ -95,6 +98,7 @@ class AsyncClient:
         weights_version: int | None = None,
         snapshot_interval: int = 0,
         rate: float | None = None,
+        resume: bool = True,
         timeout: float | None = None,
     ) -> AsyncStream:
         """Returns a live stream, to be opened by `with`. Its hidden state stays on the server between chunks.
@@ -103,7 +107,9 @@ class AsyncClient:
         number of steps between two snapshots of the hidden state, stream.snapshot; 0 for none. rate: frames a second,
         above 0, of a stream in real time: it is promised that its outputs come without delay, or refused with
         Overloaded when it is opened; frames sent faster than that wait. None for a stream that takes what the others
-        leave, and may wait for them. timeout: seconds, the default of each of the stream's calls.
+        leave, and may wait for them. resume: whether the stream is resumed if its connection or its server is lost: the
+        client keeps what was sent since a snapshot, which it asks for now and then, and sends it again. timeout:
+        seconds, the default of each of the stream's calls, and of a resumption.
         """
 
         async def open_session() -> tuple[LiveSession, ModelSpec]:
@@ -119,14 +125,16 @@ class AsyncClient:
                     snapshot_interval_steps=arguments.interval(snapshot_interval),
                     steps_per_second=0.0 if rate is None else positive_number(rate, "rate"),
                 )
-                session = await self._connection.channel().shared.open_session(message, (info.spec, outputs), deadline)
+                shared, kind = self._connection.channel().shared, (info.spec, outputs)
+                session = await open_stream(shared, message, kind, deadline, seconds if resume else None)
                 spec = await self._spec_of(model, info, session, deadline)
-                session.step_bytes = step_bytes(spec, outputs)
+                session.set_sizes(step_bytes(spec, outputs), state_bytes(spec))
                 return session, spec
 
             return await self._retry_if_changed(arguments.text(model, "model"), attempt, deadline)
 
-        return AsyncStream(open_session, self._connection.config.timeout if timeout is None else timeout)
+        seconds = self._connection.config.timeout if timeout is None else timeout
+        return AsyncStream(open_session, seconds)
 
     def stream_group(
         self,
@@ -138,14 +146,15 @@ class AsyncClient:
         weights_version: int | None = None,
         snapshot_interval: int = 0,
         rate: float | None = None,
+        resume: bool = True,
         timeout: float | None = None,
     ) -> AsyncStreamGroup:
         """Returns a group of n live streams that are advanced together, to be opened by `with`.
 
         For callers that have many streams in one process: the frames of all of them are one array, one message and one
-        piece of device work. outputs, weights_version, rate (of each stream), timeout: as of stream. initial_state:
-        State of [L, n, H]; None for zeros. snapshot_interval: the number of steps between two snapshots of all hidden
-        states, group.snapshot; 0 for none.
+        piece of device work. outputs, weights_version, rate (of each stream), resume, timeout: as of stream.
+        initial_state: State of [L, n, H]; None for zeros. snapshot_interval: the number of steps between two snapshots
+        of all hidden states, group.snapshot; 0 for none.
         """
 
         async def open_group() -> tuple[GroupSession, ModelSpec]:
@@ -158,6 +167,7 @@ class AsyncClient:
                 weights_version,
                 snapshot_interval,
                 0.0 if rate is None else positive_number(rate, "rate"),
+                seconds if resume else None,
             )
 
             async def attempt() -> tuple[GroupSession, ModelSpec]:
@@ -167,7 +177,8 @@ class AsyncClient:
 
             return await self._retry_if_changed(model, attempt, deadline)
 
-        return AsyncStreamGroup(open_group, self._connection.config.timeout if timeout is None else timeout)
+        seconds = self._connection.config.timeout if timeout is None else timeout
+        return AsyncStreamGroup(open_group, seconds)
 
     async def gradients(
         self,

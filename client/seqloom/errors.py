@@ -7,7 +7,7 @@ SeqloomError
 ├── VersionMismatch      the required version of the weights is not served
 ├── Overloaded           the server is overloaded and has done nothing; repeat after `retry_after` seconds
 ├── Unavailable          the server cannot be reached, or is shutting down
-├── StreamLost           the connection of an open stream broke, or the server dropped it: its state is lost
+├── StreamLost           the connection of an open stream broke, or the server dropped it, and it is not resumed
 ├── DeadlineExceeded     the timeout passed, or the server ended a stream that was idle too long
 ├── Cancelled            the client was closed, or the server cancelled the call
 ├── Unauthenticated      the token is missing or unknown
@@ -81,7 +81,10 @@ class Unavailable(SeqloomError):
 
 
 class StreamLost(SeqloomError):
-    """The connection of an open stream broke: pending outputs and the hidden state on the server are lost."""
+    """An open stream's connection or server was lost, and it is not resumed: outputs and hidden state are lost.
+
+    It was opened with resume=False, or could not be resumed in time, or its weights are gone (reason "WEIGHTS_GONE").
+    """
 
 
 class DeadlineExceeded(SeqloomError):
@@ -122,6 +125,8 @@ _BY_CODE: dict[int, type[SeqloomError]] = {
     code_pb2.PERMISSION_DENIED: PermissionDenied,
 }
 
+_BY_REASON: dict[str, type[SeqloomError]] = {"VERSION_MISMATCH": VersionMismatch, "WEIGHTS_GONE": StreamLost}
+
 
 def from_status(status: status_pb2.Status) -> SeqloomError:
     """Converts a google.rpc.Status, with its ErrorInfo and RetryInfo, to an exception."""
@@ -138,7 +143,7 @@ def from_status(status: status_pb2.Status) -> SeqloomError:
     message = status.message or "the server sent no error message"
     if status.code == code_pb2.RESOURCE_EXHAUSTED and retry_after is not None:
         return Overloaded(message, reason=reason, request_id=request_id, retry_after=retry_after)
-    kind = VersionMismatch if reason == "VERSION_MISMATCH" else _BY_CODE.get(status.code, Internal)
+    kind = _BY_REASON.get(reason) or _BY_CODE.get(status.code, Internal)
     return kind(message, reason=reason, request_id=request_id)
 
 

@@ -22,6 +22,7 @@ _CHOICES = {
     "dtype": ("float32", "float64"),
     "precision": ("full", "tf32", "bf16", "int8"),
 }
+_MAX_INT8_INPUTS = (2**31 - 1) // (255 * 127)  # of one sum, as server/seqloom_server/nn/spec.py explains
 _SIZES = {"input_size": 1, "hidden_size": 1, "output_size": 1, "num_layers": 1, "conv_channels": 0, "conv_width": 0}
 
 
@@ -69,6 +70,11 @@ class ModelSpec:
             raise InvalidArgument(f"precision: is {self.precision!r}: expected 'full' for {self.dtype}")
         if self.precision == "int8" and self.activation == "relu":
             raise InvalidArgument("precision: is 'int8': expected another for relu, whose states have no bound")
+        if self.precision == "int8" and self.input_size * self.conv_width > _MAX_INT8_INPUTS:
+            raise InvalidArgument(
+                f"conv_width: is {self.conv_width}: expected at most {_MAX_INT8_INPUTS // self.input_size} for "
+                f"{self.input_size} inputs in int8, whose sums have at most {_MAX_INT8_INPUTS} products"
+            )
 
     def state_shapes(self) -> dict[str, tuple[int, int]]:
         """Returns (rows, width) of each part of State that this network has: for N sequences it is [rows, N, width]."""
@@ -274,18 +280,18 @@ class ServerInfo:
 class TLS:
     """The TLS settings of a client. Each certificate or key is PEM bytes or the path of a PEM file.
 
-    root_certificates: the trusted authorities; None for the public ones. private_key, certificate_chain: of the client,
-    for servers that require them. server_name: the name in the server's certificate, if it is not the address.
+    ca: the trusted authorities; None for the public ones. certificate, key: of the client, for servers that require
+    them. server_name: the name in the server's certificate, if it is not the address.
     """
 
-    root_certificates: bytes | str | None = None
-    private_key: bytes | str | None = field(default=None, repr=False)
-    certificate_chain: bytes | str | None = None
+    ca: bytes | str | None = None
+    certificate: bytes | str | None = None
+    key: bytes | str | None = field(default=None, repr=False)
     server_name: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.private_key is None) != (self.certificate_chain is None):
-            raise InvalidArgument("tls: only one of private_key and certificate_chain is given: expected both or none")
+        if (self.key is None) != (self.certificate is None):
+            raise InvalidArgument("tls: only one of certificate and key is given: expected both or none")
 
 
 def integer(value: object, name: str, least: int = 1) -> int:

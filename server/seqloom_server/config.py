@@ -36,7 +36,8 @@ class _InvalidValue(ValueError):
 def _option(default: T, help: str, *, least: float | None = None, most: float | None = None, **metadata: object) -> T:
     """Returns a field of ServerConfig.
 
-    metadata: choices, metavar, address=True for HOST:PORT, unix=True where unix:PATH is allowed as well.
+    metadata: choices, metavar, address=True for HOST:PORT, unix=True where unix:PATH is allowed as well, optional=True
+    where "" means none.
     """
     return dataclasses.field(default=default, metadata={"help": help, "least": least, "most": most, **metadata})
 
@@ -57,6 +58,18 @@ class ServerConfig:
     http: str = _option(
         "127.0.0.1:9464", "HOST:PORT for /metrics and /healthz, where port 0 picks a free port", address=True
     )
+    tls_certificate: str = _option(
+        "", "PEM file of the server's certificate and those between it and its authority", metavar="FILE", optional=True
+    )
+    tls_key: str = _option("", "PEM file of the certificate's key, without a password", metavar="FILE", optional=True)
+    tls_client_ca: str = _option(
+        "", "PEM file of authorities, of which each client must show a certificate", metavar="FILE", optional=True
+    )
+    tokens: str = _option(
+        "", "TOML file of the tokens that calls must carry; see make-token", metavar="FILE", optional=True
+    )
+    allow_insecure: bool = _option(False, "listen also off the loopback without TLS or without tokens")
+    reflection: str = _option("on", "tell any caller the services and their messages", choices=("on", "off"))
     device: str = _option("auto", "device that networks run on", choices=("auto", "cpu", "cuda"))
     threads: int = _option(
         0, "torch's threads on the CPU; 0: one for small networks, all cores for large ones", least=0, most=1024
@@ -68,7 +81,12 @@ class ServerConfig:
     )
     strict_models: bool = _option(False, "refuse to start if a model or a run cannot be loaded, instead of logging it")
     grace_seconds: float = _option(20.0, "seconds that running work may take after SIGTERM", least=0)
-    max_live_versions: int = _option(4, "versions of one model's weights in use at once", least=1)
+    max_live_versions: int = _option(
+        4, "versions of one model's weights in use at once, whatever their size; more within max_live_bytes", least=1
+    )
+    max_live_bytes: int = _option(
+        1 << 30, "bytes of one model's weights and states in use, beyond which max_live_versions holds", least=0
+    )
     max_sessions: int = _option(10_000, "live sessions open at once, over all callers", least=1)
     idle_seconds: float = _option(300.0, "seconds without work after which a session is ended", least=0.01)
     window_steps: int = _option(4096, "steps of a session sent and not yet acknowledged", least=64)
@@ -129,8 +147,32 @@ class ServerConfig:
     max_stream_message_bytes: int = _option(
         1 << 20, "bytes of one sent message of a stream, unless a single row is larger", least=1 << 12
     )
+    max_connections: int = _option(
+        4096, "gRPC connections at once; fewer where the system lets the process open fewer files", least=1
+    )
+    max_connections_per_address: int = _option(
+        0, "of these, connections from one IP address, or from one /64 of IPv6; 0: three quarters of them", least=0
+    )
+    max_calls: int = _option(20_000, "gRPC calls at once, over all connections", least=1)
+    max_calls_per_connection: int = _option(1000, "calls at once on one connection", least=1, most=(1 << 31) - 1)
+    max_header_bytes: int = _option(16_384, "bytes of one call's metadata", least=1024, most=(1 << 31) - 1)
+    handshake_seconds: float = _option(20.0, "seconds that the handshake of a connection may take", least=0.1)
+    connection_idle_seconds: float = _option(
+        1800.0,
+        "seconds after which a connection without calls is closed; its client connects again by itself",
+        least=0.1,
+    )
+    keepalive_seconds: float = _option(
+        30.0, "seconds without traffic after which a connection is checked by a ping", least=0.1
+    )
+    keepalive_timeout_seconds: float = _option(
+        20.0, "seconds without an answer to a ping after which a connection is closed", least=0.1
+    )
     poison_slots: bool = _option(False, "for tests: fill the states of ended sequences with NaN")
     log_level: str = _option("info", "lowest level logged to stderr", choices=("debug", "info", "warning", "error"))
+    log_format: str = _option(
+        "text", "format of the log; json: an object a line, and a line for each call", choices=("text", "json")
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -156,7 +198,7 @@ def _check(field: "dataclasses.Field[object]", value: object) -> None:
         unix = bool(field.metadata.get("unix"))
         if field.metadata.get("address") and not (unix and unix_socket(value)):
             split_address(value, alternative=", or unix:PATH" if unix else "")
-        if not value:
+        if not value and not field.metadata.get("optional"):
             raise _InvalidValue("is empty")
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         least, most = field.metadata["least"], field.metadata["most"]
@@ -208,7 +250,7 @@ def add_options(parser: argparse.ArgumentParser, *names: str) -> None:
         if names and field.name not in names:
             continue
         kind = _kind(field)
-        default = str(field.default).lower() if kind is bool else field.default
+        default = str(field.default).lower() if kind is bool else "none" if field.default == "" else field.default
         parser.add_argument(
             _flag(field.name),
             metavar="|".join(field.metadata.get("choices", ())) or field.metadata.get("metavar", _METAVARS[kind]),

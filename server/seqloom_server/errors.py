@@ -34,9 +34,14 @@ class Reason(enum.StrEnum):
     CHECKPOINT_BROKEN = "CHECKPOINT_BROKEN"  # a checkpoint that cannot be loaded
     STORAGE_FAILED = "STORAGE_FAILED"  # the server cannot read or write a folder: disk full, permission denied
     VERSION_MISMATCH = "VERSION_MISMATCH"  # the weights version requested is not the one served
+    WEIGHTS_GONE = "WEIGHTS_GONE"  # the weights of a stream that is resumed are neither served nor in use
     OVERLOADED = "OVERLOADED"  # more than the server accepts now; nothing was done
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"  # cannot be met, or no next part arrived; no more device time is spent
     CANCELLED = "CANCELLED"
+    NO_TOKEN = "NO_TOKEN"  # the server asks for a token, and the call has none
+    WRONG_TOKEN = "WRONG_TOKEN"
+    SCOPE_MISSING = "SCOPE_MISSING"  # the token does not permit the method
+    TOKEN_REMOVED = "TOKEN_REMOVED"  # while a call with it was open
     SHUTTING_DOWN = "SHUTTING_DOWN"
     ENGINE_DEAD = "ENGINE_DEAD"  # the device thread died
     INTERNAL = "INTERNAL"  # a bug in the server
@@ -47,12 +52,14 @@ class Overload(enum.StrEnum):
 
     QUEUE_FULL = "queue_full"  # or a caller's part of it, as of the following bounds
     TOO_LATE = "too_late"  # the answer would come after its deadline, or the work wait for too long
+    CALLS = "calls"  # open at once
     SESSIONS = "sessions"
     LIVE_LOAD = "live_load"  # of streams that have a rate
     UNREAD_OUTPUTS = "unread_outputs"
     MEMORY = "memory"  # of the machine or of its device
     MODELS = "models"  # imports, exports, versions in use, the lock of their folder
     RUNS = "runs"  # and the calls on one that wait for earlier ones
+    TOKEN = "token"  # a limit of the caller's token, or calls that wait since wrong tokens came from their address
 
 
 class ServerError(Exception):
@@ -80,6 +87,15 @@ class ServerError(Exception):
         self.retry_after = retry_after
         self.cause = cause
         self.counted = False
+
+
+def without_frames(error: ServerError) -> ServerError:
+    """Returns the error without the frames that it came by, whose variables may hold a call's arrays or its message.
+
+    For an error that is kept, and for one that has been sent, as it may be the same one.
+    """
+    error.__context__ = error.__cause__ = None
+    return error.with_traceback(None)
 
 
 def invalid(field: str, message: str) -> ServerError:

@@ -4,6 +4,7 @@ No label value comes from a request: methods are those served, models those load
 """
 
 import platform
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from seqloom._version import __version__
@@ -76,12 +77,37 @@ class Metrics:
         self.deduplicated_calls_total = self._counter(
             "deduplicated_calls_total", "Repeated calls on runs, which changed nothing", ["model"]
         )
+        self.unauthorized_total = self._counter(
+            "unauthorized_total", "Calls refused for want of a token that permits them", ["reason"]
+        )
+        self.reload_failures_total = self._counter(
+            "reload_failures_total", "Changed files that could not be used: what they said before stays", ["files"]
+        )
         self.state_bytes = self._gauge("state_bytes", "Memory of hidden states on the device")
         self.device_memory_bytes = self._gauge(
             "device_memory_bytes", "Memory of weights, hidden states and runs on the device"
         )
-        self.build_info = Info("seqloom_build", "Versions of the server and of Python", registry=self.registry)
-        self.build_info.info({"version": __version__, "python": platform.python_version()})
+        self.connections_closed_total = self._counter(
+            "connections_closed_total", "Connections closed since their address had too many", []
+        )
+        self.run_save_failures_total = self._counter(
+            "run_save_failures_total", "Checkpoints of runs that could not be written", []
+        )
+        self.serving = self._gauge("serving", "Whether the server takes new work: 1 or 0")
+        self.build_info = Info("seqloom_build", "What runs here", registry=self.registry)
+        self.tell_build()
+
+    def tell_build(self, *, torch: str = "", device: str = "", precisions: Iterable[str] = ()) -> None:
+        """Sets the labels of seqloom_build_info. precisions: those of the served models, "full" and others."""
+        self.build_info.info(
+            {
+                "version": __version__,
+                "python": platform.python_version(),
+                "torch": torch,
+                "device": device,
+                "precision": ",".join(sorted({*precisions})),
+            }
+        )
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
         return Counter(f"seqloom_{name}", text, labels, registry=self.registry)

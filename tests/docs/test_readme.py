@@ -71,7 +71,8 @@ def test_the_examples_address_is_where_both_servers_listen():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CHANGELOG.md", "docs/architecture.md", "docs/protocol.md", "docs/overload.md"]
+    "page",
+    ["README.md", "CHANGELOG.md", "docs/architecture.md", "docs/protocol.md", "docs/overload.md", "docs/security.md"],
 )
 def test_every_link_leads_somewhere(page):
     path = ROOT / page

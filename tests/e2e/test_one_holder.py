@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import threading
 
@@ -86,7 +87,7 @@ async def test_a_server_that_ends_hands_its_runs_over_with_all_steps_to_one_that
     first = start("--grace-seconds", 60)
     run = await trained(first.address)
     async with seqloom.AsyncClient(first.address, timeout=60) as client:
-        stream = client.stream("small")
+        stream = client.stream("small", resume=False)
         async with stream:
             await stream.send(np.zeros((3, 5), "f4"))
             await stream.receive()
@@ -108,7 +109,7 @@ async def test_one_that_waits_takes_over_from_one_that_is_killed_while_it_ends(s
     first = start("--grace-seconds", 600)
     run = await trained(first.address)
     async with seqloom.AsyncClient(first.address, timeout=60) as client:
-        stream = client.stream("small")
+        stream = client.stream("small", resume=False)
         await stream.__aenter__()
         await stream.send(np.zeros((3, 5), "f4"))
         await stream.receive()
@@ -123,7 +124,7 @@ async def test_one_that_waits_takes_over_from_one_that_is_killed_while_it_ends(s
 async def test_of_two_that_wait_one_takes_over_and_the_other_is_refused(start):
     first = start("--grace-seconds", 60)
     run = await trained(first.address)
-    async with seqloom.AsyncClient(first.address, timeout=60) as client, client.stream("small") as stream:
+    async with seqloom.AsyncClient(first.address, timeout=60) as client, client.stream("small", resume=False) as stream:
         await stream.send(np.zeros((3, 5), "f4"))
         await stream.receive()
         first.process.send_signal(signal.SIGTERM)
@@ -331,3 +332,39 @@ def test_a_lock_that_cannot_be_is_told_in_one_line(start, tmp_path):
         1,
         f"seqloom-server: runs: {tmp_path / 'runs'} cannot be locked: Is a directory\n",
     )
+
+
+async def test_who_removes_the_file_of_the_lock_lets_no_second_server_in(tmp_path):
+    first = server_on(tmp_path)
+    await first.start()
+    (tmp_path / "runs" / LOCK).unlink()
+    for _ in range(2):  # the first of which has made the file again
+        with pytest.raises(CannotStart, match=rf"is in use by another server: pid {os.getpid()}, {first.address}$"):
+            await server_on(tmp_path).start()
+    await first.stop(0)
+    again = server_on(tmp_path)
+    await again.start()
+    await again.stop(0)
+
+
+async def test_a_folder_that_is_put_in_the_place_of_the_runs_is_another_servers_and_is_not_written(tmp_path):
+    runs, moved = tmp_path / "runs", tmp_path / "moved"
+    async with (
+        serving(tmp_path / "models", {"m": SPEC}, runs=str(runs)) as served,
+        seqloom.AsyncClient(served.address, timeout=60, retries=0) as client,
+    ):
+        run = await client.create_run("m", optimizer=SGD, checkpoint_interval=0)
+        await run.forward_backward(*call_of(0))
+        await run.step()
+        runs.rename(moved)
+        shutil.copytree(moved, runs)
+        second = server_on(tmp_path, "others")
+        await second.start()
+        before = tree(runs)
+        for change in (run.save(), client.create_run("m", optimizer=SGD), client.delete_run(run.id)):
+            with pytest.raises(seqloom.Internal, match="another folder is in its place") as failed:
+                await change
+            assert failed.value.reason == "STORAGE_FAILED"
+        await served.engine.drain(0)
+    assert tree(runs) == before
+    await second.stop(0)

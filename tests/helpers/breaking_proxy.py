@@ -22,8 +22,14 @@ class Proxy:
         self.open.set()
         self.reading = asyncio.Event()
         self.reading.set()
+        self._refuses = False
         self._target = target
         self._writers: set[asyncio.StreamWriter] = set()
+
+    def refuse(self) -> None:
+        """Breaks every connection, and each that comes later as soon as it is made."""
+        self._refuses = True
+        self.cut()
 
     def cut(self) -> None:
         """Breaks every connection; what comes later is relayed again."""
@@ -31,6 +37,9 @@ class Proxy:
             writer.transport.abort()
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refuses:
+            writer.transport.abort()
+            return
         self.connections += 1
         there, onward = await asyncio.open_connection(*self._target.split(":"))
         self._writers |= {writer, onward}

@@ -102,9 +102,9 @@ class Sessions:
         return reply.opened
 
     async def error(self, number: int) -> Failure:
-        """Reads on to the error of a session, which must be the next thing that is told of it but for `opened`."""
+        """Reads on to the error of a session, which must come next but for `opened` and `going_away`."""
         while (reply := await self.next()) is not None:
-            if reply.session == number and not reply.HasField("opened"):
+            if reply.session == number and not (reply.HasField("opened") or reply.going_away):
                 assert reply.HasField("error"), reply
                 return failure_of(reply.error)
         raise AssertionError(f"the call is over: {await self.call.code()} {await self.call.details()}")

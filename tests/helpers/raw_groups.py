@@ -155,9 +155,9 @@ class Groups:
         return reply.failure.number, failure_of(reply.failure.error)
 
     async def error(self, number):
-        """Returns the error that ends a group, which must come next but for `opened`."""
+        """Returns the error that ends a group, which must come next but for `opened` and `going_away`."""
         while (reply := await self.next()) is not None:
-            if not reply.HasField("opened"):
+            if not (reply.HasField("opened") or reply.going_away):
                 assert isinstance(reply, pb.GroupResponse), reply
                 assert reply.group == number, reply
                 assert reply.HasField("error"), reply

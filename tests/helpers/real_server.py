@@ -132,7 +132,9 @@ class ServerProcess:
     http_address: str = ""
 
     @classmethod
-    def start(cls, *arguments: object, environment: Mapping[str, str], fresh: bool) -> "ServerProcess":
+    def start(
+        cls, *arguments: object, environment: Mapping[str, str], fresh: bool, program: str = COMMAND
+    ) -> "ServerProcess":
         words, environment = list(map(str, arguments)), {**os.environ, **environment}
         if fresh:
             process = subprocess.Popen(
@@ -143,7 +145,7 @@ class ServerProcess:
                 text=True,
             )
         else:
-            process = ForkedProcess(COMMAND, *words, environment=environment)
+            process = ForkedProcess(program, *words, environment=environment)
         started = cls(process)
         started._reader = threading.Thread(target=lambda: started.stderr.extend(process.stderr), daemon=True)
         started._reader.start()

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -249,7 +251,7 @@ def test_a_step_that_cannot_overflow_is_not_copied(spec, monkeypatch):
     optimizer = Optimizer(spec, parameters)
     looked = []
     largest = optim._largest
-    monkeypatch.setattr(Optimizer, "_copies", None)
+    monkeypatch.setattr(optim, "_copies", None)
     monkeypatch.setattr(optim, "_largest", lambda *given: looked.append(1) or largest(*given))
     for step in range(200):
         apply(optimizer, draw(step + 1, torch.float32))
@@ -328,3 +330,36 @@ def test_factors_that_are_infinite_in_float32_are_an_overflow_of_small_weights_t
     with pytest.raises(Overflow):
         apply(optimizer, {name: tensor * 1e-10 for name, tensor in draw(1, torch.float32).items()})
     assert all(torch.equal(tensor, before[name]) for name, tensor in changed(parameters, optimizer).items())
+
+
+@dtypes
+@specs
+def test_steps_are_to_the_bit_those_of_the_fused_classes(spec, dtype):
+    parameters = draw(0, dtype)
+    leaves, twin = torch_twin(spec, parameters, fused=True)
+    for leaf in leaves:  # one that has zeros for a moment from the beginning, as Optimizer has
+        twin.state[leaf] = {buffer: torch.zeros_like(leaf) for buffer in spec.buffers}
+        if spec.kind != "sgd":
+            twin.state[leaf]["step"] = torch.tensor(0.0)
+    optimizer = Optimizer(spec, parameters)
+    for step in range(5):
+        gradients = draw(step + 1, dtype)
+        apply(optimizer, gradients, piece_numbers=64)
+        for leaf, gradient in zip(leaves, gradients.values(), strict=True):
+            leaf.grad = gradient.clone()
+        twin.step()
+    for leaf, tensor in zip(leaves, parameters.values(), strict=True):
+        assert torch.equal(leaf.detach(), tensor)
+
+
+def test_no_compiler_is_imported_for_a_step():
+    script = """
+import sys, torch
+from seqloom_server.nn.optim import Optimizer
+from seqloom_server.nn.optimizer_spec import OptimizerSpec
+for spec in (OptimizerSpec("sgd", 0.1), OptimizerSpec("adam", 0.1), OptimizerSpec("adamw", 0.1)):
+    for _ in Optimizer(spec, {"w": torch.ones(3)}).step({"w": torch.ones(3)}, None, 1.0, 64):
+        pass
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import platform
 import socket
 import urllib.error
 import urllib.request
@@ -9,13 +10,16 @@ import urllib.request
 import grpc
 import numpy as np
 import pytest
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from helpers.raw_calls import Sessions, assert_serves, entry, frames, infer, infer_request, refused
 from helpers.real_server import SMALL, open_channel, until
 from helpers.tolerances import near
+from helpers.tolerances import served as served_in
 from prometheus_client.parser import text_string_to_metric_families
 from seqloom import tensors
+from seqloom._version import __version__
 from seqloom.v1 import inference_service_pb2_grpc, model_service_pb2_grpc, tensor_pb2
 from seqloom.v1 import model_service_pb2 as models_pb
 from seqloom_server.config import ServerConfig
@@ -178,7 +182,11 @@ async def test_a_scrape_has_every_metric_that_concerns_serving(served, channel):
     assert values["seqloom_weights_version", "small"] == 1
     assert values[("seqloom_state_bytes",)] > 0
     assert values[("seqloom_device_memory_bytes",)] >= SMALL.parameter_count * 4
-    assert any(name[0] == "seqloom_build_info" for name in values)
+    [build] = [line for line in text.splitlines() if line.startswith("seqloom_build_info{")]
+    labels = {"version": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    for name, value in {**labels, "device": "cpu", "precision": served_in()}.items():
+        assert f'{name}="{value}"' in build
+    assert values[("seqloom_serving",)] == 1
 
 
 async def test_http_answers_healthz_metrics_and_nothing_else(served):
@@ -213,6 +221,7 @@ async def test_when_the_device_thread_dies_all_is_told_and_health_says_so(serve,
         for service in ("", *SERVICES):
             assert await health(channel, service) == NOT_SERVING
         assert (await get(served.http_address, "/healthz"))[0] == 503
+        assert served.value("serving") == 0
         assert served.value("active_streams") == 0
 
 

@@ -172,7 +172,7 @@ async def test_infer_is_repeated_when_the_connection_breaks_under_it(served):
 
 async def test_an_open_stream_is_lost_with_its_connection_and_says_so_ever_after(served):
     async with proxy_of(served.address) as proxy, seqloom.AsyncClient(proxy.address, timeout=30) as client:
-        async with client.stream("small") as stream, client.stream("small") as finished:
+        async with client.stream("small", resume=False) as stream, client.stream("small") as finished:
             await finished.send(X)
             await finished.finish()
             await stream.send(X)
@@ -284,7 +284,7 @@ async def test_a_server_that_dies_loses_its_streams_and_one_on_its_address_serve
     started = await asyncio.to_thread(server_process, "--models", tmp_path)
     async with seqloom.AsyncClient(started.address, timeout=60, retries=1000) as client:
         before = (await client.infer("small", [X])).outputs[0]
-        async with client.stream("small", snapshot_interval=1) as stream:
+        async with client.stream("small", snapshot_interval=1, resume=False) as stream:
             await stream.send(X)
             await stream.receive()
             await asyncio.to_thread(started.end, signal.SIGKILL)

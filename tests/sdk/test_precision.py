@@ -113,6 +113,21 @@ async def test_int8_has_the_same_bits_alone_in_a_batch_and_in_a_stream(serve):
         assert 0 < np.abs(whole - full).max() < 0.03
 
 
+async def test_a_convolution_that_int8_cannot_sum_is_refused_by_the_client_and_by_the_server(serve):
+    refused = "conv_width: is 5: expected at most 4 for 16384 inputs in int8, whose sums have at most 66311 products"
+    wide = {"cell": "elman", "input_size": 16_384, "hidden_size": 1, "output_size": 1, "conv_channels": 1}
+    seqloom.ModelSpec(**wide, conv_width=4, precision="int8")
+    spec = seqloom.ModelSpec(**wide, conv_width=5, precision="bf16")
+    with pytest.raises(seqloom.InvalidArgument, match=refused):
+        dataclasses.replace(spec, precision="int8")
+    object.__setattr__(spec, "precision", "int8")  # as a client would send it that does not look
+    async with serve() as served, seqloom.AsyncClient(served.address) as client:
+        with pytest.raises(seqloom.InvalidArgument, match=refused) as caught:
+            await client.create_model("wide", spec)
+        assert "spec.conv_width" in str(caught.value)
+        assert caught.value.request_id, "it is the server's"
+
+
 async def _streamed(client, name, frames, state):
     async with client.stream(name, initial_state=state) as stream:
         await stream.send(frames)

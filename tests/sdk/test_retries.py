@@ -8,7 +8,7 @@ import pytest
 import seqloom
 from hypothesis import given
 from hypothesis import strategies as st
-from seqloom._retries import INITIAL_BACKOFF, MAX_BACKOFF, Backoff
+from seqloom._retries import DEFAULT_RETRIES, INITIAL_BACKOFF, MAX_BACKOFF, Backoff, backoff_of
 from seqloom._retry_budget import RetryBudget
 
 GONE = seqloom.Unavailable("gone")
@@ -63,6 +63,48 @@ def test_pauses_grow_and_end_with_the_retries_or_at_the_deadline():
         backoff.delay(GONE)
     with pytest.raises(seqloom.Unavailable):
         Backoff(8, time.monotonic(), RetryBudget()).delay(GONE)
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_by_default_an_unavailable_server_is_waited_for_and_an_overloaded_one_is_asked_5_times_more(gone):
+    """Whatever comes in which order."""
+    backoff, refused = backoff_of(None, math.inf, RetryBudget(), reached=True), 0
+    for is_gone in gone:
+        if is_gone or refused < DEFAULT_RETRIES:
+            assert INITIAL_BACKOFF / 2 <= backoff.delay(GONE if is_gone else BUSY) <= MAX_BACKOFF
+        else:
+            with pytest.raises(seqloom.Overloaded):
+                backoff.delay(BUSY)
+        refused += not is_gone
+
+
+def test_an_unavailable_server_is_waited_for_until_the_timeout_and_not_after_it():
+    backoff = backoff_of(None, time.monotonic() + 3600, RetryBudget(), reached=True)
+    for _ in range(100):
+        backoff.delay(GONE)
+    backoff._deadline = time.monotonic() + INITIAL_BACKOFF / 2
+    with pytest.raises(seqloom.Unavailable):
+        backoff.delay(GONE)
+
+
+def test_a_client_that_was_never_answered_does_not_wait_long_for_what_may_be_a_wrong_address():
+    backoff = backoff_of(None, math.inf, RetryBudget(), reached=False)
+    for _ in range(DEFAULT_RETRIES):
+        backoff.delay(GONE)
+    with pytest.raises(seqloom.Unavailable):
+        backoff.delay(GONE)
+
+
+@given(st.integers(0, 4), st.lists(st.booleans(), max_size=8))
+def test_retries_that_are_set_count_every_repeat(retries, gone):
+    backoff = backoff_of(retries, math.inf, RetryBudget(), reached=True)
+    for number, is_gone in enumerate(gone):
+        error = GONE if is_gone else BUSY
+        if number < retries:
+            backoff.delay(error)
+        else:
+            with pytest.raises(type(error)):
+                backoff.delay(error)
 
 
 @given(st.integers(0, 6), st.floats(0, 1e4), st.floats(0, 1e4) | st.just(math.inf))

@@ -25,6 +25,7 @@ PRIVATE_MODULES = {
         "_groups",
         "_load_grpc",
         "_messages",
+        "_resume",
         "_retries",
         "_retry_budget",
     ),
@@ -54,12 +55,12 @@ ERRORS = {
     *("Unauthenticated", "PermissionDenied", "VersionMismatch", "StreamLost", "Unavailable"),
 }
 CLIENT = {
-    "__init__": "self, address, *, token=None, tls=None, timeout=60.0, retries=5, keepalive=30.0",
+    "__init__": "self, address, *, token=None, tls=None, timeout=60.0, retries=None, keepalive=30.0",
     "infer": "self, model, xs, outputs='logits', *, initial_state=None, weights_version=None, timeout=None",
     "stream": "self, model, outputs='logits', *, initial_state=None, weights_version=None, snapshot_interval=0, "
-    "rate=None, timeout=None",
+    "rate=None, resume=True, timeout=None",
     "stream_group": "self, model, n, outputs='logits', *, initial_state=None, weights_version=None, "
-    "snapshot_interval=0, rate=None, timeout=None",
+    "snapshot_interval=0, rate=None, resume=True, timeout=None",
     "gradients": "self, model, xs, targets=None, *, loss='cross_entropy', reduction='sum', wrt=('parameters',), "
     "output_gradients=None, initial_state=None, final_state_gradient=None, parameter_form='smallest', "
     "parameter_dtype=None, weights_version=None, timeout=None",

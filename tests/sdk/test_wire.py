@@ -41,6 +41,7 @@ def test_a_message_within_another_is_found_by_its_number_and_size(size, field):
             st.booleans(),
             st.booleans(),
             st.booleans(),
+            st.booleans(),
             st.integers(0, 2**62),
             st.just(math.inf) | st.floats(0, 1e9, exclude_min=True),
         ),
@@ -50,8 +51,8 @@ def test_a_message_within_another_is_found_by_its_number_and_size(size, field):
 )
 def test_entries_are_what_protobuf_would_have_written(entries, told):
     expected, parts = inference_service_pb2.StreamInferRequest(), []
-    for number, frames, opening, reset, end, cancel, received, seconds in entries:
-        entry = expected.entries.add(session=number, reset=reset, end=end, cancel=cancel)
+    for number, frames, opening, reset, end, cancel, snapshot, received, seconds in entries:
+        entry = expected.entries.add(session=number, reset=reset, end=end, cancel=cancel, snapshot=snapshot)
         if opening is not None:
             entry.open.CopyFrom(opening)
             if told and seconds < math.inf:
@@ -60,7 +61,9 @@ def test_entries_are_what_protobuf_would_have_written(entries, told):
             tensors.encode_into(frames, entry.frames)
             entry.acknowledged_steps = received
         opened = None if opening is None else opening.SerializeToString()
-        sender = SimpleNamespace(number=number, failure=None, received=received)
-        outgoing = OutgoingEntry(sender, opened, reset, frames, end, cancel, deadline=seconds, tell_timeout=told)
+        sender = SimpleNamespace(number=number, failure=None, acknowledged=received)
+        outgoing = OutgoingEntry(
+            sender, opened, reset, frames, end, cancel, deadline=seconds, tell_timeout=told, snapshot=snapshot
+        )
         parts += outgoing.buffers(now=0.0)
     assert inference_service_pb2.StreamInferRequest.FromString(wire.joined(parts)) == expected

@@ -109,3 +109,15 @@ def test_as_many_connect_at_once_as_may_be_connected():
         for _ in range(web._MAX_CONNECTIONS):
             one = connections.enter_context(socket.create_connection(server.server_address, timeout=5))
             assert one.getpeername() == server.server_address
+
+
+@pytest.mark.parametrize("lines", [[b"a: " + b"b" * 20_000], [b"a: b"] * 5_000], ids=["one", "many"])
+def test_a_head_that_is_too_long_is_refused_and_others_are_answered(server, lines, capfd):
+    with connect(server) as long:
+        with contextlib.suppress(ConnectionError):  # it is closed before all is read
+            long.sendall(b"\r\n".join([b"GET /metrics HTTP/1.1", *lines, b"", b""]))
+        with contextlib.suppress(ConnectionError):
+            assert long.recv(1 << 16)[:12] in (b"HTTP/1.0 431", b"")
+    long_enough = ask(server, "/healthz", **{"X-Name": "b" * 15_000})
+    assert long_enough[0] == ask(server, "/healthz")[0] == 200
+    assert capfd.readouterr().err == ""

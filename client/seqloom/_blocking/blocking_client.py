@@ -41,6 +41,9 @@ class Stream:
     The window limits how many steps may be sent and not yet received; `send` waits while it is full. All streams of a
     client share 64 MiB for frames and outputs that are sent and not received: a stream may send less ahead as less of
     that is free, but always one chunk. timeout: seconds, by default the stream's.
+
+    If the connection or the server is lost, the stream is resumed (unless resume=False): calls wait, and go on as if
+    nothing had happened. They raise StreamLost once it cannot be resumed.
     """
 
     def __init__(self, loop_thread: LoopThread, asynchronous: AsyncStream) -> None:
@@ -326,14 +329,16 @@ class Run:
 class Client:
     """A connection to one server, for any number of concurrent calls and streams.
 
-    address: "host:port", or a gRPC target such as "unix:/run/seqloom.sock". token: sent with every call. tls: None for
-    an unencrypted connection. timeout: seconds, the default of every call; math.inf for no limit. retries: how often a
-    call that is safe to repeat is repeated, with growing pauses, if the server is unavailable or overloaded. After
-    Overloaded no call is repeated sooner than `retry_after`, and while a client makes n calls it repeats at most
-    10 + n/10 times; beyond that Overloaded is raised at once, so that repeats do not become the load. While the server
-    refuses more than a third of the calls of `infer` that demand as much as a call, it may be refused here, not sent
-    and not repeated. keepalive: seconds without traffic after which the connection is checked, at least 10; math.inf
-    for never.
+    address: "host:port", or a gRPC target such as "unix:/run/seqloom.sock". token: sent with every call, and
+    without `tls` only on this machine. tls: None for an unencrypted connection. timeout: seconds, the default of
+    every call; math.inf for no limit. retries: how often a call that is safe to repeat is repeated, with growing
+    pauses of up to 2 s, if the server is unavailable or overloaded; None for 5 times after Overloaded, and until
+    its timeout while a server that has answered before is unavailable, as when it is started again. After
+    Overloaded no call is repeated sooner than `retry_after`, and while a client makes n calls it repeats at most 10
+    + n/10 times; beyond that Overloaded is raised at once, so that repeats do not become the load. While the server
+    refuses more than a third of the calls of `infer` that demand as much as a call, it may be refused here, not
+    sent and not repeated. keepalive: seconds without traffic after which the connection is checked, at least 10, and
+    given up 10 s later if the server does not answer; math.inf for never.
 
     The client connects on the first call. Every method raises subclasses of seqloom.SeqloomError, usually
     InvalidArgument, NotFound, Overloaded, Unavailable or DeadlineExceeded.
@@ -346,7 +351,7 @@ class Client:
         token: str | None = None,
         tls: TLS | None = None,
         timeout: float = 60.0,
-        retries: int = 5,
+        retries: int | None = None,
         keepalive: float = 30.0,
     ) -> None:
         self._asynchronous = AsyncClient(
@@ -385,6 +390,7 @@ class Client:
         weights_version: int | None = None,
         snapshot_interval: int = 0,
         rate: float | None = None,
+        resume: bool = True,
         timeout: float | None = None,
     ) -> Stream:
         """Returns a live stream, to be opened by `with`. Its hidden state stays on the server between chunks.
@@ -393,7 +399,9 @@ class Client:
         number of steps between two snapshots of the hidden state, stream.snapshot; 0 for none. rate: frames a second,
         above 0, of a stream in real time: it is promised that its outputs come without delay, or refused with
         Overloaded when it is opened; frames sent faster than that wait. None for a stream that takes what the others
-        leave, and may wait for them. timeout: seconds, the default of each of the stream's calls.
+        leave, and may wait for them. resume: whether the stream is resumed if its connection or its server is lost: the
+        client keeps what was sent since a snapshot, which it asks for now and then, and sends it again. timeout:
+        seconds, the default of each of the stream's calls, and of a resumption.
         """
         return Stream(
             self._loop_thread,
@@ -404,6 +412,7 @@ class Client:
                 weights_version=weights_version,
                 snapshot_interval=snapshot_interval,
                 rate=rate,
+                resume=resume,
                 timeout=timeout,
             ),
         )
@@ -418,14 +427,15 @@ class Client:
         weights_version: int | None = None,
         snapshot_interval: int = 0,
         rate: float | None = None,
+        resume: bool = True,
         timeout: float | None = None,
     ) -> StreamGroup:
         """Returns a group of n live streams that are advanced together, to be opened by `with`.
 
         For callers that have many streams in one process: the frames of all of them are one array, one message and one
-        piece of device work. outputs, weights_version, rate (of each stream), timeout: as of stream. initial_state:
-        State of [L, n, H]; None for zeros. snapshot_interval: the number of steps between two snapshots of all hidden
-        states, group.snapshot; 0 for none.
+        piece of device work. outputs, weights_version, rate (of each stream), resume, timeout: as of stream.
+        initial_state: State of [L, n, H]; None for zeros. snapshot_interval: the number of steps between two snapshots
+        of all hidden states, group.snapshot; 0 for none.
         """
         return StreamGroup(
             self._loop_thread,
@@ -437,6 +447,7 @@ class Client:
                 weights_version=weights_version,
                 snapshot_interval=snapshot_interval,
                 rate=rate,
+                resume=resume,
                 timeout=timeout,
             ),
         )

@@ -11,9 +11,17 @@ from seqloom import _forks
 from seqloom._config import Config
 from seqloom._connection.channel import Channel
 from seqloom._connection.service_stubs import CallOptions, ModelStub, Request, Response, TrainingStub, UnaryMethod
-from seqloom._retries import Backoff, may_repeat, remaining
+from seqloom._retries import Backoff, backoff_of, may_repeat, remaining
 from seqloom._retry_budget import RetryBudget
-from seqloom.errors import Cancelled, InvalidArgument, SeqloomError, checked_reply, from_transport
+from seqloom.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidArgument,
+    SeqloomError,
+    Unavailable,
+    checked_reply,
+    from_transport,
+)
 
 T = TypeVar("T")
 
@@ -43,6 +51,7 @@ class Connection:
         self.retry_budget = RetryBudget()
         self._channel: Channel | None = None
         self._closed = False
+        self._reached = False  # whether a call was ever answered
         self._listeners: weakref.WeakSet[ConnectionListener] = weakref.WeakSet()
 
     def channel(self) -> Channel:
@@ -102,7 +111,9 @@ class Connection:
         backoff: Backoff | None = None  # made once something has failed, which is seldom
         while True:
             try:
-                return await attempt()
+                result = await attempt()
+                self._reached = True
+                return result
             except SeqloomError as failed:
                 error = failed
             except (Exception, asyncio.CancelledError) as failed:
@@ -110,10 +121,12 @@ class Connection:
                 if found is None:
                     raise
                 error = _closed() if self._closed else found
+            if error.request_id or not isinstance(error, Unavailable | DeadlineExceeded | Cancelled):
+                self._reached = True  # what else is told is told by a server
             if not may_repeat(error, read_only=read_only):
                 raise error from None
             if backoff is None:
-                backoff = Backoff(self.config.retries, deadline, self.retry_budget)
+                backoff = backoff_of(self.config.retries, deadline, self.retry_budget, reached=self._reached)
             await asyncio.sleep(backoff.delay(error))
 
     async def close(self) -> None:

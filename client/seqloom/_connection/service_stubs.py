@@ -1,5 +1,7 @@
 """The types of the model and training services' calls on an asyncio channel, which gRPC's generated stubs lack."""
 
+from __future__ import annotations  # older versions of grpcio have no generic types
+
 from collections.abc import Callable
 from typing import Protocol, TypeAlias, TypedDict, TypeVar
 

@@ -38,7 +38,8 @@ class Answer:
 
     result: a GroupChunk, a State, or None for a call that asks for nothing. error: of a call that failed. ready:
     whether it has come whole. resets: of the call, which has not happened if it failed. cost: bytes that it holds of
-    the stream budget. since: when it was sent.
+    the stream budget. internal: whether no caller sees it, as the group asked by itself: for_snapshot, or for states
+    that were lost. since: when it was sent.
     """
 
     streams: int = 0
@@ -47,6 +48,8 @@ class Answer:
     resets: Array | None = None
     cost: int = 0
     abandoned: bool = False  # nobody waits for it
+    internal: bool = False
+    for_snapshot: bool = False
     entries: Sequence[Entry] = ()  # that carry its frames, where these are the caller's own
     result: GroupChunk | State | None = None
     error: SeqloomError | None = None
@@ -82,6 +85,11 @@ class Answer:
             self._states = StateBlocks(self.asks)
         self.result = self._states.take(block)
         self.ready = self.result is not None
+
+    def restart(self) -> None:
+        """Forgets the blocks that have come: all will come again."""
+        self._first_step = self._values = self._labels = self._states = None
+        self._come = 0
 
     def fail(self, error: SeqloomError) -> None:
         """Ends the call with an error."""

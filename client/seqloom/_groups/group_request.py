@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +35,10 @@ class GroupEntry:
     frames: Array | None = None
     held_bytes: int = 0
     deadline: float = math.inf
+    number: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.number = self.session.number
 
     @property
     def cancel(self) -> bool:
@@ -53,15 +57,16 @@ class GroupEntry:
 
     @property
     def is_dead(self) -> bool:
-        return self.session.failure is not None and not self.cancel
+        session = self.session
+        return (session.failure is not None or session.number != self.number) and not self.cancel
 
     def release_budget(self) -> None:
         if self.held_bytes:
             self.session.release_budget(self.held_bytes)
 
     def buffers(self, now: float) -> wire.Buffers:
-        message, group = self.message, self.session
-        message.group, message.acknowledged_steps = group.number, group.received
+        message = self.message
+        message.group, message.acknowledged_steps = self.number, self.session.acknowledged
         head = message.SerializeToString()
         frames, self.frames = self.frames, None
         return wire.message(_GROUPS, [head] if frames is None else wire.tensor(_FRAMES, frames, head))

@@ -8,7 +8,7 @@ from seqloom._streaming.deadline_timer import Deadline
 from seqloom._streaming.stream_budget import BudgetShare
 from seqloom.errors import DeadlineExceeded
 
-_LEAST_CALLS = 64  # that every server lets wait, however small the window is
+LEAST_CALLS = 64  # that every server lets wait, however small the window is
 
 
 class WaitingGroup(Protocol):
@@ -18,6 +18,9 @@ class WaitingGroup(Protocol):
 
     def check_open(self) -> None:
         """Raises the group's failure, or InvalidArgument once it is finished."""
+
+    def can_keep(self, size: int) -> bool:
+        """Returns whether so many bytes may be kept for a resumption."""
 
     async def wait(self, condition: Callable[[], bool], deadline: Deadline) -> None: ...
 
@@ -45,7 +48,8 @@ class GroupRoom:
         Raises DeadlineExceeded, and what check_open() does.
         """
         self._group.check_open()
-        if self._turns or not self._has(steps) or not self._share.take(size):
+        room = not self._turns and self._has(steps) and self._group.can_keep(size)
+        if not room or not self._share.take(size):
             await self._wait(steps, size, deadline)
         self.sent += steps
 
@@ -59,13 +63,15 @@ class GroupRoom:
     def _has(self, steps: int) -> bool:
         """Returns whether there is room for a call with steps: for any number if none is sent and not received."""
         ahead, window = self.sent - self.received, self._group.window
-        return self.calls < max(window, _LEAST_CALLS) and (not steps or not ahead or ahead + steps <= window)
+        return self.calls < max(window, LEAST_CALLS) and (not steps or not ahead or ahead + steps <= window)
 
     async def _wait(self, steps: int, size: int, deadline: float) -> None:
         turn = object()
         self._turns.append(turn)
         try:
-            await self._until(lambda: self._turns[0] is turn and self._has(steps), deadline)
+            await self._until(
+                lambda: self._turns[0] is turn and self._has(steps) and self._group.can_keep(size), deadline
+            )
             self._group.check_open()  # it may have failed at the moment when there was room
             if not self._share.take(size):
                 with self._share.waiting_for(size, self._group.notify):

@@ -29,6 +29,7 @@ class GroupSession(OpensGroup):
         super().__init__(queue, number, window=1)
         self.count = count
         self.failures = 0
+        self._failures_before = 0  # on calls before this one
         self.snapshot: GroupSnapshot | None = None
         self._step_bytes = step_bytes
         self._share = BudgetShare(budget)
@@ -45,6 +46,20 @@ class GroupSession(OpensGroup):
     def received(self) -> int:
         """Steps of calls whose outputs the caller has."""
         return self._room.received
+
+    @property
+    def acknowledged(self) -> int:
+        """The same, as the server is told."""
+        return self._room.received
+
+    @property
+    def lost(self) -> SeqloomError | None:
+        """Why it is on no call at present, if it is to be resumed; None while it is."""
+        return None
+
+    def can_keep(self, size: int) -> bool:
+        """Returns whether so many bytes may be kept for a resumption."""
+        return True
 
     @property
     def has_pending(self) -> bool:
@@ -93,7 +108,7 @@ class GroupSession(OpensGroup):
         message = GroupRequest()
         if streams is not None:
             tensors.encode_into(streams, message.streams)
-        sent = self._put(message, answer, frames)
+        sent = self._put(message, answer, frames, streams)
         if kept:
             self._whole.append(answer)
         else:
@@ -104,7 +119,7 @@ class GroupSession(OpensGroup):
         """Asks for states; returns the answer that is due. Raises DeadlineExceeded."""
         await self._room.wait_for_call(deadline)
         answer = Answer(asks=self.count if streams is None else len(streams))
-        self._put(GroupRequest(get=stream_set(streams)), answer, None)
+        self._put(GroupRequest(get=stream_set(streams)), answer)
         return answer
 
     async def set(self, parts: dict[str, Array], streams: Array | None, deadline: float) -> list[Answer]:
@@ -120,7 +135,7 @@ class GroupSession(OpensGroup):
             states = inference_service_pb2.StreamStates(streams=stream_set(where), state=part)
             void = self._take_resets(where)
             answer = Answer()
-            self._put(GroupRequest(set=states), answer, None, failures)
+            self._put(GroupRequest(set=states), answer, failures=failures)
             if len(void):
                 answer.resets = void if answer.resets is None else np.union1d(answer.resets, void)
             answers.append(answer)
@@ -144,7 +159,7 @@ class GroupSession(OpensGroup):
         if self._end is None:
             self._end = Answer()
             if self.failure is None:
-                self._put(GroupRequest(end=True), self._end, None)
+                self._put(GroupRequest(end=True), self._end)
                 self.ending = True
         return self._end
 
@@ -190,7 +205,7 @@ class GroupSession(OpensGroup):
             self.fail(with_argument_names(from_status(entry.error), "frames"))
             return
         if entry.HasField("opened"):
-            self.weights_version, self.window = entry.opened.weights_version, entry.opened.window_steps
+            self._take_opened(entry.opened)
         if entry.HasField("outputs"):
             self._due[0].take_outputs(entry.outputs)
         if entry.HasField("states"):
@@ -207,8 +222,17 @@ class GroupSession(OpensGroup):
             self._take_end(entry.ended)
         self.notify()
 
+    def _take_opened(self, opened: inference_service_pb2.SessionOpened) -> None:
+        self.weights_version, self.window = opened.weights_version, opened.window_steps
+
     def _put(
-        self, message: GroupRequest, answer: Answer, frames: Array | None, failures: int | None = None
+        self,
+        message: GroupRequest,
+        answer: Answer,
+        frames: Array | None = None,
+        streams: Array | None = None,
+        *,
+        failures: int | None = None,
     ) -> list[GroupEntry]:
         """Sends a call, with the resets that are due before it; returns its entries.
 
@@ -218,9 +242,14 @@ class GroupSession(OpensGroup):
             answer.resets = np.flatnonzero(self._resets).astype(np.int32)
             message.reset.CopyFrom(stream_set(None if len(answer.resets) == self.count else answer.resets))
         self._resets = None
-        message.failures = self.failures if failures is None else failures
+        message.failures = max(0, (self.failures if failures is None else failures) - self._failures_before)
         self._due.append(answer)
         self._room.calls += 1
+        return self._send_call(message, answer, frames, streams)
+
+    def _send_call(
+        self, message: GroupRequest, answer: Answer, frames: Array | None, streams: Array | None
+    ) -> list[GroupEntry]:
         sent = list(entries(self, message, frames))
         for entry in sent:
             self._queue.put(entry)
@@ -236,15 +265,18 @@ class GroupSession(OpensGroup):
         return np.flatnonzero(due)
 
     def _take_failure(self, failure: inference_service_pb2.GroupFailure) -> None:
+        self.failures = max(self.failures, self._failures_before + failure.number)
+        self._fail_next(with_argument_names(from_status(failure.error), "frames"))
+
+    def _fail_next(self, error: SeqloomError) -> None:
         """Fails the next call. What it would have reset is reset before a later one."""
         answer = self._next_due()
-        self.failures = max(self.failures, failure.number)
         self._room.sent -= answer.steps
         if answer.resets is not None:
             self._reset_before_next(answer.resets)
         if answer is self._end:
             self._end, self.ending = None, False
-        answer.fail(with_argument_names(from_status(failure.error), "frames"))
+        answer.fail(error)
         self._finish(answer)
 
     def _next_due(self) -> Answer:
@@ -261,7 +293,15 @@ class GroupSession(OpensGroup):
             self._snapshot_steps, self._snapshot_states = tensors.decode(snapshot.steps), StateBlocks(self.count)
         state = self._snapshot_states.take(snapshot.states)
         if state is not None and self._snapshot_steps is not None:
-            self.snapshot = GroupSnapshot(self._snapshot_steps, state)
+            self._snapshot_taken(GroupSnapshot(self._snapshot_steps, state))
+
+    def _snapshot_taken(self, snapshot: GroupSnapshot) -> None:
+        self.snapshot = snapshot
+
+    def _forget_blocks(self) -> None:
+        """Forgets blocks of states that have come: all will come again."""
+        self._final_states, self._snapshot_states = StateBlocks(self.count), StateBlocks(self.count)
+        self._snapshot_steps = None
 
     def _take_end(self, ended: inference_service_pb2.GroupEnded) -> None:
         if ended.HasField("timing"):

@@ -227,7 +227,10 @@ class AsyncStreamGroup:
         try:
             await session.wait(condition, deadline)
         except TimeoutError:
-            raise DeadlineExceeded("the server did not respond before the timeout", reason="TIMEOUT") from None
+            waited = "the server did not respond before the timeout"
+            if session.lost is not None:
+                waited = f"the group was lost and is not resumed yet: {session.lost.message}"
+            raise DeadlineExceeded(waited, reason="TIMEOUT") from None
 
     @staticmethod
     def _checked(

@@ -34,10 +34,17 @@ class PendingChunk:
 
 
 class ChunkAssembly:
-    """The chunks of one session with pending or ready outputs, in order. received: steps that count as received."""
+    """The chunks of one session with pending or ready outputs, in order. received: steps that count as received.
+
+    expected, completed: how many chunks were sent so far, and whose outputs have all come. seen: steps whose outputs
+    have come on the present call, counted from the session's first.
+    """
 
     def __init__(self) -> None:
         self.received = 0
+        self.seen = 0
+        self.expected = self.completed = 0
+        self._arrived = 0  # steps
         self._pending: collections.deque[PendingChunk] = collections.deque()
         # each with its steps to count as received, and its cost
         self._ready: collections.deque[tuple[Chunk, int, int]] = collections.deque()
@@ -61,6 +68,7 @@ class ChunkAssembly:
         """Adds a chunk that was sent, whose outputs will arrive."""
         pending = PendingChunk(steps, received_on_arrival, time.monotonic(), cost)
         self._pending.append(pending)
+        self.expected += 1
         return pending
 
     def shorten(self, pending: PendingChunk, steps: int, cost: int) -> int:
@@ -77,15 +85,23 @@ class ChunkAssembly:
         values = tensors.decode(outputs.values) if outputs.HasField("values") else None
         labels = tensors.decode(outputs.labels) if outputs.HasField("labels") else None
         rows = max(len(array) for array in (values, labels) if array is not None)
+        self.seen, repeated = self.seen + rows, 0
+        if rows and self.seen - rows < self._arrived:  # outputs that had come on a call before
+            repeated = min(rows, self._arrived - self.seen + rows)
+            if repeated == rows:
+                return
+            values, labels = _cut(values, repeated, rows), _cut(labels, repeated, rows)
+            rows -= repeated
         at = 0
         while self._pending:
             pending = self._pending[0]
             steps = min(rows - at, pending.steps - pending.steps_received)
             if not pending.parts:
-                pending.first_step = message.first_step + at
+                pending.first_step = message.first_step + repeated + at
             whole = steps == rows  # the usual case
             pending.parts.append((values, labels) if whole else (_cut(values, at, steps), _cut(labels, at, steps)))
             pending.steps_received += steps
+            self._arrived += steps
             at += steps
             if pending.received_on_arrival:
                 self.received += steps
@@ -118,6 +134,7 @@ class ChunkAssembly:
         pending = self._pending[0] if self._pending else None
         if pending is not None and pending.parts and pending.steps_received == pending.steps:
             self._pending.popleft()
+            self.completed += 1
             chunk = Chunk(pending.first_step, arguments.joined_outputs(pending.parts))
             self._ready.append((chunk, 0 if pending.received_on_arrival else pending.steps, pending.cost))
 

@@ -17,8 +17,8 @@ from seqloom.v1 import inference_service_pb2
 class LiveSession(Session):
     """A session whose frames come by and by, in chunks.
 
-    budget: the client's; None for one of its own. step_bytes: size of the outputs of one step, to be set before the
-    first send. share: the bytes that the session holds of the budget.
+    budget: the client's; None for one of its own. step_bytes: size of the outputs of one step. share: the bytes that
+    the session holds of the budget.
     """
 
     def __init__(
@@ -34,8 +34,18 @@ class LiveSession(Session):
         self.step_bytes = 0
         self.share = BudgetShare(budget or StreamBudget())
         self._reset = False
+        self._room_to_keep = math.inf  # bytes of frames that may be kept for a resumption, for sure
         self._sending = asyncio.Lock()  # a chunk is sent whole before the next one starts
         self._senders = 0  # callers that hold the lock or wait for it
+
+    @property
+    def lost(self) -> SeqloomError | None:
+        """Why it is on no call at present, if it is to be resumed; None while it is."""
+        return None
+
+    def set_sizes(self, step_bytes: int, state_bytes: int) -> None:
+        """Sets the sizes of the outputs of one step and of the state, before the first send."""
+        self.step_bytes = step_bytes
 
     def open(self, message: inference_service_pb2.OpenSession, deadline: float) -> None:
         """Opens a live session, unless the deadline passes before it can be sent.
@@ -61,13 +71,7 @@ class LiveSession(Session):
         await self._take_turn(deadline)
         try:
             self._check_open()
-            least = min(len(frames), self.window)
-            entries = max(1, math.ceil(least / rows_per_entry(frames)))  # their number is bounded by the server, too
-            await self._until(
-                lambda: self.room >= least and self._chunks.missing + entries <= self.window,
-                deadline,
-                self._window_full,
-            )
+            await self._until(lambda: self._has_room(frames), deadline, self._window_full)
             await self._take_budget(size, deadline)
             larger = len(frames) > self.window
             pending = self._chunks.expect(len(frames), received_on_arrival=larger, cost=cost)
@@ -105,7 +109,7 @@ class LiveSession(Session):
         try:
             if not self.ending and self.failure is None:
                 self.ending = True
-                self._queue.put(OutgoingEntry(self, reset=self._reset, end=True))
+                self._put_end(self._reset)
         finally:
             self._end_turn()
 
@@ -178,13 +182,34 @@ class LiveSession(Session):
 
     def _fits(self, frames: Array) -> bool:
         """Returns whether frames can be sent at once, in one entry."""
-        return len(frames) <= self.room and frames.nbytes <= ENTRY_BYTES and self._chunks.missing < self.window
+        return (
+            len(frames) <= self.room
+            and frames.nbytes <= ENTRY_BYTES
+            and self._chunks.missing < self.window
+            and frames.nbytes <= self._room_to_keep
+        )
+
+    def _has_room(self, frames: Array) -> bool:
+        """Returns whether a chunk can be sent whole, or begun if it is larger than the window."""
+        least = min(len(frames), self.window)
+        entries = max(1, math.ceil(least / rows_per_entry(frames)))  # their number is bounded by the server, too
+        return self.room >= least and self._chunks.missing + entries <= self.window and self._can_keep(frames.nbytes)
+
+    def _can_keep(self, size: int) -> bool:
+        """Returns whether the frames of another chunk may be kept for a resumption."""
+        return True
 
     def _send_frames(self, frames: Array) -> None:
         reset, self._reset = self._reset, False
-        # a copy: the caller may change the array before it is encoded
-        self._queue.put(OutgoingEntry(self, reset=reset, frames=frames.copy(), held_bytes=frames.nbytes))
+        self._put_frames(frames, reset)
         self.sent += len(frames)
+
+    def _put_frames(self, frames: Array, reset: bool) -> None:
+        """Sends a copy of frames: the caller may change the array before it is encoded."""
+        self._queue.put(OutgoingEntry(self, reset=reset, frames=frames.copy(), held_bytes=frames.nbytes))
+
+    def _put_end(self, reset: bool) -> None:
+        self._queue.put(OutgoingEntry(self, reset=reset, end=True))
 
     def _check_open(self) -> None:
         if self.failure is not None:

@@ -1,7 +1,7 @@
 """One entry of a StreamInfer request: frames and control flags of one session, encoded when they are sent."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from seqloom import wire
@@ -16,9 +16,10 @@ _TIMEOUT = inference_service_pb2.OpenSession.TIMEOUT_SECONDS_FIELD_NUMBER
 
 
 class SendingSession(Protocol):
-    """The session that an entry belongs to. received: steps whose outputs the caller has received.
+    """The session that an entry belongs to. number: on its call; another one once it has left that.
 
-    opened: whether the entry that opens it was written, so that the server may know it.
+    acknowledged: steps whose outputs the caller has received, as the server counts them. opened: whether the entry that
+    opens it was written, so that the server may know it.
     """
 
     number: int
@@ -26,7 +27,7 @@ class SendingSession(Protocol):
     opened: bool
 
     @property
-    def received(self) -> int: ...
+    def acknowledged(self) -> int: ...
 
     def cancel(self, error: SeqloomError) -> None: ...
 
@@ -45,6 +46,10 @@ class Entry(Protocol):
     def session(self) -> SendingSession: ...
 
     @property
+    def number(self) -> int:
+        """The session's number when the entry was made."""
+
+    @property
     def cancel(self) -> bool: ...
 
     @property
@@ -55,7 +60,7 @@ class Entry(Protocol):
 
     @property
     def is_dead(self) -> bool:
-        """Whether it will not be written, as its session has failed."""
+        """Whether it will not be written, as its session has failed, or has left the call."""
 
     def release_budget(self) -> None:
         """Returns its bytes to the budget, as it was written or never will be."""
@@ -68,8 +73,9 @@ class Entry(Protocol):
 class OutgoingEntry:
     """One entry of a session. open: a serialized OpenSession. held_bytes: bytes of the budget held until it is sent.
 
-    deadline: on time.monotonic's clock, after which it is not written. tell_timeout: whether `open` gets the seconds
-    that are left until then, counted when it is written: an entry may wait long for a connection that is busy.
+    snapshot: whether it asks for one. deadline: on time.monotonic's clock, after which it is not written. tell_timeout:
+    whether `open` gets the seconds that are left until then, counted when it is written: an entry may wait long for a
+    connection that is busy.
     """
 
     session: SendingSession
@@ -81,6 +87,11 @@ class OutgoingEntry:
     held_bytes: int = 0
     deadline: float = math.inf
     tell_timeout: bool = False
+    snapshot: bool = False
+    number: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.number = self.session.number
 
     @property
     def opens(self) -> bool:
@@ -94,7 +105,8 @@ class OutgoingEntry:
 
     @property
     def is_dead(self) -> bool:
-        return self.session.failure is not None and not self.cancel
+        session = self.session
+        return (session.failure is not None or session.number != self.number) and not self.cancel
 
     def release_budget(self) -> None:
         if self.held_bytes:
@@ -102,11 +114,12 @@ class OutgoingEntry:
 
     def buffers(self, now: float) -> wire.Buffers:
         head = inference_service_pb2.SessionRequest(
-            session=self.session.number,
-            acknowledged_steps=0 if self.frames is None else self.session.received,
+            session=self.number,
+            acknowledged_steps=0 if self.frames is None else self.session.acknowledged,
             reset=self.reset,
             end=self.end,
             cancel=self.cancel,
+            snapshot=self.snapshot,
         ).SerializeToString()
         if self.open is not None:
             opening = self.open

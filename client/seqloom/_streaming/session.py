@@ -3,6 +3,7 @@
 Everything here runs on one event loop.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
@@ -26,6 +27,9 @@ class EntryQueue(Protocol):
     timer: DeadlineTimer
 
     def put(self, entry: Entry) -> None: ...
+
+    def leave(self) -> None:
+        """Lets no more sessions be opened here: the server is going away."""
 
 
 class CallSession(ABC):
@@ -58,9 +62,22 @@ class CallSession(ABC):
             self._drop_pending()
         self.notify()
 
+    def move_to(self, queue: EntryQueue, number: int) -> None:
+        """Goes on on another call, under another number."""
+        self._queue, self.number, self.opened = queue, number, False
+
+    @property
+    def waits_until(self) -> float:
+        """The latest deadline of the waits for it that have one; else -inf."""
+        deadlines = (waiter.deadline for waiter in self._waiting)
+        return max((each for each in deadlines if each < math.inf), default=-math.inf)
+
     @abstractmethod
     def cancel(self, error: SeqloomError) -> None:
         """Cancels it, unless it has ended. What is ready can still be received."""
+
+    def closed(self) -> None:  # noqa: B027 - only what can be resumed keeps anything
+        """Is called once it has ended, and has left its call."""
 
     def release_budget(self, size: int) -> None:  # noqa: B027 - only live streams and groups take any
         """Returns bytes to the stream budget that were taken for an entry."""
@@ -114,6 +131,11 @@ class Session(CallSession):
         return self._chunks.received
 
     @property
+    def acknowledged(self) -> int:
+        """The same, as the server is told."""
+        return self._chunks.received
+
+    @property
     def ready(self) -> bool:
         """Whether a chunk can be received."""
         return self._chunks.ready
@@ -154,17 +176,22 @@ class Session(CallSession):
             self.fail(with_argument_names(from_status(entry.error), self._frames_name))
             return
         if entry.HasField("opened"):
-            self.weights_version = entry.opened.weights_version
-            self.window = entry.opened.window_steps
+            self._take_opened(entry.opened)
         if entry.HasField("outputs"):
             self._chunks.take(entry.outputs)
         if entry.HasField("snapshot"):
-            self.snapshot = Snapshot(entry.snapshot.steps, arguments.state_of(entry.snapshot.state))
+            self._take_snapshot(entry)
         if entry.HasField("ended"):
             timing = entry.ended.timing
             self.timing = Timing(timing.queue_seconds, timing.compute_seconds)
             self.final_state = arguments.state_of(entry.ended.final_state)
         self.notify()
+
+    def _take_opened(self, opened: inference_service_pb2.SessionOpened) -> None:
+        self.weights_version, self.window = opened.weights_version, opened.window_steps
+
+    def _take_snapshot(self, entry: inference_service_pb2.SessionResponse) -> None:
+        self.snapshot = Snapshot(entry.snapshot.steps, arguments.state_of(entry.snapshot.state))
 
     def _drop_pending(self) -> None:
         self._chunks.drop_pending()

@@ -1,13 +1,14 @@
 """The StreamInfer call that all sessions of a client share, which sends many sessions' entries in one message.
 
-The call starts with the first session and lasts as long as the client. If it breaks, its sessions fail, and the next
-session starts another call.
+The call starts with the first session and lasts as long as the client. If it breaks, or its server is going away, the
+next session starts another call. Sessions that can be resumed go on there; others fail with the call.
 """
 
 import asyncio
 import collections
 import contextlib
 import copy
+import itertools
 import time
 from abc import abstractmethod
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import grpc
 
 from seqloom import wire
 from seqloom._config import MESSAGE_BYTES
+from seqloom._streaming.call_pauses import CallPauses
 from seqloom._streaming.deadline_timer import DeadlineTimer
 from seqloom._streaming.live_session import LiveSession
 from seqloom._streaming.outgoing_entry import Entry
@@ -52,6 +54,7 @@ class OpensGroup(CallSession):
 
 
 Group = TypeVar("Group", bound=OpensGroup)
+Live = TypeVar("Live", bound=LiveSession)
 
 
 class SharedCall:
@@ -63,6 +66,10 @@ class SharedCall:
         self._windows: dict[SessionKind, int] = {}  # the last that the server sent for this kind of session
         self._budget = StreamBudget()
         self._closed = False
+        self._leaving: set[_OpenCall] = set()  # whose server is going away, as long as they last
+        self._timer = DeadlineTimer()
+        self._numbers = itertools.count(1)  # of sessions, on any call
+        self.pauses = CallPauses()
         self._throttles: dict[str, Throttle] = {}
 
     def throttle(self, model: str) -> Throttle:
@@ -85,18 +92,24 @@ class SharedCall:
         call = self._open_call()
         window = self._windows.get(kind, INITIAL_WINDOW)
         session = WholeSession(
-            call, call.new_number(), window, frames, deadline, frames_name=frames_name, answered=answered
+            call, next(self._numbers), window, frames, deadline, frames_name=frames_name, answered=answered
         )
         call.add(session)
         return session
 
     async def open_session(
-        self, message: inference_service_pb2.OpenSession, kind: SessionKind, deadline: float
-    ) -> LiveSession:
-        """Opens a live session, waiting for the server. Raises DeadlineExceeded and the server's errors."""
+        self,
+        message: inference_service_pb2.OpenSession,
+        kind: SessionKind,
+        deadline: float,
+        make: Callable[[EntryQueue, int, int, StreamBudget], Live],
+    ) -> Live:
+        """Opens a live session, waiting for the server. Raises DeadlineExceeded and the server's errors.
+
+        make: returns it, by its call, its number and its window.
+        """
         call = self._open_call()
-        window = self._windows.get(kind, INITIAL_WINDOW)
-        session = LiveSession(call, call.new_number(), window, budget=self._budget)
+        session = make(call, next(self._numbers), self._windows.get(kind, INITIAL_WINDOW), self._budget)
         call.add(session)
         session.open(message, deadline)
         await _opened(session, deadline)
@@ -111,11 +124,17 @@ class SharedCall:
     ) -> Group:
         """Opens a group, waiting for the server. make: returns it, by its number. Raises as open_session()."""
         call = self._open_call()
-        group = make(call, call.new_number(), self._budget)
+        group = make(call, next(self._numbers), self._budget)
         call.add(group)
         group.open(message, deadline)
         await _opened(group, deadline)
         return group
+
+    def attach(self, session: CallSession) -> None:
+        """Lets a session or a group that was lost go on on the present call, or on a new one."""
+        call = self._open_call()
+        session.move_to(call, next(self._numbers))
+        call.add(session)
 
     def remember_window(self, kind: SessionKind, session: Session) -> None:
         """Remembers the window of an opened session for the next session of its kind."""
@@ -124,16 +143,23 @@ class SharedCall:
     async def close(self) -> None:
         """Ends the call; open sessions fail with Cancelled."""
         self._closed = True
-        if self._call is not None:
-            await self._call.close()
+        self.pauses.close(Cancelled("the client is closed", reason="CLIENT_CLOSED"))
+        for call in [*self._leaving, self._call]:
+            if call is not None:
+                await call.close()
+        self._timer.stop()
 
     def _open_call(self) -> "_OpenCall":
         if self._closed:
             raise Cancelled("the client is closed", reason="CLIENT_CLOSED")
-        if self._call is None or self._call.broken:
+        call = self._call
+        if call is None or call.broken or call.leaving:
+            self._leaving = {each for each in self._leaving if not each.broken}
+            if call is not None and not call.broken:
+                self._leaving.add(call)
             self._windows.clear()
-            self._call = _OpenCall(self._start_call())
-        return self._call
+            call = self._call = _OpenCall(self._start_call(), self._timer, self.pauses)
+        return call
 
 
 async def _opened(session: CallSession, deadline: float) -> None:
@@ -150,33 +176,30 @@ async def _opened(session: CallSession, deadline: float) -> None:
 class _OpenCall:
     """One gRPC call, with a task that writes queued entries and a task that reads responses."""
 
-    def __init__(self, call: StreamCall) -> None:
+    def __init__(self, call: StreamCall, timer: DeadlineTimer, pauses: CallPauses) -> None:
         self.broken = False
-        self.timer = DeadlineTimer()
+        self.leaving = False  # its server is going away
+        self.timer = timer
+        self._pauses = pauses
         self._call = call
         self._sessions: dict[int, Session] = {}
         self._groups: dict[int, OpensGroup] = {}
-        self._numbers = 0
         self._outbox: collections.deque[Entry] = collections.deque()
         self._look_at = _FEW_ENTRIES  # entries, at which those that will not be written are dropped
         self._wake = asyncio.Event()
         self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
 
-    def new_number(self) -> int:
-        self._numbers += 1
-        return self._numbers
-
-    def add(self, session: Session | OpensGroup) -> None:
+    def add(self, session: CallSession) -> None:
         if isinstance(session, OpensGroup):
             self._groups[session.number] = session
-        else:
+        elif isinstance(session, Session):
             self._sessions[session.number] = session
 
     def put(self, entry: Entry) -> None:
         """Queues an entry for the next message."""
         if entry.cancel:
-            self._sessions.pop(entry.session.number, None)
-            self._groups.pop(entry.session.number, None)
+            self._sessions.pop(entry.number, None)
+            self._groups.pop(entry.number, None)
             if not entry.session.opened:
                 return  # the server never hears of it, as what fails before it is written is not written
         if self.broken:
@@ -187,12 +210,16 @@ class _OpenCall:
             self._drop_dead_entries()
         self._wake.set()
 
+    def leave(self) -> None:
+        self.leaving = True
+
     async def close(self) -> None:
         """Ends the call; open sessions fail with Cancelled."""
         quiet = not self._sessions and not self._groups and not self.broken
         self._fail(Cancelled("the client is closed", reason="CLIENT_CLOSED"))
         if quiet:  # so that the server does not count the call as cancelled
-            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
+            ended = grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError, TimeoutError
+            with contextlib.suppress(*ended):
                 async with asyncio.timeout(_CLOSE_SECONDS):
                     await self._call.done_writing()
                     await asyncio.wait(self._tasks[1:])
@@ -222,6 +249,7 @@ class _OpenCall:
                 message = await self._call.read()
                 if not isinstance(message, inference_service_pb2.StreamInferResponse):  # grpc.aio.EOF
                     break
+                self._pauses.answered()
                 for entry in message.entries:
                     self._take(entry)
                 for group in message.groups:
@@ -240,6 +268,7 @@ class _OpenCall:
                 self._call.cancel()
             error = found
         finally:
+            self._pauses.broken()
             self._fail(error)
             self._tasks[0].cancel()
 
@@ -248,15 +277,17 @@ class _OpenCall:
         session = self._sessions.get(entry.session)
         if session is not None:
             session.take(entry)
-            if session.ended:
-                del self._sessions[entry.session]
+            if session.ended or session.number != entry.session:  # or it goes on elsewhere
+                self._sessions.pop(entry.session, None)
+                session.closed()
 
     def _take_group(self, entry: inference_service_pb2.GroupResponse) -> None:
         group = self._groups.get(entry.group)
         if group is not None:
             group.take(entry)
-            if group.ended:
-                del self._groups[entry.group]
+            if group.ended or group.number != entry.group:
+                self._groups.pop(entry.group, None)
+                group.closed()
 
     def _fail(self, error: SeqloomError) -> None:
         self.broken = True
@@ -266,7 +297,6 @@ class _OpenCall:
             session.fail(copy.copy(error))  # each copy gets its own traceback
         while self._outbox:
             self._outbox.popleft().release_budget()
-        self.timer.stop()
 
     def _drop_dead_entries(self) -> None:
         """Drops entries of sessions that have failed: while nothing can be written, they would keep their frames."""

@@ -33,6 +33,9 @@ class AsyncStream:
     The window limits how many steps may be sent and not yet received; `send` waits while it is full. All streams of a
     client share 64 MiB for frames and outputs that are sent and not received: a stream may send less ahead as less of
     that is free, but always one chunk. timeout: seconds, by default the stream's.
+
+    If the connection or the server is lost, the stream is resumed (unless resume=False): calls wait, and go on as if
+    nothing had happened. They raise StreamLost once it cannot be resumed.
     """
 
     def __init__(self, open_session: Callable[[], Awaitable[tuple[LiveSession, ModelSpec]]], timeout: float) -> None:
@@ -195,11 +198,12 @@ async def _until(session: LiveSession, condition: Callable[[], bool], deadline: 
     try:
         await session.wait(condition, deadline)
     except TimeoutError:
-        waited = (
-            "the server did not respond before the timeout"
-            if session.has_pending or session.ending
-            else "no outputs are pending: send frames first"
-        )
+        if session.lost is not None:
+            waited = f"the stream was lost and is not resumed yet: {session.lost.message}"
+        elif session.has_pending or session.ending:
+            waited = "the server did not respond before the timeout"
+        else:
+            waited = "no outputs are pending: send frames first"
         raise DeadlineExceeded(waited, reason="TIMEOUT") from None
 
 

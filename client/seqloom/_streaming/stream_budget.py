@@ -133,6 +133,11 @@ class BudgetWait:
         self.budget.notify_waiting()  # another share may go on, as this one has its bytes or has given up
 
 
+def state_bytes(spec: ModelSpec) -> int:
+    """Returns the size of the state of one sequence, in bytes."""
+    return np.dtype(spec.dtype).itemsize * sum(rows * width for rows, width in spec.state_shapes().values())
+
+
 def step_bytes(spec: ModelSpec, outputs: Outputs) -> int:
     """Returns the size of the outputs of one step, in bytes."""
     if outputs == "labels":

@@ -26,7 +26,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from seqloom.v1 import tensor_pb2 as seqloom_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"seqloom/v1/inference_service.proto\x12\nseqloom.v1\x1a\x17google/rpc/status.proto\x1a\x17seqloom/v1/tensor.proto\"\xb6\x01\n\x0cInferRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\tsequences\x18\x02 \x01(\x0b\x32\x19.seqloom.v1.SequenceBatch\x12&\n\x06output\x18\x03 \x01(\x0b\x32\x16.seqloom.v1.OutputSpec\x12(\n\rinitial_state\x18\x04 \x01(\x0b\x32\x11.seqloom.v1.State\x12\x17\n\x0fweights_version\x18\x05 \x01(\x04\"\xab\x01\n\rInferResponse\x12$\n\x07outputs\x18\x01 \x01(\x0b\x32\x13.seqloom.v1.Outputs\x12\x0f\n\x07lengths\x18\x02 \x03(\x05\x12&\n\x0b\x66inal_state\x18\x03 \x01(\x0b\x32\x11.seqloom.v1.State\x12\x17\n\x0fweights_version\x18\x04 \x01(\x04\x12\"\n\x06timing\x18\x05 \x01(\x0b\x32\x12.seqloom.v1.Timing\"k\n\x12StreamInferRequest\x12+\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1a.seqloom.v1.SessionRequest\x12(\n\x06groups\x18\x02 \x03(\x0b\x32\x18.seqloom.v1.GroupRequest\"\xb4\x01\n\x0eSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\x04\x12%\n\x04open\x18\x02 \x01(\x0b\x32\x17.seqloom.v1.OpenSession\x12\r\n\x05reset\x18\x03 \x01(\x08\x12\"\n\x06\x66rames\x18\x04 \x01(\x0b\x32\x12.seqloom.v1.Tensor\x12\x0b\n\x03\x65nd\x18\x05 \x01(\x08\x12\x0e\n\x06\x63\x61ncel\x18\x06 \x01(\x08\x12\x1a\n\x12\x61\x63knowledged_steps\x18\x07 \x01(\x04\"\x88\x02\n\x0bOpenSession\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x06output\x18\x02 \x01(\x0b\x32\x16.seqloom.v1.OutputSpec\x12(\n\rinitial_state\x18\x03 \x01(\x0b\x32\x11.seqloom.v1.State\x12\x17\n\x0fweights_version\x18\x04 \x01(\x04\x12\x1f\n\x17snapshot_interval_steps\x18\x05 \x01(\r\x12\x17\n\x0ftimeout_seconds\x18\x06 \x01(\x01\x12\x16\n\x0ewhole_sequence\x18\x07 \x01(\x08\x12\x13\n\x0btotal_steps\x18\x08 \x01(\x04\x12\x18\n\x10steps_per_second\x18\t \x01(\x01\"\xfc\x02\n\x0cGroupRequest\x12\r\n\x05group\x18\x01 \x01(\x04\x12#\n\x04open\x18\x02 \x01(\x0b\x32\x15.seqloom.v1.OpenGroup\x12\x10\n\x08\x66\x61ilures\x18\x03 \x01(\r\x12\x0c\n\x04more\x18\x04 \x01(\x08\x12#\n\x07streams\x18\x05 \x01(\x0b\x32\x12.seqloom.v1.Tensor\x12\"\n\x06\x66rames\x18\x06 \x01(\x0b\x32\x12.seqloom.v1.Tensor\x12%\n\x05place\x18\x07 \x01(\x0b\x32\x16.seqloom.v1.GroupBlock\x12$\n\x05reset\x18\x08 \x01(\x0b\x32\x15.seqloom.v1.StreamSet\x12%\n\x03set\x18\t \x01(\x0b\x32\x18.seqloom.v1.StreamStates\x12\"\n\x03get\x18\n \x01(\x0b\x32\x15.seqloom.v1.StreamSet\x12\x0b\n\x03\x65nd\x18\x0b \x01(\x08\x12\x0e\n\x06\x63\x61ncel\x18\x0c \x01(\x08\x12\x1a\n\x12\x61\x63knowledged_steps\x18\r \x01(\x04\"\xea\x01\n\tOpenGroup\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07streams\x18\x02 \x01(\r\x12&\n\x06output\x18\x03 \x01(\x0b\x32\x16.seqloom.v1.OutputSpec\x12(\n\rinitial_state\x18\x04 \x01(\x0b\x32\x11.seqloom.v1.State\x12\x17\n\x0fweights_version\x18\x05 \x01(\x04\x12\x1f\n\x17snapshot_interval_steps\x18\x06 \x01(\r\x12\x17\n\x0ftimeout_seconds\x18\x07 \x01(\x01\x12\x18\n\x10steps_per_second\x18\x08 \x01(\x01\"=\n\tStreamSet\x12\x0b\n\x03\x61ll\x18\x01 \x01(\x08\x12#\n\x07streams\x18\x02 \x01(\x0b\x32\x12.seqloom.v1.Tensor\"X\n\x0cStreamStates\x12&\n\x07streams\x18\x01 \x01(\x0b\x32\x15.seqloom.v1.StreamSet\x12 \n\x05state\x18\x02 \x01(\x0b\x32\x11.seqloom.v1.State\"J\n\nGroupBlock\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x0f\n\x07streams\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x01(\r\"n\n\x13StreamInferResponse\x12,\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1b.seqloom.v1.SessionResponse\x12)\n\x06groups\x18\x02 \x03(\x0b\x32\x19.seqloom.v1.GroupResponse\"\xcc\x02\n\rGroupResponse\x12\r\n\x05group\x18\x01 \x01(\x04\x12)\n\x06opened\x18\x02 \x01(\x0b\x32\x19.seqloom.v1.SessionOpened\x12)\n\x07outputs\x18\x03 \x01(\x0b\x32\x18.seqloom.v1.GroupOutputs\x12&\n\x06states\x18\x04 \x01(\x0b\x32\x16.seqloom.v1.StateBlock\x12+\n\x08snapshot\x18\x05 \x01(\x0b\x32\x19.seqloom.v1.GroupSnapshot\x12%\n\x05\x65nded\x18\x06 \x01(\x0b\x32\x16.seqloom.v1.GroupEnded\x12)\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32\x18.seqloom.v1.GroupFailure\x12!\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x12.google.rpc.Status\x12\x0c\n\x04\x64one\x18\t \x01(\x08\"\x98\x01\n\x0cGroupOutputs\x12%\n\x05place\x18\x01 \x01(\x0b\x32\x16.seqloom.v1.GroupBlock\x12$\n\x07outputs\x18\x02 \x01(\x0b\x32\x13.seqloom.v1.Outputs\x12\x12\n\nfirst_step\x18\x03 \x01(\x04\x12\'\n\x0b\x66irst_steps\x18\x04 \x01(\x0b\x32\x12.seqloom.v1.Tensor\">\n\nStateBlock\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12 \n\x05state\x18\x02 \x01(\x0b\x32\x11.seqloom.v1.State\"Z\n\rGroupSnapshot\x12!\n\x05steps\x18\x01 \x01(\x0b\x32\x12.seqloom.v1.Tensor\x12&\n\x06states\x18\x02 \x01(\x0b\x32\x16.seqloom.v1.StateBlock\"X\n\nGroupEnded\x12&\n\x06states\x18\x01 \x01(\x0b\x32\x16.seqloom.v1.StateBlock\x12\"\n\x06timing\x18\x02 \x01(\x0b\x32\x12.seqloom.v1.Timing\"A\n\x0cGroupFailure\x12\x0e\n\x06number\x18\x01 \x01(\r\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"\xf5\x01\n\x0fSessionResponse\x12\x0f\n\x07session\x18\x01 \x01(\x04\x12)\n\x06opened\x18\x02 \x01(\x0b\x32\x19.seqloom.v1.SessionOpened\x12+\n\x07outputs\x18\x03 \x01(\x0b\x32\x1a.seqloom.v1.SessionOutputs\x12-\n\x08snapshot\x18\x04 \x01(\x0b\x32\x1b.seqloom.v1.SessionSnapshot\x12\'\n\x05\x65nded\x18\x05 \x01(\x0b\x32\x18.seqloom.v1.SessionEnded\x12!\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.google.rpc.Status\">\n\rSessionOpened\x12\x17\n\x0fweights_version\x18\x01 \x01(\x04\x12\x14\n\x0cwindow_steps\x18\x02 \x01(\x04\"J\n\x0eSessionOutputs\x12\x12\n\nfirst_step\x18\x01 \x01(\x04\x12$\n\x07outputs\x18\x02 \x01(\x0b\x32\x13.seqloom.v1.Outputs\"B\n\x0fSessionSnapshot\x12\r\n\x05steps\x18\x01 \x01(\x04\x12 \n\x05state\x18\x02 \x01(\x0b\x32\x11.seqloom.v1.State\"i\n\x0cSessionEnded\x12\r\n\x05steps\x18\x01 \x01(\x04\x12&\n\x0b\x66inal_state\x18\x02 \x01(\x0b\x32\x11.seqloom.v1.State\x12\"\n\x06timing\x18\x03 \x01(\x0b\x32\x12.seqloom.v1.Timing2\xa4\x01\n\x10InferenceService\x12<\n\x05Infer\x12\x18.seqloom.v1.InferRequest\x1a\x19.seqloom.v1.InferResponse\x12R\n\x0bStreamInfer\x12\x1e.seqloom.v1.StreamInferRequest\x1a\x1f.seqloom.v1.StreamInferResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"seqloom/v1/inference_service.proto\x12\nseqloom.v1\x1a\x17google/rpc/status.proto\x1a\x17seqloom/v1/tensor.proto\"\xb6\x01\n\x0cInferRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\tsequences\x18\x02 \x01(\x0b\x32\x19.seqloom.v1.SequenceBatch\x12&\n\x06output\x18\x03 \x01(\x0b\x32\x16.seqloom.v1.OutputSpec\x12(\n\rinitial_state\x18\x04 \x01(\x0b\x32\x11.seqloom.v1.State\x12\x17\n\x0fweights_version\x18\x05 \x01(\x04\"\xab\x01\n\rInferResponse\x12$\n\x07outputs\x18\x01 \x01(\x0b\x32\x13.seqloom.v1.Outputs\x12\x0f\n\x07lengths\x18\x02 \x03(\x05\x12&\n\x0b\x66inal_state\x18\x03 \x01(\x0b\x32\x11.seqloom.v1.State\x12\x17\n\x0fweights_version\x18\x04 \x01(\x04\x12\"\n\x06timing\x18\x05 \x01(\x0b\x32\x12.seqloom.v1.Timing\"k\n\x12StreamInferRequest\x12+\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1a.seqloom.v1.SessionRequest\x12(\n\x06groups\x18\x02 \x03(\x0b\x32\x18.seqloom.v1.GroupRequest\"\xc6\x01\n\x0eSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\x04\x12%\n\x04open\x18\x02 \x01(\x0b\x32\x17.seqloom.v1.OpenSession\x12\r\n\x05reset\x18\x03 \x01(\x08\x12\"\n\x06\x66rames\x18\x04 \x01(\x0b\x32\x12.seqloom.v1.Tensor\x12\x0b\n\x03\x65nd\x18\x05 \x01(\x08\x12\x0e\n\x06\x63\x61ncel\x18\x06 \x01(\x08\x12\x1a\n\x12\x61\x63knowledged_steps\x18\x07 \x01(\x04\x12\x10\n\x08snapshot\x18\x08 \x01(\x08\"Z\n\nResumption\x12\r\n\x05steps\x18\x01 \x01(\x04\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x0c\x12(\n\x0cstream_steps\x18\x03 \x01(\x0b\x32\x12.seqloom.v1.Tensor\"\xb1\x02\n\x0bOpenSession\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x06output\x18\x02 \x01(\x0b\x32\x16.seqloom.v1.OutputSpec\x12(\n\rinitial_state\x18\x03 \x01(\x0b\x32\x11.seqloom.v1.State\x12\x17\n\x0fweights_version\x18\x04 \x01(\x04\x12\x1f\n\x17snapshot_interval_steps\x18\x05 \x01(\r\x12\x17\n\x0ftimeout_seconds\x18\x06 \x01(\x01\x12\x16\n\x0ewhole_sequence\x18\x07 \x01(\x08\x12\x13\n\x0btotal_steps\x18\x08 \x01(\x04\x12\x18\n\x10steps_per_second\x18\t \x01(\x01\x12\'\n\x07resumed\x18\n \x01(\x0b\x32\x16.seqloom.v1.Resumption\"\xfc\x02\n\x0cGroupRequest\x12\r\n\x05group\x18\x01 \x01(\x04\x12#\n\x04open\x18\x02 \x01(\x0b\x32\x15.seqloom.v1.OpenGroup\x12\x10\n\x08\x66\x61ilures\x18\x03 \x01(\r\x12\x0c\n\x04more\x18\x04 \x01(\x08\x12#\n\x07streams\x18\x05 \x01(\x0b\x32\x12.seqloom.v1.Tensor\x12\"\n\x06\x66rames\x18\x06 \x01(\x0b\x32\x12.seqloom.v1.Tensor\x12%\n\x05place\x18\x07 \x01(\x0b\x32\x16.seqloom.v1.GroupBlock\x12$\n\x05reset\x18\x08 \x01(\x0b\x32\x15.seqloom.v1.StreamSet\x12%\n\x03set\x18\t \x01(\x0b\x32\x18.seqloom.v1.StreamStates\x12\"\n\x03get\x18\n \x01(\x0b\x32\x15.seqloom.v1.StreamSet\x12\x0b\n\x03\x65nd\x18\x0b \x01(\x08\x12\x0e\n\x06\x63\x61ncel\x18\x0c \x01(\x08\x12\x1a\n\x12\x61\x63knowledged_steps\x18\r \x01(\x04\"\x93\x02\n\tOpenGroup\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07streams\x18\x02 \x01(\r\x12&\n\x06output\x18\x03 \x01(\x0b\x32\x16.seqloom.v1.OutputSpec\x12(\n\rinitial_state\x18\x04 \x01(\x0b\x32\x11.seqloom.v1.State\x12\x17\n\x0fweights_version\x18\x05 \x01(\x04\x12\x1f\n\x17snapshot_interval_steps\x18\x06 \x01(\r\x12\x17\n\x0ftimeout_seconds\x18\x07 \x01(\x01\x12\x18\n\x10steps_per_second\x18\x08 \x01(\x01\x12\'\n\x07resumed\x18\t \x01(\x0b\x32\x16.seqloom.v1.Resumption\"=\n\tStreamSet\x12\x0b\n\x03\x61ll\x18\x01 \x01(\x08\x12#\n\x07streams\x18\x02 \x01(\x0b\x32\x12.seqloom.v1.Tensor\"X\n\x0cStreamStates\x12&\n\x07streams\x18\x01 \x01(\x0b\x32\x15.seqloom.v1.StreamSet\x12 \n\x05state\x18\x02 \x01(\x0b\x32\x11.seqloom.v1.State\"J\n\nGroupBlock\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x0f\n\x07streams\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x01(\r\"n\n\x13StreamInferResponse\x12,\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1b.seqloom.v1.SessionResponse\x12)\n\x06groups\x18\x02 \x03(\x0b\x32\x19.seqloom.v1.GroupResponse\"\xe0\x02\n\rGroupResponse\x12\r\n\x05group\x18\x01 \x01(\x04\x12)\n\x06opened\x18\x02 \x01(\x0b\x32\x19.seqloom.v1.SessionOpened\x12)\n\x07outputs\x18\x03 \x01(\x0b\x32\x18.seqloom.v1.GroupOutputs\x12&\n\x06states\x18\x04 \x01(\x0b\x32\x16.seqloom.v1.StateBlock\x12+\n\x08snapshot\x18\x05 \x01(\x0b\x32\x19.seqloom.v1.GroupSnapshot\x12%\n\x05\x65nded\x18\x06 \x01(\x0b\x32\x16.seqloom.v1.GroupEnded\x12)\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32\x18.seqloom.v1.GroupFailure\x12!\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x12.google.rpc.Status\x12\x0c\n\x04\x64one\x18\t \x01(\x08\x12\x12\n\ngoing_away\x18\n \x01(\x08\"\x98\x01\n\x0cGroupOutputs\x12%\n\x05place\x18\x01 \x01(\x0b\x32\x16.seqloom.v1.GroupBlock\x12$\n\x07outputs\x18\x02 \x01(\x0b\x32\x13.seqloom.v1.Outputs\x12\x12\n\nfirst_step\x18\x03 \x01(\x04\x12\'\n\x0b\x66irst_steps\x18\x04 \x01(\x0b\x32\x12.seqloom.v1.Tensor\">\n\nStateBlock\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12 \n\x05state\x18\x02 \x01(\x0b\x32\x11.seqloom.v1.State\"Z\n\rGroupSnapshot\x12!\n\x05steps\x18\x01 \x01(\x0b\x32\x12.seqloom.v1.Tensor\x12&\n\x06states\x18\x02 \x01(\x0b\x32\x16.seqloom.v1.StateBlock\"X\n\nGroupEnded\x12&\n\x06states\x18\x01 \x01(\x0b\x32\x16.seqloom.v1.StateBlock\x12\"\n\x06timing\x18\x02 \x01(\x0b\x32\x12.seqloom.v1.Timing\"A\n\x0cGroupFailure\x12\x0e\n\x06number\x18\x01 \x01(\r\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"\x89\x02\n\x0fSessionResponse\x12\x0f\n\x07session\x18\x01 \x01(\x04\x12)\n\x06opened\x18\x02 \x01(\x0b\x32\x19.seqloom.v1.SessionOpened\x12+\n\x07outputs\x18\x03 \x01(\x0b\x32\x1a.seqloom.v1.SessionOutputs\x12-\n\x08snapshot\x18\x04 \x01(\x0b\x32\x1b.seqloom.v1.SessionSnapshot\x12\'\n\x05\x65nded\x18\x05 \x01(\x0b\x32\x18.seqloom.v1.SessionEnded\x12!\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.google.rpc.Status\x12\x12\n\ngoing_away\x18\x07 \x01(\x08\"S\n\rSessionOpened\x12\x17\n\x0fweights_version\x18\x01 \x01(\x04\x12\x14\n\x0cwindow_steps\x18\x02 \x01(\x04\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\"J\n\x0eSessionOutputs\x12\x12\n\nfirst_step\x18\x01 \x01(\x04\x12$\n\x07outputs\x18\x02 \x01(\x0b\x32\x13.seqloom.v1.Outputs\"B\n\x0fSessionSnapshot\x12\r\n\x05steps\x18\x01 \x01(\x04\x12 \n\x05state\x18\x02 \x01(\x0b\x32\x11.seqloom.v1.State\"i\n\x0cSessionEnded\x12\r\n\x05steps\x18\x01 \x01(\x04\x12&\n\x0b\x66inal_state\x18\x02 \x01(\x0b\x32\x11.seqloom.v1.State\x12\"\n\x06timing\x18\x03 \x01(\x0b\x32\x12.seqloom.v1.Timing2\xa4\x01\n\x10InferenceService\x12<\n\x05Infer\x12\x18.seqloom.v1.InferRequest\x1a\x19.seqloom.v1.InferResponse\x12R\n\x0bStreamInfer\x12\x1e.seqloom.v1.StreamInferRequest\x1a\x1f.seqloom.v1.StreamInferResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,43 +40,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STREAMINFERREQUEST']._serialized_start=459
   _globals['_STREAMINFERREQUEST']._serialized_end=566
   _globals['_SESSIONREQUEST']._serialized_start=569
-  _globals['_SESSIONREQUEST']._serialized_end=749
-  _globals['_OPENSESSION']._serialized_start=752
-  _globals['_OPENSESSION']._serialized_end=1016
-  _globals['_GROUPREQUEST']._serialized_start=1019
-  _globals['_GROUPREQUEST']._serialized_end=1399
-  _globals['_OPENGROUP']._serialized_start=1402
-  _globals['_OPENGROUP']._serialized_end=1636
-  _globals['_STREAMSET']._serialized_start=1638
-  _globals['_STREAMSET']._serialized_end=1699
-  _globals['_STREAMSTATES']._serialized_start=1701
-  _globals['_STREAMSTATES']._serialized_end=1789
-  _globals['_GROUPBLOCK']._serialized_start=1791
-  _globals['_GROUPBLOCK']._serialized_end=1865
-  _globals['_STREAMINFERRESPONSE']._serialized_start=1867
-  _globals['_STREAMINFERRESPONSE']._serialized_end=1977
-  _globals['_GROUPRESPONSE']._serialized_start=1980
-  _globals['_GROUPRESPONSE']._serialized_end=2312
-  _globals['_GROUPOUTPUTS']._serialized_start=2315
-  _globals['_GROUPOUTPUTS']._serialized_end=2467
-  _globals['_STATEBLOCK']._serialized_start=2469
-  _globals['_STATEBLOCK']._serialized_end=2531
-  _globals['_GROUPSNAPSHOT']._serialized_start=2533
-  _globals['_GROUPSNAPSHOT']._serialized_end=2623
-  _globals['_GROUPENDED']._serialized_start=2625
-  _globals['_GROUPENDED']._serialized_end=2713
-  _globals['_GROUPFAILURE']._serialized_start=2715
-  _globals['_GROUPFAILURE']._serialized_end=2780
-  _globals['_SESSIONRESPONSE']._serialized_start=2783
-  _globals['_SESSIONRESPONSE']._serialized_end=3028
-  _globals['_SESSIONOPENED']._serialized_start=3030
-  _globals['_SESSIONOPENED']._serialized_end=3092
-  _globals['_SESSIONOUTPUTS']._serialized_start=3094
-  _globals['_SESSIONOUTPUTS']._serialized_end=3168
-  _globals['_SESSIONSNAPSHOT']._serialized_start=3170
-  _globals['_SESSIONSNAPSHOT']._serialized_end=3236
-  _globals['_SESSIONENDED']._serialized_start=3238
-  _globals['_SESSIONENDED']._serialized_end=3343
-  _globals['_INFERENCESERVICE']._serialized_start=3346
-  _globals['_INFERENCESERVICE']._serialized_end=3510
+  _globals['_SESSIONREQUEST']._serialized_end=767
+  _globals['_RESUMPTION']._serialized_start=769
+  _globals['_RESUMPTION']._serialized_end=859
+  _globals['_OPENSESSION']._serialized_start=862
+  _globals['_OPENSESSION']._serialized_end=1167
+  _globals['_GROUPREQUEST']._serialized_start=1170
+  _globals['_GROUPREQUEST']._serialized_end=1550
+  _globals['_OPENGROUP']._serialized_start=1553
+  _globals['_OPENGROUP']._serialized_end=1828
+  _globals['_STREAMSET']._serialized_start=1830
+  _globals['_STREAMSET']._serialized_end=1891
+  _globals['_STREAMSTATES']._serialized_start=1893
+  _globals['_STREAMSTATES']._serialized_end=1981
+  _globals['_GROUPBLOCK']._serialized_start=1983
+  _globals['_GROUPBLOCK']._serialized_end=2057
+  _globals['_STREAMINFERRESPONSE']._serialized_start=2059
+  _globals['_STREAMINFERRESPONSE']._serialized_end=2169
+  _globals['_GROUPRESPONSE']._serialized_start=2172
+  _globals['_GROUPRESPONSE']._serialized_end=2524
+  _globals['_GROUPOUTPUTS']._serialized_start=2527
+  _globals['_GROUPOUTPUTS']._serialized_end=2679
+  _globals['_STATEBLOCK']._serialized_start=2681
+  _globals['_STATEBLOCK']._serialized_end=2743
+  _globals['_GROUPSNAPSHOT']._serialized_start=2745
+  _globals['_GROUPSNAPSHOT']._serialized_end=2835
+  _globals['_GROUPENDED']._serialized_start=2837
+  _globals['_GROUPENDED']._serialized_end=2925
+  _globals['_GROUPFAILURE']._serialized_start=2927
+  _globals['_GROUPFAILURE']._serialized_end=2992
+  _globals['_SESSIONRESPONSE']._serialized_start=2995
+  _globals['_SESSIONRESPONSE']._serialized_end=3260
+  _globals['_SESSIONOPENED']._serialized_start=3262
+  _globals['_SESSIONOPENED']._serialized_end=3345
+  _globals['_SESSIONOUTPUTS']._serialized_start=3347
+  _globals['_SESSIONOUTPUTS']._serialized_end=3421
+  _globals['_SESSIONSNAPSHOT']._serialized_start=3423
+  _globals['_SESSIONSNAPSHOT']._serialized_end=3489
+  _globals['_SESSIONENDED']._serialized_start=3491
+  _globals['_SESSIONENDED']._serialized_end=3596
+  _globals['_INFERENCESERVICE']._serialized_start=3599
+  _globals['_INFERENCESERVICE']._serialized_end=3763
 # @@protoc_insertion_point(module_scope)

@@ -45,7 +45,7 @@ class StreamInferRequest(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[SessionRequest, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[GroupRequest, _Mapping]]] = ...) -> None: ...
 
 class SessionRequest(_message.Message):
-    __slots__ = ("session", "open", "reset", "frames", "end", "cancel", "acknowledged_steps")
+    __slots__ = ("session", "open", "reset", "frames", "end", "cancel", "acknowledged_steps", "snapshot")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     RESET_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,7 @@ class SessionRequest(_message.Message):
     END_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGED_STEPS_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     session: int
     open: OpenSession
     reset: bool
@@ -60,10 +61,21 @@ class SessionRequest(_message.Message):
     end: bool
     cancel: bool
     acknowledged_steps: int
-    def __init__(self, session: _Optional[int] = ..., open: _Optional[_Union[OpenSession, _Mapping]] = ..., reset: bool = ..., frames: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., end: bool = ..., cancel: bool = ..., acknowledged_steps: _Optional[int] = ...) -> None: ...
+    snapshot: bool
+    def __init__(self, session: _Optional[int] = ..., open: _Optional[_Union[OpenSession, _Mapping]] = ..., reset: bool = ..., frames: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., end: bool = ..., cancel: bool = ..., acknowledged_steps: _Optional[int] = ..., snapshot: bool = ...) -> None: ...
+
+class Resumption(_message.Message):
+    __slots__ = ("steps", "fingerprint", "stream_steps")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    STREAM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    fingerprint: bytes
+    stream_steps: _tensor_pb2.Tensor
+    def __init__(self, steps: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., stream_steps: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class OpenSession(_message.Message):
-    __slots__ = ("model", "output", "initial_state", "weights_version", "snapshot_interval_steps", "timeout_seconds", "whole_sequence", "total_steps", "steps_per_second")
+    __slots__ = ("model", "output", "initial_state", "weights_version", "snapshot_interval_steps", "timeout_seconds", "whole_sequence", "total_steps", "steps_per_second", "resumed")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     INITIAL_STATE_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +85,7 @@ class OpenSession(_message.Message):
     WHOLE_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     STEPS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
     model: str
     output: _tensor_pb2.OutputSpec
     initial_state: _tensor_pb2.State
@@ -82,7 +95,8 @@ class OpenSession(_message.Message):
     whole_sequence: bool
     total_steps: int
     steps_per_second: float
-    def __init__(self, model: _Optional[str] = ..., output: _Optional[_Union[_tensor_pb2.OutputSpec, _Mapping]] = ..., initial_state: _Optional[_Union[_tensor_pb2.State, _Mapping]] = ..., weights_version: _Optional[int] = ..., snapshot_interval_steps: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., whole_sequence: bool = ..., total_steps: _Optional[int] = ..., steps_per_second: _Optional[float] = ...) -> None: ...
+    resumed: Resumption
+    def __init__(self, model: _Optional[str] = ..., output: _Optional[_Union[_tensor_pb2.OutputSpec, _Mapping]] = ..., initial_state: _Optional[_Union[_tensor_pb2.State, _Mapping]] = ..., weights_version: _Optional[int] = ..., snapshot_interval_steps: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., whole_sequence: bool = ..., total_steps: _Optional[int] = ..., steps_per_second: _Optional[float] = ..., resumed: _Optional[_Union[Resumption, _Mapping]] = ...) -> None: ...
 
 class GroupRequest(_message.Message):
     __slots__ = ("group", "open", "failures", "more", "streams", "frames", "place", "reset", "set", "get", "end", "cancel", "acknowledged_steps")
@@ -115,7 +129,7 @@ class GroupRequest(_message.Message):
     def __init__(self, group: _Optional[int] = ..., open: _Optional[_Union[OpenGroup, _Mapping]] = ..., failures: _Optional[int] = ..., more: bool = ..., streams: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., frames: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., place: _Optional[_Union[GroupBlock, _Mapping]] = ..., reset: _Optional[_Union[StreamSet, _Mapping]] = ..., set: _Optional[_Union[StreamStates, _Mapping]] = ..., get: _Optional[_Union[StreamSet, _Mapping]] = ..., end: bool = ..., cancel: bool = ..., acknowledged_steps: _Optional[int] = ...) -> None: ...
 
 class OpenGroup(_message.Message):
-    __slots__ = ("model", "streams", "output", "initial_state", "weights_version", "snapshot_interval_steps", "timeout_seconds", "steps_per_second")
+    __slots__ = ("model", "streams", "output", "initial_state", "weights_version", "snapshot_interval_steps", "timeout_seconds", "steps_per_second", "resumed")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STREAMS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +138,7 @@ class OpenGroup(_message.Message):
     SNAPSHOT_INTERVAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     STEPS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
     model: str
     streams: int
     output: _tensor_pb2.OutputSpec
@@ -132,7 +147,8 @@ class OpenGroup(_message.Message):
     snapshot_interval_steps: int
     timeout_seconds: float
     steps_per_second: float
-    def __init__(self, model: _Optional[str] = ..., streams: _Optional[int] = ..., output: _Optional[_Union[_tensor_pb2.OutputSpec, _Mapping]] = ..., initial_state: _Optional[_Union[_tensor_pb2.State, _Mapping]] = ..., weights_version: _Optional[int] = ..., snapshot_interval_steps: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., steps_per_second: _Optional[float] = ...) -> None: ...
+    resumed: Resumption
+    def __init__(self, model: _Optional[str] = ..., streams: _Optional[int] = ..., output: _Optional[_Union[_tensor_pb2.OutputSpec, _Mapping]] = ..., initial_state: _Optional[_Union[_tensor_pb2.State, _Mapping]] = ..., weights_version: _Optional[int] = ..., snapshot_interval_steps: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., steps_per_second: _Optional[float] = ..., resumed: _Optional[_Union[Resumption, _Mapping]] = ...) -> None: ...
 
 class StreamSet(_message.Message):
     __slots__ = ("all", "streams")
@@ -171,7 +187,7 @@ class StreamInferResponse(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[SessionResponse, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[GroupResponse, _Mapping]]] = ...) -> None: ...
 
 class GroupResponse(_message.Message):
-    __slots__ = ("group", "opened", "outputs", "states", "snapshot", "ended", "failure", "error", "done")
+    __slots__ = ("group", "opened", "outputs", "states", "snapshot", "ended", "failure", "error", "done", "going_away")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -181,6 +197,7 @@ class GroupResponse(_message.Message):
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
+    GOING_AWAY_FIELD_NUMBER: _ClassVar[int]
     group: int
     opened: SessionOpened
     outputs: GroupOutputs
@@ -190,7 +207,8 @@ class GroupResponse(_message.Message):
     failure: GroupFailure
     error: _status_pb2.Status
     done: bool
-    def __init__(self, group: _Optional[int] = ..., opened: _Optional[_Union[SessionOpened, _Mapping]] = ..., outputs: _Optional[_Union[GroupOutputs, _Mapping]] = ..., states: _Optional[_Union[StateBlock, _Mapping]] = ..., snapshot: _Optional[_Union[GroupSnapshot, _Mapping]] = ..., ended: _Optional[_Union[GroupEnded, _Mapping]] = ..., failure: _Optional[_Union[GroupFailure, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., done: bool = ...) -> None: ...
+    going_away: bool
+    def __init__(self, group: _Optional[int] = ..., opened: _Optional[_Union[SessionOpened, _Mapping]] = ..., outputs: _Optional[_Union[GroupOutputs, _Mapping]] = ..., states: _Optional[_Union[StateBlock, _Mapping]] = ..., snapshot: _Optional[_Union[GroupSnapshot, _Mapping]] = ..., ended: _Optional[_Union[GroupEnded, _Mapping]] = ..., failure: _Optional[_Union[GroupFailure, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., done: bool = ..., going_away: bool = ...) -> None: ...
 
 class GroupOutputs(_message.Message):
     __slots__ = ("place", "outputs", "first_step", "first_steps")
@@ -237,28 +255,32 @@ class GroupFailure(_message.Message):
     def __init__(self, number: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class SessionResponse(_message.Message):
-    __slots__ = ("session", "opened", "outputs", "snapshot", "ended", "error")
+    __slots__ = ("session", "opened", "outputs", "snapshot", "ended", "error", "going_away")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    GOING_AWAY_FIELD_NUMBER: _ClassVar[int]
     session: int
     opened: SessionOpened
     outputs: SessionOutputs
     snapshot: SessionSnapshot
     ended: SessionEnded
     error: _status_pb2.Status
-    def __init__(self, session: _Optional[int] = ..., opened: _Optional[_Union[SessionOpened, _Mapping]] = ..., outputs: _Optional[_Union[SessionOutputs, _Mapping]] = ..., snapshot: _Optional[_Union[SessionSnapshot, _Mapping]] = ..., ended: _Optional[_Union[SessionEnded, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    going_away: bool
+    def __init__(self, session: _Optional[int] = ..., opened: _Optional[_Union[SessionOpened, _Mapping]] = ..., outputs: _Optional[_Union[SessionOutputs, _Mapping]] = ..., snapshot: _Optional[_Union[SessionSnapshot, _Mapping]] = ..., ended: _Optional[_Union[SessionEnded, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., going_away: bool = ...) -> None: ...
 
 class SessionOpened(_message.Message):
-    __slots__ = ("weights_version", "window_steps")
+    __slots__ = ("weights_version", "window_steps", "fingerprint")
     WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
     WINDOW_STEPS_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     weights_version: int
     window_steps: int
-    def __init__(self, weights_version: _Optional[int] = ..., window_steps: _Optional[int] = ...) -> None: ...
+    fingerprint: bytes
+    def __init__(self, weights_version: _Optional[int] = ..., window_steps: _Optional[int] = ..., fingerprint: _Optional[bytes] = ...) -> None: ...
 
 class SessionOutputs(_message.Message):
     __slots__ = ("first_step", "outputs")

@@ -20,6 +20,7 @@ from seqloom_server.engine.core.overload import ONE_SECOND, memory_exhausted, ov
 from seqloom_server.engine.core.sequence import Chunk, Op, OutputSpec, Sequence, Sink, StateArrays
 from seqloom_server.engine.core.stream_group import StreamGroup
 from seqloom_server.engine.core.training_job import Job
+from seqloom_server.engine.core.worker_thread import start_workers
 from seqloom_server.engine.device.device_thread import DeviceThread, Results, TrainingResults
 from seqloom_server.engine.device.transfers import staging_of
 from seqloom_server.engine.engine_metrics import EngineMetrics
@@ -34,10 +35,14 @@ from seqloom_server.engine.training.run_table import RunTable
 from seqloom_server.engine.training.run_weights import RunWeights
 from seqloom_server.engine.training.runs_holder import InUse
 from seqloom_server.errors import Overload, Reason, ServerError
+from seqloom_server.memory import is_memory_short
 from seqloom_server.metrics import Metrics
+from seqloom_server.nn.cpu_threads import compute_alone
+from seqloom_server.nn.forward.product_choice import choices
 
 log = logging.getLogger(__name__)
 
+_PRODUCTS = ".products.json"  # in the models folder: which products are faster on which processor
 _STOP_SECONDS = 10.0  # how long close() waits for the slice in flight
 
 
@@ -55,7 +60,12 @@ class Engine:
         self._config = config
         self.device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         self.registry = Registry(
-            pathlib.Path(config.models), self.device, config.max_live_versions, config.max_model_bytes
+            pathlib.Path(config.models),
+            self.device,
+            config.max_live_versions,
+            config.max_model_bytes,
+            config.max_live_bytes,
+            threads=config.threads,
         )
         self._scheduler = Scheduler(_limits(config, self.device))
         self.runs = RunTable(
@@ -65,6 +75,7 @@ class Engine:
             metrics,
             self._scheduler,
             self.registry,
+            self.device,
             lambda: self.registry.device_bytes() + self.runs.device_bytes,
         )
         self._lock = threading.Condition()
@@ -108,9 +119,10 @@ class Engine:
             self.sequences.load = LiveLoad(
                 self._config.max_live_load, self._loop.idle_seconds, pace=self._scheduler.pace
             )
-        if self._config.threads:
-            torch.set_num_threads(self._config.threads)
+        compute_alone()
+        self._loop.set_default_executor(start_workers(compute_alone))
         strict, models, runs = self._config.strict_models, self._config.models, self._config.runs
+        await asyncio.to_thread(choices.keep_in, pathlib.Path(models, _PRODUCTS))
         try:
             held = await self.runs.hold(address, wait=False)
             try:
@@ -130,8 +142,10 @@ class Engine:
         self._idle_watch = asyncio.create_task(self._end_idle_sequences())
 
     def on_death(self, callback: Callable[[], None]) -> None:
-        """Adds a callback for the death of the device thread; it is called on the event loop."""
+        """Adds a callback for the death of the device thread; it is called on the event loop, now if it has died."""
         self._on_death.append(callback)
+        if self._death is not None:
+            callback()
 
     @property
     def alive(self) -> bool:
@@ -158,14 +172,15 @@ class Engine:
         total_steps: int = 0,
         likely_steps: int = 0,
         group: StreamGroup | None = None,
+        resumed: int | None = None,
     ) -> Sequence:
         """Returns a new sequence under these weights; it runs as chunks are fed to it.
 
         deadline: by time.monotonic(). caller: whom it is counted for. rate: steps a second of a live session that is
         promised its delay. total_steps: of a whole sequence that says them before its frames come. likely_steps: of one
         whose frames have come and are not read yet: it is refused before they are, or in the end by feed(). group: the
-        streams of a live session that are advanced together. Raises ServerError OVERLOADED, SHUTTING_DOWN or
-        ENGINE_DEAD.
+        streams of a live session that are advanced together. resumed: the steps of a live session that was lost and
+        goes on. Raises ServerError OVERLOADED, SHUTTING_DOWN or ENGINE_DEAD.
         """
         self.check_serving()
         sequence = Sequence(
@@ -180,6 +195,8 @@ class Engine:
             rate=rate,
             total_steps=total_steps,
             group=group,
+            resumed=resumed is not None,
+            steps_done=resumed or 0,
             last_active=time.monotonic(),
         )
         self.sequences.add(sequence, weights, likely_steps)
@@ -226,6 +243,10 @@ class Engine:
         """Counts a repeated call on a run of the model."""
         self._metrics.deduplicated(model)
 
+    def run_not_saved(self) -> None:
+        """Counts a checkpoint of a run that could not be written."""
+        self._metrics.run_not_saved()
+
     def trained(self, results: TrainingResults) -> None:
         """Ends training jobs with their outcomes; called for the device thread."""
         for job, outcome in results:
@@ -234,7 +255,8 @@ class Engine:
     async def drain(self, grace_seconds: float) -> None:
         """Refuses new sequences, waits for the open ones, and fails those left after the grace period.
 
-        Then saves the runs and releases their folder, which another server may take before this process ends.
+        Then saves the runs and releases their folder, which another server may take before this process ends. With the
+        device thread dead, the checkpoints that it has made are written; clients send what came after them again.
         """
         self._draining = True
         await self.runs.announce_shutdown()
@@ -247,6 +269,8 @@ class Engine:
                 self._end_all(except_jobs={job for job in self.jobs.begun() if job.call is not None})
         if self.alive:
             await self.runs.save_all()
+        else:
+            await self.runs.write_all()
         await self.runs.release()
 
     def close(self) -> None:
@@ -275,7 +299,7 @@ class Engine:
 
     def _check_alive(self) -> None:
         if self._death is not None:
-            raise ServerError(Reason.ENGINE_DEAD, "the device thread has died: the server must be restarted")
+            raise ServerError(Reason.ENGINE_DEAD, "the device thread has died: the server ends, to be started again")
 
     def _check_if_empty(self) -> None:
         if not self.sequences and not self.jobs:
@@ -292,9 +316,11 @@ class Engine:
                 continue
             try:
                 sequence.sink.deliver(sequence, result)
-            except Exception:
+            except Exception as problem:
                 log.exception("outputs could not be delivered")
-                self.sequences.fail([sequence], ServerError(Reason.INTERNAL, "outputs could not be delivered"))
+                short = is_memory_short(problem)
+                why = ServerError(Reason.INTERNAL, "outputs could not be delivered")
+                self.sequences.fail([sequence], memory_exhausted("the outputs") if short else why)
             if member.final and sequence in self.sequences:
                 self.sequences.forget(sequence)
                 if sequence.op is Op.INFER:

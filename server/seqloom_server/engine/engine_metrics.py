@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from prometheus_client import Counter, Gauge, Histogram
 
 from seqloom_server.engine.core.overload import count_refusal
@@ -44,17 +45,30 @@ class EngineMetrics:
     """Records metrics of sessions on the event loop and of slices on the device thread; watches the registry."""
 
     def __init__(
-        self, metrics: Metrics, scheduler: Scheduler, registry: Registry, device_bytes: Callable[[], float]
+        self,
+        metrics: Metrics,
+        scheduler: Scheduler,
+        registry: Registry,
+        device: str,
+        device_bytes: Callable[[], float],
     ) -> None:
         self._metrics = metrics
+        self._registry = registry
+        self._device = device
         self._models: dict[str, _ModelMetrics] = {}
         for op in Op:
             metrics.queue_items.labels(op=op).set_function(functools.partial(scheduler.items.__getitem__, op))
         metrics.state_bytes.set_function(lambda: sum(weights.state_bytes for weights in registry.alive()))
         metrics.device_memory_bytes.set_function(device_bytes)
         registry.watchers.append(self)
+        self._tell_build()
+
+    def _tell_build(self) -> None:
+        precisions = [model.spec.precision for model in self._registry.models()]
+        self._metrics.tell_build(torch=torch.__version__, device=self._device, precisions=precisions)
 
     def serving(self, name: str, version: int) -> None:
+        self._tell_build()
         self._metrics.weights_version.labels(model=name).set(version)
         if name not in self._models:
             self._models[name] = _ModelMetrics(
@@ -67,6 +81,7 @@ class EngineMetrics:
             )
 
     def unloaded(self, name: str) -> None:
+        self._tell_build()
         self._metrics.weights_version.remove(name)
 
     def gone(self, name: str) -> None:
@@ -142,6 +157,10 @@ class EngineMetrics:
         """Counts a repeated call on a run of the model."""
         if model in self._models:
             self._models[model].deduplicated_calls.inc()
+
+    def run_not_saved(self) -> None:
+        """Counts a checkpoint of a run that could not be written."""
+        self._metrics.run_save_failures_total.inc()
 
     def ran(self, slice_: Slice, seconds: float) -> None:
         """Records a slice, separately for each class of work in it."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from seqloom_server.engine.admission.caller_share import SharedBound
 from seqloom_server.engine.admission.live_load import LiveLoad, loop_steps
+from seqloom_server.engine.admission.resumptions import Resumptions
 from seqloom_server.engine.core.overload import ONE_SECOND, overloaded
 from seqloom_server.engine.core.sequence import Chunk, Op, Sequence
 from seqloom_server.engine.core.session_window import is_idle
@@ -45,6 +46,7 @@ class OpenSequences:
         self._bounds = {op: SharedBound(limit) for op, limit in most.items()}
         self._ended = ended
         self._open: dict[Sequence, None] = {}
+        self._resumptions = Resumptions()
         self.load = load
 
     def __len__(self) -> int:
@@ -59,14 +61,20 @@ class OpenSequences:
     def add(self, sequence: Sequence, weights: ServedWeights, likely_steps: int) -> None:
         """Opens a sequence under these weights; `likely_steps` as of Engine.open(). Raises ServerError OVERLOADED."""
         op, now = sequence.op, sequence.last_active
+        bound = self._bounds[op]
+        resumed = sequence.resumed and sequence.width <= bound.limit and self.load.could_admit(sequence)
         if op is Op.STREAM:
             self.load.opening()
+            if resumed:
+                self._resumptions.came(sequence.width, sequence.caller, now)
         else:
             self.load.other_work()
-        bound = self._bounds[op]
         try:
             if not bound.admits(sequence.caller, sequence.width):
                 raise _too_many(bound, sequence)
+            new = op is Op.STREAM and not sequence.resumed
+            if new and self._resumptions.hold_back(bound.limit - bound.used, sequence.width, now):
+                raise overloaded("streams that were lost are resumed first", ONE_SECOND, Overload.SESSIONS)
             if sequence.rate:
                 self.load.admit(sequence)
             if sequence.total_steps:
@@ -77,6 +85,8 @@ class OpenSequences:
                 with self._ready:
                     self._scheduler.check(sequence, likely_steps, now)
         except ServerError as error:
+            if resumed:
+                self._resumptions.refused(sequence.caller, now)
             self._metrics.rejected(error)
             raise
         bound.count(sequence.caller, sequence.width)

@@ -17,6 +17,8 @@ MAX_OUTPUT_SIZE = 1_000_000
 MAX_LAYERS = 16
 MAX_CONV_WIDTH = 64
 MAX_PARAMETERS = 2**31
+# of one sum in int8: the largest products, of an input from 1 to 255 and a weight of 127, then still fit into 32 bits
+MAX_INT8_INPUTS = (2**31 - 1) // (255 * 127)
 
 # the number of gates, whose weights torch.nn stacks in one matrix: rows of weight_ih and weight_hh in units of H
 GATES: dict[Cell, int] = {"elman": 1, "gru": 3, "lstm": 4}
@@ -89,6 +91,13 @@ class ModelSpec:
             raise InvalidSpec("precision", f"is {self.precision!r}: {self.dtype} has only 'full'")
         if self.precision == "int8" and self.activation == "relu":
             raise InvalidSpec("precision", "is 'int8': expected another for relu, whose states have no bound")
+        if self.precision == "int8" and self.input_size * self.conv_width > MAX_INT8_INPUTS:  # layers have fewer
+            most = MAX_INT8_INPUTS // self.input_size
+            raise InvalidSpec(
+                "conv_width",
+                f"is {self.conv_width}: expected at most {most} for {self.input_size} inputs in int8, whose sums have "
+                f"at most {MAX_INT8_INPUTS} products",
+            )
         if self.parameter_count > MAX_PARAMETERS:
             # the larger size has the most effect
             field = "output_size" if self.output_size > self.hidden_size else "hidden_size"

@@ -23,9 +23,17 @@ from seqloom_server.engine.engine import CannotStart, Engine
 from seqloom_server.metrics import Metrics
 from seqloom_server.rpc.calls.byte_budget import ByteBudget
 from seqloom_server.rpc.calls.interceptors import CallInterceptor
+from seqloom_server.rpc.calls.open_calls import OpenCalls
 from seqloom_server.rpc.calls.request_metrics import RequestMetrics
+from seqloom_server.rpc.connections import open_files
+from seqloom_server.rpc.connections.address_bound import AddressBound
+from seqloom_server.rpc.connections.channel_options import channel_options
+from seqloom_server.rpc.connections.transport_counts import TransportCounts
 from seqloom_server.rpc.inference.inference_servicer import InferenceServicer
 from seqloom_server.rpc.models.model_servicer import ModelServicer
+from seqloom_server.rpc.security.listening import Exposed, check_listening
+from seqloom_server.rpc.security.security import Security
+from seqloom_server.rpc.security.watched_files import BrokenFile
 from seqloom_server.rpc.training.training_servicer import TrainingServicer
 from seqloom_server.rpc.unix_sockets import claim, release
 from seqloom_server.web.http import HttpServer
@@ -38,7 +46,6 @@ SERVICES = (
     training_service_pb2.DESCRIPTOR.services_by_name["TrainingService"].full_name,
 )
 
-_MAX_PENDING = 1_000_000
 _SECONDS_TO_END_CALLS = 1.0  # for calls to end by themselves once none of their work is left
 
 
@@ -52,18 +59,30 @@ class Server:
         self._config = config
         self.metrics = Metrics(config.max_batch_sequences, config.max_batch_steps)
         self._serving = False
+        self.metrics.serving.set_function(lambda: float(self._serving))
         self.address = self.http_address = ""
 
     async def start(self) -> None:
         """Listens on both ports, loads models and runs, and serves. Raises CannotStart."""
         config = self._config
+        self._security = self._secured()
         _make_folder("models", config.models)
         _make_folder("runs", config.runs)
         _check_apart(config.models, config.runs)
         self.engine = Engine(config, self.metrics)
         request_metrics = RequestMetrics(self.metrics)
         self.engine.registry.watchers.append(request_metrics)
-        self._grpc = grpc.aio.server(interceptors=[CallInterceptor(request_metrics)], options=_options(config))
+        connections = open_files.that_fit(config.max_connections)
+        if connections < config.max_connections:
+            log.warning("max_connections: %d of %d fit the limit of open files", connections, config.max_connections)
+        interceptor = CallInterceptor(
+            request_metrics,
+            OpenCalls(config.max_calls),
+            self._security.gate,
+            logs_calls=config.log_format == "json",
+        )
+        self._grpc = grpc.aio.server(interceptors=[interceptor], options=channel_options(config, connections))
+        self.metrics.registry.register(TransportCounts())
         outputs = ByteBudget(config.max_output_bytes, rejected=request_metrics.rejected)
         self._inference = InferenceServicer(self.engine, config, request_metrics, outputs)
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(self._inference, self._grpc)  # type: ignore[no-untyped-call]
@@ -73,7 +92,8 @@ class Server:
         training_service_pb2_grpc.add_TrainingServiceServicer_to_server(self._training, self._grpc)  # type: ignore[no-untyped-call]
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], self._grpc)
+        if config.reflection == "on":
+            reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], self._grpc)
         self.address = self._listen()
         try:
             self._http = HttpServer(config.http, self.metrics.registry, lambda: self._serving)
@@ -93,7 +113,9 @@ class Server:
         self.engine.on_death(self._device_died)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         await self._grpc.start()
-        self._serving = True
+        self._security.watch()
+        self._addresses = self._bound_addresses(connections)
+        self._serving = self.engine.alive
 
     async def stop(self, grace_seconds: float | None = None) -> None:
         """Refuses new work, waits up to the grace period for running work, then ends the rest and closes the ports."""
@@ -108,23 +130,44 @@ class Server:
         # slow callers have not read all outputs yet
         await self._inference.finish(max(_SECONDS_TO_END_CALLS, until - time.monotonic()))
         await self._grpc.stop(_SECONDS_TO_END_CALLS)
+        self._security.close()
+        if self._addresses is not None:
+            await asyncio.to_thread(self._addresses.close)
         await asyncio.to_thread(self.engine.close)
         await asyncio.to_thread(self._http.close)
+
+    def _secured(self) -> Security:
+        """Returns what its files say of security, after checking where it may listen. Raises CannotStart."""
+        config = self._config
+        try:
+            check_listening(config)
+            return Security(config, self.metrics)
+        except (Exposed, BrokenFile) as error:
+            raise CannotStart(str(error)) from None
+        except OSError as error:
+            raise CannotStart(f"cannot listen on {config.listen} and {config.http}: {error.strerror}") from None
 
     def _listen(self) -> str:
         address = self._config.listen
         try:
             if (socket_name := unix_socket(address)) is not None:
                 claim(socket_name)
-                self._grpc.add_insecure_port(address)
+                self._security.open_port(self._grpc, address)
                 return address
             host, port = split_address(address)
             _try_to_bind(host.strip("[]"), port)  # for the error's text, which gRPC does not give
-            return f"{host}:{self._grpc.add_insecure_port(address)}"
+            return f"{host}:{self._security.open_port(self._grpc, address)}"
         except OSError as error:
             raise CannotStart(f"cannot listen on {address} for gRPC: {error.strerror}") from None
         except RuntimeError:
             raise CannotStart(f"cannot listen on {address} for gRPC") from None
+
+    def _bound_addresses(self, connections: int) -> AddressBound | None:
+        if unix_socket(self.address) is not None:  # whose clients have none
+            return None
+        most = self._config.max_connections_per_address or max(1, connections * 3 // 4)
+        _, port = split_address(self.address)
+        return AddressBound(port, most, self.metrics.connections_closed_total.inc)
 
     async def _stop_listening(self) -> None:
         """Stops a server that never served; removes its unix socket, which gRPC would leave behind."""
@@ -159,20 +202,3 @@ def _try_to_bind(host: str, port: int) -> None:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-
-
-def _options(config: ServerConfig) -> list[tuple[str, int]]:
-    return [
-        ("grpc.so_reuseport", 0),  # else a second server would share the port and take half of the calls
-        ("grpc.max_receive_message_length", config.max_message_bytes),
-        ("grpc.max_send_message_length", -1),  # the request's limits bound the response
-        # the engine refuses a burst with a reason and RetryInfo; gRPC would cancel calls without either
-        ("grpc.server.max_pending_requests", _MAX_PENDING),
-        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
-        # clients may ping every few seconds, also while no call is open
-        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        # detects clients that vanished, so that their sessions end
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-    ]

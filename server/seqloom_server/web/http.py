@@ -5,6 +5,7 @@ so clients that send nothing, or send slowly, cannot keep others out.
 """
 
 import contextlib
+import http.client
 import io
 import logging
 import socket
@@ -29,6 +30,7 @@ _ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType] |
 
 _SECONDS_PER_REQUEST = 10.0  # from the connection to the last byte of the answer
 _MAX_CONNECTIONS = 32
+_MAX_HEADER_BYTES = 16_384  # of a request, with its first line
 _SECONDS_TO_CLOSE = 0.05
 
 
@@ -155,9 +157,27 @@ class _Server6(_Server):
 class _Handler(WSGIRequestHandler):
     timeout = _SECONDS_PER_REQUEST  # of one read or write
 
+    def setup(self) -> None:
+        super().setup()
+        self.rfile = _Head(self.connection.makefile("rb", 0))
+
     def get_stderr(self) -> io.StringIO:
         """Discards wsgiref's traceback of a response that could not be written."""
         return io.StringIO()
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Logs nothing: scrapes are frequent."""
+
+
+class _Head(io.BufferedReader):
+    """Reads the head of a request by lines; raises HTTPException, answered with 431, where it is too long."""
+
+    _left: int | None = None  # bytes; None before the first line, which the handler checks itself
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(-1 if size is None else size)
+        first = self._left is None
+        self._left = (_MAX_HEADER_BYTES if self._left is None else self._left) - len(line)
+        if self._left < 0 and not first:
+            raise http.client.HTTPException(f"expected at most {_MAX_HEADER_BYTES} bytes")
+        return line

@@ -258,3 +258,19 @@ def test_a_group_counts_for_its_rows_and_for_the_steps_that_its_streams_share():
     for each in (group, *singles):
         load.end(each)
     assert load.load() == 0
+
+
+@pytest.mark.parametrize("loop", [None, Loop()])
+def test_what_could_be_admitted_is_what_an_idle_server_admits(loop):
+    for rate in (1.0, 100.0, 4000.0, 6000.0, 1e5, 1e9):
+        for step in (1e-7, STEP, 1e-2):
+            session = make_session(make_weights(step), rate)
+            load = LiveLoad(0.5) if loop is None else with_loop(loop)
+            could = load.could_admit(session)
+            try:
+                load.admit(session)
+            except ServerError:
+                assert not could
+            else:
+                assert could
+    assert LiveLoad(0.5).could_admit(make_session(make_weights(1e9), 0.0)), "it takes what is left"

@@ -1,9 +1,11 @@
 """Live streams that keep the rate that they were promised go first; what comes faster, or has no rate, takes what is
 left."""
 
+import numpy as np
 import pytest
 from helpers.simulated_device import Device, KnownWeights, sequences_of
-from seqloom_server.engine.core.sequence import Op
+from seqloom_server.engine.core.sequence import Chunk, Op
+from seqloom_server.engine.core.stream_group import GroupWork, StreamGroup
 
 SLICE = 0.02  # seconds, of SchedulerLimits
 
@@ -89,6 +91,19 @@ def test_a_burst_of_a_second_is_within_the_rate_and_no_more():
     device.now += 2.0
     device.push(rated, 5)
     assert rated.on_rate, "it is again when it has waited"
+
+
+def test_a_group_that_steps_its_halves_in_turn_keeps_the_rate_of_its_streams():
+    device, weights = Device(), KnownWeights()
+    (rated,) = device.open(weights, Op.STREAM, rate=100.0, group=StreamGroup(10, None))
+    for number in range(300):
+        for half in (np.arange(5), np.arange(5, 10)):
+            frames = Chunk(np.zeros((1, 5, 1), "f4"), device.now, work=GroupWork(half))
+            device.scheduler.push(rated, [frames], device.now)
+            assert rated.on_rate
+            device.run()
+        device.now = max(device.now, 0.01 * (number + 1))
+    assert device.now == pytest.approx(3.0)
 
 
 def test_what_a_stream_did_not_send_is_not_saved_up():

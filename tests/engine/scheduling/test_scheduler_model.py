@@ -143,8 +143,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         reset=st.booleans(),
         last=st.booleans(),
         silent=st.booleans(),
+        asks=st.booleans(),
     )
-    def push(self, expected, sizes, reset, last, silent):
+    def push(self, expected, sizes, reset, last, silent, asks):
         if expected.closed:
             return
         first = len([event for event in expected.pushed if isinstance(event, int)])
@@ -153,10 +154,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             rows = np.arange(first, first + size, dtype="f8").repeat(2).reshape(size, 2)
             first += size
             chunk = Chunk(rows, self.now, reset=reset and not number, last=last and number == len(sizes) - 1)
-            chunk.silent = silent and not size and (chunk.reset or chunk.last)
+            chunk.asks = asks and number != 1 and expected.sequence.op is Op.STREAM
+            chunk.silent = silent and not size and (chunk.reset or chunk.last or chunk.asks)
             chunks.append(chunk)
             events += ["reset"] * chunk.reset + rows[:, 0].astype(int).tolist()
-            events += ["empty"] * (not size and not chunk.silent) + ["end"] * chunk.last
+            events += ["empty"] * (not size and not chunk.silent) + ["ask"] * chunk.asks + ["end"] * chunk.last
         before, sequence, count = self.totals(), expected.sequence, sum(sizes)
         joins = not sequence.in_flight and len(expected.ran) == len(expected.pushed)
         full = not self.has_room(sequence, [int(joins), count, 16 * count])
@@ -342,7 +344,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         fresh_start = first and member.initial_state is not None
         assert not fresh_start or member.fresh
         events = ["reset"] * (member.fresh and not fresh_start) + rows
-        events += ["empty"] * (not rows and member.answers) + ["end"] * member.final
+        events += ["empty"] * (not rows and member.answers) + ["ask"] * member.asks + ["end"] * member.final
         expected.ran += events
         assert expected.ran == expected.pushed[: len(expected.ran)], "every step once, in order"
         interval = sequence.snapshot_interval

@@ -17,7 +17,7 @@ from seqloom_server.nn.forward import int8_linear
 from seqloom_server.nn.forward.int8_linear import Int8Linear
 from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.reference import int8_forward
-from seqloom_server.nn.spec import InvalidSpec
+from seqloom_server.nn.spec import MAX_INT8_INPUTS, InvalidSpec
 
 CELLS = ["elman", "gru", "lstm"]
 
@@ -154,6 +154,34 @@ def test_sums_beyond_what_float32_holds_are_rounded_once():
     got = Int8Linear(weight, None, "states")(x).numpy()
     assert_same(got, [int8_forward.of_state(row, weight.numpy()) for row in x.numpy()])
     assert 5000 * 127 * 127 > 2**26
+
+
+@pytest.mark.usefixtures("_products")
+@pytest.mark.parametrize("inputs", [MAX_INT8_INPUTS, MAX_INT8_INPUTS - 1])
+@pytest.mark.parametrize("by", ["states", "rows"])
+def test_sums_of_as_many_inputs_as_a_spec_may_have_are_exact_at_their_largest(by, inputs):
+    """Weights and inputs of the largest magnitude, so that the sums, in whole or on the way, are the largest, too."""
+    alternating, half = torch.ones(inputs), torch.ones(inputs)
+    alternating[::2], half[: inputs // 2] = -1, -1
+    extreme = torch.stack([torch.ones(inputs), -torch.ones(inputs), alternating, -alternating, half, -half])
+    extreme[:, 0] *= 1.0 if by == "states" else 0.5  # so that not all numbers of a row are equal
+    linear = Int8Linear(0.5 * extreme, None, by)
+    got = linear(extreme).numpy()
+    plain = int8_forward.of_state if by == "states" else int8_forward.of_row
+    assert_same(got, [plain(row, 0.5 * extreme.numpy()) for row in extreme.numpy()])
+    whole, _ = int8_forward.whole_weights(extreme.numpy())
+    assert np.abs(whole @ whole.T).max() > 0.999 * 127 * 127 * inputs, "these are the largest there are"
+
+
+def test_a_convolution_whose_sums_could_leave_32_bits_is_refused_by_name():
+    assert (127 + 128) * 127 * MAX_INT8_INPUTS < 2**31 <= (127 + 128) * 127 * (MAX_INT8_INPUTS + 1)
+    fits = {"sizes": (16_384, 2, 2), "conv_channels": 1, "conv_width": MAX_INT8_INPUTS // 16_384}
+    make_spec("elman", dtype="float32", precision="int8", **fits)
+    wide = {**fits, "conv_width": fits["conv_width"] + 1}
+    make_spec("elman", dtype="float32", precision="bf16", **wide)
+    with pytest.raises(InvalidSpec, match="conv_width: is 5: expected at most 4 for 16384 inputs in int8") as caught:
+        make_spec("elman", dtype="float32", precision="int8", **wide)
+    assert caught.value.field == "conv_width"
 
 
 @pytest.mark.usefixtures("_products")

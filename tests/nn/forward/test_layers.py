@@ -11,15 +11,17 @@ from helpers.ragged_batches import make_network, make_sequences, make_state
 from helpers.specs import CELLS, make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from seqloom_server.nn.forward import packed_linear
+from seqloom_server.nn.forward import product_choice
 from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.spec import InvalidSpec
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 
-@pytest.fixture(autouse=True, params=[1, packed_linear._WORTH], ids=["packed", "as they are"])
+@pytest.fixture(autouse=True, params=[1, product_choice._WORTH], ids=["packed", "as they are"])
 def _worth(request, monkeypatch):
-    monkeypatch.setattr(packed_linear, "_WORTH", request.param)
+    monkeypatch.setattr(product_choice, "_WORTH", request.param)
+    monkeypatch.setattr(product_choice.choices, "_measure", lambda weight: 0.5)
+    monkeypatch.setattr(product_choice.choices, "_shares", {})
 
 
 STEP = 2.0**-8  # between numbers of bfloat16 that are a little above 1

@@ -8,14 +8,16 @@ from helpers.specs import CELLS, make_spec
 from helpers.tolerances import alike, near
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from seqloom_server.nn.forward import packed_linear
+from seqloom_server.nn.forward import product_choice
 from seqloom_server.nn.forward.packed_linear import PackedLinear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @pytest.fixture(autouse=True)
 def _small_ones_are_worth_it(monkeypatch):
-    monkeypatch.setattr(packed_linear, "_WORTH", 1)
+    monkeypatch.setattr(product_choice, "_WORTH", 1)
+    monkeypatch.setattr(product_choice.choices, "_measure", lambda weight: 0.5)
+    monkeypatch.setattr(product_choice.choices, "_shares", {})
 
 
 def draw(*shape, dtype=torch.float32, seed=0):
@@ -38,7 +40,7 @@ def test_it_is_the_product_in_float64_and_packed_where_onednn_is(bias, rows, inp
 
 def test_float64_and_small_ones_are_not_packed(monkeypatch):
     assert not PackedLinear(draw(3, 4, dtype=torch.float64), None).packed
-    monkeypatch.setattr(packed_linear, "_WORTH", 13)
+    monkeypatch.setattr(product_choice, "_WORTH", 13)
     small = PackedLinear(draw(3, 4), draw(3))
     assert not small.packed
     assert small.packed_bytes == 0
@@ -75,7 +77,7 @@ def test_packed_products_of_many_rows_come_in_few_sizes():
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_products_of_bfloat16_come_in_few_sizes_where_they_are_not_packed_either(bias, monkeypatch):
-    monkeypatch.setattr(packed_linear, "_WORTH", 1000)
+    monkeypatch.setattr(product_choice, "_WORTH", 1000)
     weight, b = draw(20, 30).bfloat16(), draw(20).bfloat16() if bias else None
     own, x = PackedLinear(weight, b), draw(600, 30, seed=1).bfloat16()
     wanted = x.double() @ weight.double().t()

@@ -60,6 +60,11 @@ WRONG = {
         "groups.frames",
         "nan at step 2 of stream 3, number 0",
     ),
+    "NaN in a row of no stream": (
+        [call(1, with_nan(3, 3, 2, 1, 4), streams=[5, 3])],
+        "groups.frames",
+        "nan at step 1 of stream 2, number 4",
+    ),
     "NaN in a part": (
         parts_of(1, with_nan(6, 4, 4, 3, 1), [(0, 0, 6, 2), (0, 2, 3, 2), (3, 2, 3, 2)]),
         "groups.frames",
@@ -405,7 +410,7 @@ async def test_states_that_wait_to_be_set_count_in_the_queue(serve):
         await groups.send(call(1, frames(2, 1), streams=[0, 1]))
         await gate.arrived()
         await groups.send(*[call(1, set=("all", hidden(n))) for _ in range(3)], call(1, set=([4], hidden(1))))
-        await until(lambda: served.engine._scheduler.waiting_bytes == 3 * 28_000 + 28)
+        await until(lambda: served.engine._scheduler.waiting_bytes == 3 * 28_000 + 28 + 8)
         await groups.send(call(1, set=("all", hidden(n))))
         assert (await groups.error(1)).reason == "OVERLOADED"
         gate.open()
@@ -497,6 +502,8 @@ async def test_when_the_device_thread_dies_or_the_server_stops_groups_are_told(s
         await groups.open(1, 2)
         await groups.open(2, 2)
         stopping = asyncio.ensure_future(served.server.stop(0.5))
+        for number in (1, 2):  # they hear of it at once
+            assert (await groups.of(number)).going_away
         await until(lambda: not served.server._serving)
         await groups.send(call(1, Y, end=True), opening(3, 2))
         assert (await groups.error(3)).reason == "SHUTTING_DOWN"
@@ -526,14 +533,15 @@ async def test_outputs_of_groups_beyond_the_servers_memory_refuse_the_group(serv
         await assert_free(served)
 
 
-async def test_calls_behind_a_failure_are_bounded_like_others(serve):
+@pytest.mark.parametrize("behind", [call(1, frames(5, 1)), call(1, end=True)])
+async def test_calls_behind_a_failure_are_bounded_like_others(serve, behind):
     async with serve(window_steps=64) as served, open_channel(served.address) as channel:
         gate = Gate(served.engine.registry.current("small"))
         groups = Groups(channel)
         await groups.open(1, 6)
         await groups.send(call(1, X))
         await gate.arrived()
-        await groups.send(*[call(1, frames(5, 1)) for _ in range(300)])
+        await groups.send(call(1, frames(5, 1)), *[behind] * 300)
         assert (await groups.error(1)).reason == "WINDOW_EXCEEDED"
         gate.open()
         await assert_free(served)

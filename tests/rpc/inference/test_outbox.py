@@ -8,7 +8,7 @@ from seqloom.v1 import inference_service_pb2 as pb
 from seqloom_server.rpc.calls.byte_budget import ByteBudget
 from seqloom_server.rpc.inference import outbox, outgoing
 from seqloom_server.rpc.inference.group_outgoing import Block, GroupOutgoing
-from seqloom_server.rpc.inference.outgoing import Outgoing
+from seqloom_server.rpc.inference.outgoing import Opened, Outgoing
 
 
 def floats(*shape):
@@ -23,7 +23,7 @@ def outgoings(draw):
     ends, told, has_values, has_labels = draw(maybe), draw(maybe), draw(maybe), draw(maybe)
     return Outgoing(
         draw(st.integers(0, 2**64 - 1)),
-        opened=draw(st.none() | st.tuples(st.integers(1, 2**64 - 1), st.integers(0, 2**32))),
+        opened=draw(st.none() | st.builds(Opened, st.integers(1, 2**64 - 1), st.integers(0, 2**32), st.binary())),
         first_step=draw(st.integers(0, 2**40)),
         values=floats(steps, 3) if has_values else None,
         labels=np.arange(steps, dtype="i4") if has_labels else None,
@@ -32,13 +32,14 @@ def outgoings(draw):
         snapshot=(floats(2, 1, 3), floats(2, 1, 3)) if told else None,
         final_state=(floats(1, 1, 4), floats(1, 1, 4)) if ends else None,
         timing=(0.25, 0.5),
+        going_away=draw(maybe),
     )
 
 
 @st.composite
 def of_groups(draw):
     """Outputs of groups, all of a call's or a block of them, and other answers."""
-    number, opened = draw(st.integers(0, 2**64 - 1)), draw(st.none() | st.just((3, 64)))
+    number, opened = draw(st.integers(0, 2**64 - 1)), draw(st.none() | st.just(Opened(3, 64, b"\1\2")))
     if draw(st.booleans()):
         return GroupOutgoing(number, opened, done=True)
     streams, steps = draw(st.integers(1, 3)), draw(st.integers(0, 3))

@@ -160,7 +160,7 @@ async def test_an_open_session_keeps_the_weights_that_it_was_opened_with(served,
 
 
 async def test_no_more_versions_live_at_once_than_are_allowed(serve):
-    async with serve(max_live_versions=2) as served, open_channel(served.address) as channel:
+    async with serve(max_live_versions=2, max_live_bytes=0) as served, open_channel(served.address) as channel:
         stub = model_service_pb2_grpc.ModelServiceStub(channel)
         sessions = Sessions(channel)
         await sessions.open(1)

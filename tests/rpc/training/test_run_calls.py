@@ -333,7 +333,7 @@ async def test_a_step_that_tells_of_steps_that_nobody_lost_holds_nobody_up(serve
 
 
 async def test_a_publish_for_which_there_is_no_room_may_be_tried_again(serve):
-    async with serve(max_live_versions=1) as served, open_channel(served.address) as channel:
+    async with serve(max_live_versions=1, max_live_bytes=0) as served, open_channel(served.address) as channel:
         client = Client(channel, (await create_run(channel)).id)
         weights = served.engine.registry.current("small")
         served.engine.registry.hold(weights)  # as an open stream does

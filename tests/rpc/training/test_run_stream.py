@@ -1,8 +1,12 @@
 """RunCalls over a real channel: its entries are what the methods of their names are, each alone, and all is bounded."""
 
 import asyncio
+import collections
+import gc
 import signal
+import weakref
 
+import numpy as np
 import psutil
 import pytest
 from google.protobuf.message import Message
@@ -15,6 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from seqloom.v1 import training_service_pb2 as pb
+from seqloom_server.engine.training import numbered_calls
+from seqloom_server.rpc.calls import converters
 from seqloom_server.rpc.training import run_stream
 
 METHOD = "seqloom.v1.TrainingService"
@@ -246,6 +252,140 @@ async def test_a_call_that_waits_keeps_nothing_of_the_others_of_its_message(serv
             assert (await entries.error(9)).reason == "RUN_NOT_FOUND"
     assert waiting_calls(served) == 45
     assert rss().rss - before < 20 * size
+
+
+async def test_a_call_beyond_the_limit_of_its_method_is_refused_by_an_entry_in_the_same_words(serve):
+    async with serve(max_training_bytes=1 << 16) as served, open_channel(served.address) as channel:
+        client, entries = Client(channel, (await create_run(channel)).id), Entries(channel)
+        large = batch([4000], 1)
+        same = await refused(Client(channel, client.run, "bob").forward_backward(large))
+        await entries.send(forward_backward(1, client.id(1), large), forward_backward(2, client.id(1)))
+        failure = await entries.error(1)
+        assert (failure.reason, failure.fields, failure.message) == ("OVER_LIMIT", ["examples"], same.message)
+        assert (await entries.reply(2)).forward_backward.step == 1  # its number was not used
+        assert served.server._training._incoming._bound.used == 0
+
+
+async def test_steps_that_name_thousands_of_clients_begin_a_few_at_a_time(served, channel, monkeypatch):
+    client, entries = Client(channel, (await create_run(channel)).id), Entries(channel)
+    methods, begun, turn = served.server._training._methods, collections.Counter(), 0
+    begin = methods.optim_step
+
+    def counted(request, caller):
+        begun[turn] += 1
+        return begin(request, caller)
+
+    async def count_turns():
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(methods, "optim_step", counted)
+    counting = asyncio.ensure_future(count_turns())
+    for calls, most in (({f"c{n:x}": 1 for n in range(4096)}, 8), ({}, 64)):
+        begun.clear()
+        await entries.send(*(optim_step(n, client.id(n), calls=calls) for n in range(2, 66)))
+        await until(lambda: waiting_calls(served) == 64)
+        assert sum(begun.values()) == 64
+        assert max(begun.values()) <= most
+        await entries.send(*(Entry(entry=n, cancel=True) for n in range(2, 66)))
+        await until(lambda: waiting_calls(served) == 0)
+    assert max(begun.values()) > 8  # small ones begin together
+    counting.cancel()
+
+
+async def test_tries_of_one_waiting_call_are_bounded_over_all_calls(served, channel):
+    client, most = Client(channel, (await create_run(channel)).id), numbered_calls._MAX_WAITERS
+    streams = [Entries(channel) for _ in range(4)]
+    for entries in streams[:2]:
+        await entries.send(*(forward_backward(n, client.id(2)) for n in range(most // 2)))
+    await until(lambda: served.value("deduplicated_calls_total") == most - 1)
+    await streams[2].send(*(forward_backward(n, client.id(2)) for n in range(3)))
+    failures = [await streams[2].error(n) for n in range(3)]
+    assert {failure.reason for failure in failures} == {"OVERLOADED"}
+    assert all(failure.retry_after for failure in failures)
+    assert (await refused(client.forward_backward(number=2))).reason == "OVERLOADED"
+    await streams[3].send(forward_backward(1, client.id(1)))
+    for entries in streams[:2]:
+        replies = [(await entries.reply(n)).forward_backward for n in range(most // 2)]
+        assert {reply.step for reply in replies} == {1}
+    assert (await client.get()).accumulated_calls == 2
+
+
+async def test_open_entries_are_bounded(served, channel, monkeypatch):
+    monkeypatch.setattr(run_stream, "_MAX_OPEN", 8)
+    client, entries = Client(channel, (await create_run(channel)).id), Entries(channel)
+    await entries.send(*(forward_backward(n, client.id(n)) for n in range(2, 13)))
+    failures = [await entries.error(n) for n in (10, 11, 12)]
+    assert {failure.reason for failure in failures} == {"OVERLOADED"}
+    assert all(failure.retry_after for failure in failures)
+    assert served.value("rejected_total", reason="runs") == served.value("rejected_total") == 3
+    await until(lambda: waiting_calls(served) == 8)
+    await entries.send(Entry(entry=9, cancel=True), forward_backward(1, client.id(1)))  # there is room again
+    assert [(await entries.reply(n)).forward_backward.step for n in range(1, 9)] == [1] * 8
+    await entries.send(*(forward_backward(n, client.id(n)) for n in range(9, 17)))
+    assert [(await entries.reply(n)).forward_backward.step for n in range(9, 17)] == [1] * 8
+
+
+async def test_replies_to_the_entries_of_one_message_are_bounded_too(served, channel, monkeypatch):
+    most = 1 << 14
+    monkeypatch.setattr(run_stream, "_MAX_UNREAD_BYTES", most)
+    entries = Entries(channel, timeout=60)
+    refusals = [Entry(entry=n, optim_step=pb.OptimStepRequest(call=pb.CallId(run="r" * 80))) for n in range(4096)]
+
+    async def flood():
+        for _ in range(10):  # some 20 MB of replies, of which the connection takes the first few
+            await entries.send(*refusals)
+
+    flooding = asyncio.ensure_future(flood())
+    await until(lambda: served.server._training._streams._streams)
+    (stream,) = served.server._training._streams._streams
+    async with asyncio.timeout(60):
+        unread = -1
+        while unread != stream._unread or not unread:  # until nothing has got through for a while
+            unread = stream._unread
+            await asyncio.sleep(0.5)
+    assert most < unread < most + 70 * 1000  # and those that began together
+    found = 0
+    while found < 10 * len(refusals):
+        found += len((await entries.call.read()).entries)
+    await flooding
+    assert await entries.rest() == []
+
+
+@pytest.mark.parametrize("rpc", ["RunCalls", "ForwardBackward"])
+@pytest.mark.parametrize("why", ["INVALID_FIELD", "OVERFLOW"])
+async def test_a_refused_call_whose_reply_is_kept_keeps_no_arrays(served, channel, monkeypatch, rpc, why):
+    arrays, frames_of = [], converters.frames
+
+    def watched(*arguments):
+        found = frames_of(*arguments)
+        arrays.append(weakref.ref(found.base if isinstance(found.base, np.ndarray) else found))
+        return found
+
+    monkeypatch.setattr(converters, "frames", watched)
+    client, entries = Client(channel, (await create_run(channel)).id), Entries(channel)
+    rows = [frames(500, seed=1)]
+    targets = np.full(500, 99, "i4") if why == "INVALID_FIELD" else np.full((500, 3), 3e38, "f4")
+    wrong = examples(rows, targets, pb.LOSS_KIND_CROSS_ENTROPY if why == "INVALID_FIELD" else pb.LOSS_KIND_MSE)
+    for number in (1, 2):
+        if rpc == "RunCalls":
+            await entries.send(forward_backward(number, client.id(number), wrong))
+            failure = await entries.error(number)
+        else:
+            failure = await refused(client.forward_backward(wrong, number=number))
+        assert failure.reason == why
+    refused_arrays, arrays = list(arrays), []
+    assert len(refused_arrays) == 2
+    await client.forward_backward(number=3)  # so that the device holds no batch of them
+
+    def any_left():
+        gc.collect()
+        return any(array() is not None for array in refused_arrays)
+
+    await until(lambda: not any_left())
+    assert (await refused(client.forward_backward(wrong, number=1))).message == failure.message
 
 
 async def test_a_caller_that_reads_no_replies_is_read_no_further(served, channel, monkeypatch):

@@ -138,7 +138,7 @@ async def test_a_group_that_fails_in_the_moment_at_which_there_is_room_holds_not
 
 async def test_a_group_is_lost_with_its_connection_and_says_so_ever_after(served):
     async with proxy_of(served.address) as proxy, seqloom.AsyncClient(proxy.address, timeout=30) as client:
-        async with client.stream_group("small", 3) as group, client.stream_group("small", 2) as finished:
+        async with client.stream_group("small", 3, resume=False) as group, client.stream_group("small", 2) as finished:
             await finished.send(frames(2, 6))
             await finished.finish()
             await group.step(frames(3, 1))
@@ -240,7 +240,7 @@ async def test_a_group_keeps_its_weights_when_others_are_published_or_the_model_
 
 
 async def test_when_the_device_thread_dies_a_group_is_lost(served, client, monkeypatch):
-    async with client.stream_group("small", 3) as group:
+    async with client.stream_group("small", 3, resume=False) as group:
         await group.step(frames(3, 1))
 
         def broken(*arguments, **options):
@@ -250,7 +250,7 @@ async def test_when_the_device_thread_dies_a_group_is_lost(served, client, monke
         async with seqloom.AsyncClient(served.address, timeout=30, retries=0) as once:
             while served.engine.alive:  # too many failed slices in a row are the device's
                 with pytest.raises((seqloom.Internal, seqloom.StreamLost, seqloom.Unavailable)):
-                    async with once.stream_group("small", 2) as other:
+                    async with once.stream_group("small", 2, resume=False) as other:
                         await other.step(frames(2, 1))
         with pytest.raises(seqloom.StreamLost) as caught:
             await group.step(frames(3, 1))
@@ -262,8 +262,8 @@ async def test_a_server_that_stops_lets_groups_end_and_opens_none(served, client
     plain = PlainGroup(served.networks["small"], 3)
     async with (
         seqloom.AsyncClient(served.address, timeout=30, retries=0) as once,
-        once.stream_group("small", 3) as group,
-        client.stream_group("small", 2) as never_ended,
+        once.stream_group("small", 3, resume=False) as group,
+        client.stream_group("small", 2, resume=False) as never_ended,
     ):
         close((await group.step(frames(3, 1))).outputs, plain.run(range(3), frames(3, 1)))
         stopping = asyncio.ensure_future(served.server.stop(1))

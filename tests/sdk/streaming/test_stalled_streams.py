@@ -65,7 +65,7 @@ async def test_frames_that_a_connection_does_not_take_are_bounded_too(serve):
         proxy_of(served.address) as proxy,
         seqloom.AsyncClient(proxy.address, timeout=60) as client,
     ):
-        streams = [client.stream("broad", outputs="labels") for _ in range(8)]
+        streams = [client.stream("broad", outputs="labels", resume=False) for _ in range(8)]
         for stream in streams:
             await stream.__aenter__()
         shared = client._connection.channel().shared
@@ -96,7 +96,7 @@ async def test_a_stream_that_is_lost_leaves_the_budget_to_the_next(serve):
     ):
         budget = None
         for _ in range(3):
-            async with client.stream("small") as stream:
+            async with client.stream("small", resume=False) as stream:
                 budget = client._connection.channel().shared._budget
                 for _ in range(20):
                     await stream.send(noise(7))

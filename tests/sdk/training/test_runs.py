@@ -467,7 +467,7 @@ async def test_a_client_of_a_run_that_nobody_holds_is_collected_with_all_its_tas
 
 @pytest.mark.parametrize("call", ["publish", "load", "save"])
 async def test_a_checkpoint_that_memory_does_not_suffice_for_is_no_call_that_was_not_done(training, monkeypatch, call):
-    _, client = training
+    served, client = training
     run = await client.create_run("m", optimizer=seqloom.SGD(0.1))
     await run.save("a")
 
@@ -479,5 +479,6 @@ async def test_a_checkpoint_that_memory_does_not_suffice_for_is_no_call_that_was
         with pytest.raises(seqloom.Internal) as refused:
             await getattr(run, call)(*(["a"] if call == "load" else []))
     assert refused.value.reason == "STORAGE_FAILED"
+    assert served.value("run_save_failures_total") == 1
     await run.forward_backward(*call_of(1))
     assert (await run.step()).step == 1

@@ -79,6 +79,15 @@ class LiveLoad:
         self._demands[sequence.weights] = self._demands.get(sequence.weights, _NOTHING) + _demand(sequence)
         self._sessions[sequence.weights] += 1
 
+    def could_admit(self, sequence: Sequence) -> bool:
+        """Returns whether there would be room for a session if it were the only one."""
+        if not sequence.rate:
+            return True
+        rows, steps, loop = _demand(sequence)
+        cost = sequence.weights.cost
+        loop_load = 0.0 if self._idle_seconds is None else LOOP_PART * loop * _MORE * self._least_seconds
+        return bool(max(rows * cost.per_cell + steps * cost.per_step, loop_load) <= self._most)
+
     def end(self, sequence: Sequence) -> None:
         """Counts the end of an admitted session."""
         self._sessions[sequence.weights] -= 1

@@ -20,9 +20,9 @@ def overloaded(message: str, retry_after: float, cause: Overload | None = None) 
     return ServerError(Reason.OVERLOADED, message, retry_after=retry_after, cause=cause)
 
 
-def memory_exhausted() -> ServerError:
-    """Returns the error of a batch that ran out of memory."""
-    return overloaded("the server is out of memory for the batch", ONE_SECOND, Overload.MEMORY)
+def memory_exhausted(what: str = "the batch") -> ServerError:
+    """Returns the error of work that ran out of memory."""
+    return overloaded(f"the server is out of memory for {what}", ONE_SECOND, Overload.MEMORY)
 
 
 def model_memory_exhausted() -> ServerError:

@@ -64,7 +64,8 @@ class Chunk:
 
     rows: [k, D], of a group [k, w, D]; k may be 0. arrived: by time.monotonic(). silent: a reset or end without frames,
     which gets no output. reset: zero the state before them. last: end the sequence after them. taken: steps that are
-    already in a slice. work: what it does with the streams of a group, None where there is none.
+    already in a slice. asks: the state after it is wanted, of a stream that is no group. work: what it does with the
+    streams of a group, None where there is none.
     """
 
     rows: Array
@@ -72,6 +73,7 @@ class Chunk:
     reset: bool = False
     last: bool = False
     silent: bool = False
+    asks: bool = False
     taken: int = 0
     work: GroupWork | None = None
 
@@ -83,9 +85,9 @@ class Chunk:
 
     @property
     def waiting_bytes(self) -> int:
-        """The bytes that it holds while it waits: frames that are not in a slice, and states that are not set."""
+        """The bytes that it holds while it waits: frames that are not in a slice, and what changes states."""
         rows = self.rows[self.taken :].nbytes if self.taken else self.rows.nbytes
-        return rows if self.work is None or self.taken else rows + self.work.set_bytes
+        return rows if self.work is None or self.taken else rows + self.work.change_bytes
 
     @property
     def width(self) -> int:
@@ -99,7 +101,8 @@ class SliceResult:
 
     values, labels: rows of `steps` steps from `first_step` on, None if the output kind has none; of a group the steps
     of one stream after those of another. answers: whether to send an output, even an empty one. snapshot, final_state,
-    states: [rows, w, width] per part, or None; w is 1 but for a group, which may ask for `states`.
+    states: [rows, w, width] per part, or None; w is 1 but for a group. states: those that were asked for. streams: that
+    ran, of a group perhaps fewer than its call has.
     """
 
     first_step: int
@@ -110,6 +113,7 @@ class SliceResult:
     snapshot: StateArrays | None = None
     final_state: StateArrays | None = None
     states: StateArrays | None = None
+    streams: int = 1
 
 
 class Sink(Protocol):
@@ -142,6 +146,7 @@ class Sequence:
     # steps a second, of each stream, of a live session that is promised its delay; 0 for one that takes what is left
     rate: float = 0.0
     total_steps: int = 0  # of a whole sequence, where its caller has said so
+    resumed: bool = False  # a live session that was lost, with its connection or with another server
     snapshot_interval: int = 0
     chunks: collections.deque[Chunk] = field(default_factory=collections.deque)
     waiting_steps: int = 0
@@ -186,7 +191,7 @@ class Member:
     fresh: the state begins with the initial state, or zeros, instead of the slot's. waited: seconds that its first
     chunk was queued, None if part of that chunk was in an earlier slice. expected: seconds of device time in a full
     batch, of a whole sequence. streams: of a group, int64 [width], None for all; beginnings: those of its states that
-    are not in their slots; set_bytes: of states that its call sets. asks: whether its states are wanted.
+    are not in their slots; change_bytes: of what has replaced states. asks: whether its states are wanted.
     """
 
     sequence: Sequence
@@ -203,7 +208,7 @@ class Member:
     width: int = 1
     streams: Index | None = None
     beginnings: Beginnings | None = None
-    set_bytes: int = 0
+    change_bytes: int = 0
     asks: bool = False
 
     @property
@@ -216,7 +221,8 @@ class Member:
 class Slice:
     """A bounded piece of device work: members that share one version of the weights.
 
-    steps: the longest member's. crowded: whether whole sequences were left waiting when it was formed.
+    steps: the longest member's. crowded: whether whole sequences were left waiting when it was formed. written: whether
+    states of it have been written, so that it cannot be run again.
     """
 
     weights: Weights
@@ -225,6 +231,12 @@ class Slice:
     cells: int  # the sum of the members' rows
     padded: int = 0  # steps of padding that were computed in addition
     crowded: bool = False
+    written: bool = False
+
+    @classmethod
+    def of(cls, weights: Weights, members: list[Member]) -> "Slice":
+        """Returns a slice of these members."""
+        return cls(weights, members, max(member.steps for member in members), sum(member.cells for member in members))
 
 
 def steps_of(members: list[Member]) -> npt.NDArray[np.int64]:

@@ -12,34 +12,41 @@ class SessionWindow:
     """The window of one open session.
 
     size: the most steps received and not acknowledged. answered: steps whose outputs were sent; the caller of this
-    class counts them.
+    class counts them. begun: steps before its first, of one that is resumed.
     """
 
     __slots__ = ("_empty", "acknowledged", "answered", "ended", "received", "sequence", "size")
 
-    def __init__(self, sequence: Sequence, size: int, empty: Array) -> None:
+    def __init__(self, sequence: Sequence, size: int, empty: Array, begun: int = 0) -> None:
         self.sequence = sequence
         self.size = size
-        self.received = 0
-        self.acknowledged = 0
-        self.answered = 0
+        self.received = begun
+        self.acknowledged = begun
+        self.answered = begun
         self.ended = False
         self._empty = empty
 
-    def chunks(self, frames: Array | None, *, reset: bool, end: bool, acknowledged: int, now: float) -> list[Chunk]:
+    def chunks(
+        self, frames: Array | None, *, reset: bool, end: bool, acknowledged: int, now: float, asks: bool = False
+    ) -> list[Chunk]:
         """Returns the chunks that one entry adds to the sequence; frames: [k, D], or None if the entry has none.
 
-        Raises ServerError SESSION_ENDED, WINDOW_EXCEEDED, or INVALID_FIELD for an acknowledgement of unsent outputs.
+        asks: whether it asks for the state. Raises ServerError SESSION_ENDED, WINDOW_EXCEEDED, or INVALID_FIELD for an
+        acknowledgement of unsent outputs.
         """
         self.acknowledge(acknowledged)
         if frames is not None:
             self.receive(len(frames))
         self.ended = end
-        if frames is None and not (reset or end):
+        if frames is None and not (reset or end or asks):
             return []
         silent = frames is None
         rows = self._empty if frames is None else frames
-        return [Chunk(rows, now, reset=reset, last=end, silent=silent)]
+        return [Chunk(rows, now, reset=reset, last=end, silent=silent, asks=asks)]
+
+    def asking(self, now: float) -> list[Chunk]:
+        """Returns the chunks that ask for the state behind all that has come; none once the end has."""
+        return [] if self.ended else [Chunk(self._empty, now, silent=True, asks=True)]
 
     def acknowledge(self, steps: int, field: str = "entries.acknowledged_steps") -> None:
         """Counts that the caller has consumed so many steps. Raises ServerError SESSION_ENDED or INVALID_FIELD."""

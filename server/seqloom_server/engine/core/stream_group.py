@@ -4,6 +4,7 @@ A group is one item of the queue and one member of a slice, however many streams
 is done by arrays.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ class GroupWork:
 
     streams: int64 [w], the streams that its frames are of, each once; None for all. set: streams (None for all) and
     their states [rows, w, width] per part. reset: the streams whose states become zero, None for none. asks: whether
-    the states of `streams` are wanted.
+    the states of `streams` are wanted, by a chunk without frames.
     """
 
     streams: Index | None = None
@@ -34,17 +35,28 @@ class GroupWork:
         return self.set is not None or self.reset is not None
 
     @property
-    def set_bytes(self) -> int:
-        """The bytes of the states that it sets."""
-        return 0 if self.set is None else sum([part.nbytes for part in self.set[1]])
+    def change_bytes(self) -> int:
+        """The bytes of the states that it sets, and of the numbers of the streams whose states it replaces."""
+        size = 0 if self.reset is None else self.reset.nbytes
+        if self.set is not None:
+            streams, states = self.set
+            size += (0 if streams is None else streams.nbytes) + sum([part.nbytes for part in states])
+        return size
 
     def continues(self, other: "GroupWork") -> bool:
         """Whether its frames can run as the next steps of the same streams as the other's."""
         if self.changes or self.asks or other.asks:
             return False
-        if self.streams is None or other.streams is None:
-            return self.streams is other.streams
-        return np.array_equal(self.streams, other.streams)
+        if self.streams is other.streams:
+            return True
+        return self.streams is not None and other.streams is not None and np.array_equal(self.streams, other.streams)
+
+    def split(self, streams: Index, first: int) -> "tuple[GroupWork, GroupWork]":
+        """Returns the work of the first few of its streams and of the others: together they do what it does.
+
+        streams: int64 [w], its streams also where they are all.
+        """
+        return GroupWork(streams[:first], self.set, self.reset), GroupWork(streams[first:])
 
 
 @dataclass(slots=True)
@@ -72,6 +84,11 @@ class StreamGroup:
         self._given = np.full(count, initial is not None)
         self._states = initial
         self._any_fresh = True
+
+    @functools.cached_property
+    def numbers(self) -> Index:
+        """The numbers of all streams, int64 [n]."""
+        return np.arange(self.count)
 
     def width(self, work: GroupWork) -> int:
         """Returns the number of streams that a chunk runs."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from seqloom_server.errors import ServerError
+from seqloom_server.errors import Reason, ServerError
 
 if TYPE_CHECKING:
     from seqloom_server.nn.losses.training_example import Example, GradientRequest
@@ -62,15 +62,24 @@ class Task(Job):
 
 @dataclass(slots=True, eq=False)
 class TrainingBatch:
-    """Jobs that are done together, one task or many calls. program: None until the device has begun. began: when."""
+    """Jobs that are done together, one task or many calls. program: None until the device has begun. began: when.
+
+    failed: whether a fault ended some of them, though not the program, as the others are done.
+    """
 
     weights: Any
     jobs: list[Job]
     program: Program | None = None
     seconds: float = 0.0
     began: float = 0.0
+    failed: bool = False
 
     @property
     def calls(self) -> list[TrainingCall]:
         """The jobs that are calls."""
         return [job for job in self.jobs if isinstance(job, TrainingCall)]
+
+
+def batch_failed() -> ServerError:
+    """Returns the error of a job that a fault ended."""
+    return ServerError(Reason.INTERNAL, "the batch failed on the device")

@@ -2,9 +2,8 @@
 
 import logging
 
-import torch
-
 from seqloom_server.errors import ServerError
+from seqloom_server.memory import is_memory_short
 from seqloom_server.nn.files.atomic_folder import BrokenFolder
 from seqloom_server.nn.spec import InvalidSpec
 
@@ -18,7 +17,7 @@ def why_broken(name: str, error: BaseException) -> str:
     match error:
         case ServerError():
             text = error.message
-        case MemoryError() | torch.OutOfMemoryError():
+        case _ if is_memory_short(error):
             text = "the server is out of memory for it"
         case OSError():
             text = error.strerror or str(error)

@@ -12,18 +12,18 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
-
 from seqloom_server.engine.core.overload import memory_exhausted
 from seqloom_server.engine.core.sequence import Member, Sequence, Slice, SliceResult
-from seqloom_server.engine.core.training_job import Job, Program, TrainingBatch
-from seqloom_server.engine.device import slice_runner
+from seqloom_server.engine.core.training_job import Job, Program, TrainingBatch, batch_failed
+from seqloom_server.engine.device import slice_parts, slice_runner
 from seqloom_server.engine.device.slice_in_flight import SliceInFlight
 from seqloom_server.engine.device.transfers import InPlace, Staging
 from seqloom_server.engine.models.served_weights import ServedWeights
 from seqloom_server.engine.scheduling.deadlines import deadline_passed
 from seqloom_server.engine.scheduling.scheduler import Scheduler
-from seqloom_server.errors import Reason, ServerError
+from seqloom_server.errors import ServerError
+from seqloom_server.memory import is_memory_short
+from seqloom_server.nn.cpu_threads import set_threads
 from seqloom_server.nn.forward import precision
 
 log = logging.getLogger(__name__)
@@ -161,19 +161,50 @@ class DeviceThread:
         assert isinstance(slice_.weights, ServedWeights)
         self._set_threads(self._threads or slice_.weights.threads)
         start = time.monotonic()
+        flight: SliceInFlight | None = None
         try:
-            flight = slice_runner.launch(slice_, self._staging, poison=self._poison)
+            flight = self._launch(slice_)
         except Exception as error:
             if before is not None:
                 self._finish(before, None)
-            self._failed(slice_, time.monotonic() - start, error)
-            return
-        if self._staging.apart:
+            if slice_.written or not is_memory_short(error):
+                self._failed(slice_, time.monotonic() - start, error)
+                return
+            log.warning("no memory for a slice of %d sequences, %d steps", len(slice_.members), slice_.cells)
+        if flight is None:  # not in the handler, as the error holds what was computed
+            self._run_parts(slice_, start)
+        elif self._staging.apart:
             self._flight = flight
             if before is not None:
                 self._finish(before, None)
         else:
             self._finish(flight, start)
+
+    def _launch(self, slice_: Slice) -> SliceInFlight:
+        return slice_runner.launch(slice_, self._staging, poison=self._poison)
+
+    def _run_parts(self, slice_: Slice, start: float) -> None:
+        """Runs a slice that found no memory in parts, and hands back what came of it."""
+        done = slice_parts.run(slice_, self._launch, self._hold_state)
+        now = time.monotonic()
+        with self._ready:
+            self._scheduler.complete(slice_, now - start, now, lost=done.lost)
+        self._hand_back(self._outcomes.ran, done.results)
+        if done.exhausted:
+            log.error("no memory for %d sequences, each alone", len(done.exhausted))
+            self._hand_back(self._outcomes.exhausted, done.exhausted)
+        self._metrics.busy(now - start)
+        if done.failed:
+            self._hand_back(self._outcomes.failed, done.failed)
+            self._count_failure()
+        elif done.results:
+            self._failures = 0
+        if not done.lost:
+            self._metrics.ran(slice_, now - start)
+
+    def _hold_state(self, sequence: Sequence) -> None:
+        with self._ready:
+            self._scheduler.hold_state(sequence)
 
     def _await_turn_to_launch(self, flight: SliceInFlight) -> None:
         """Waits until the next slice may be launched behind this one: at once where this one is short and enough waits,
@@ -210,15 +241,19 @@ class DeviceThread:
         with self._ready:
             self._scheduler.complete(slice_, seconds, now, failed=True)
         sequences = [member.sequence for member in slice_.members]
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):  # no fault of the device
+        if is_memory_short(error):  # no fault of the device
             log.error("no memory for a slice of %d sequences, %d steps", len(sequences), slice_.cells)
             self._hand_back(self._outcomes.exhausted, sequences)
             return
         log.error("a slice of %d sequences failed", len(sequences), exc_info=error)
-        self._failures += 1
         self._hand_back(self._outcomes.failed, sequences)
+        self._count_failure()
+
+    def _count_failure(self) -> None:
+        """Counts a slice or a batch that failed by no lack of memory; raises RuntimeError for too many in a row."""
+        self._failures += 1
         if self._failures >= _FAILURES_IN_A_ROW:
-            raise RuntimeError(f"{self._failures} slices failed in a row")
+            raise RuntimeError(f"{self._failures} slices or batches failed in a row")
 
     def _advance(self, batch: TrainingBatch, before: SliceInFlight | None) -> None:
         """Runs one piece of a training batch. A failure ends that batch only, until there are too many in a row.
@@ -227,8 +262,8 @@ class DeviceThread:
         """
         self._set_threads(self._threads or batch.weights.threads)
         outcomes: list[Any] | None = None
-        failed = False
-        stop = self._staging.timer()
+        failed = fault = False
+        stop = self._start_timer()
         try:
             if batch.program is None:
                 batch.program = self._start_program(batch)
@@ -236,21 +271,20 @@ class DeviceThread:
                 next(batch.program)
         except StopIteration as end:
             outcomes = end.value
-        except (MemoryError, torch.OutOfMemoryError):
-            log.error("no memory for a training batch of %d jobs", len(batch.jobs))
-            outcomes = [memory_exhausted() for _ in batch.jobs]
-        except Exception:
-            log.exception("a training batch of %d jobs failed", len(batch.jobs))
-            outcomes = [ServerError(Reason.INTERNAL, "the batch failed on the device")] * len(batch.jobs)
-            failed = True
+            failed = fault = batch.failed
+        except Exception as error:
+            outcomes, failed = _failed_batch(batch, error), True
+            fault = not is_memory_short(error)
         if before is not None:
             self._finish(before, None)
         try:
             seconds = stop()
-        except Exception:  # a GPU reports errors late
-            log.exception("a training batch of %d jobs failed", len(batch.jobs))
-            outcomes = [ServerError(Reason.INTERNAL, "the batch failed on the device")] * len(batch.jobs)
-            failed, seconds = True, 0.0
+        except Exception as error:  # a GPU reports errors late
+            seconds = 0.0
+            if is_memory_short(error):  # for the timer's event: what was done is done, and the program may go on
+                log.warning("no memory to time a piece of a training batch")
+            else:
+                outcomes, failed, fault = _failed_batch(batch, error), True, True
         batch.seconds += seconds
         self._metrics.busy(seconds)
         with self._ready:
@@ -260,16 +294,35 @@ class DeviceThread:
         for job in batch.jobs:
             job.compute_seconds = batch.seconds
         self._hand_back(self._outcomes.trained, list(zip(batch.jobs, outcomes, strict=True)))
-        self._failures = self._failures + 1 if failed else 0
-        if self._failures >= _FAILURES_IN_A_ROW:
-            raise RuntimeError(f"{self._failures} batches failed in a row")
+        if fault:
+            self._count_failure()
+        elif not failed:
+            self._failures = 0
         self._metrics.trained(batch)
+
+    def _start_timer(self) -> Callable[[], float]:
+        try:
+            return self._staging.timer()
+        except Exception as error:
+            if not is_memory_short(error):
+                raise
+            log.warning("no memory to time a piece of a training batch")
+            return lambda: 0.0
 
     def _set_threads(self, count: int) -> None:
         if count != self._in_use:  # it would tell OpenMP anew each time
-            torch.set_num_threads(count)
+            set_threads(count)
             self._in_use = count
 
     def _hand_back(self, callback: Callable[..., object], argument: object) -> None:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(callback, argument)
+
+
+def _failed_batch(batch: TrainingBatch, error: Exception) -> list[ServerError]:
+    """Logs why a training batch failed; returns the errors of its jobs."""
+    if is_memory_short(error):
+        log.error("no memory for a training batch of %d jobs", len(batch.jobs))
+        return [memory_exhausted() for _ in batch.jobs]
+    log.error("a training batch of %d jobs failed", len(batch.jobs), exc_info=error)
+    return [batch_failed() for _ in batch.jobs]

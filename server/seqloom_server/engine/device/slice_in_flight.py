@@ -20,6 +20,7 @@ class SliceInFlight:
         self.slice_ = slice_
         self.seconds: float | None = None
         self._transfer, self._copy = transfer, copy
+        self._collected: list[tuple[Member, SliceResult]] | None = None
         self._results: list[torch.Tensor] = []  # in the order of the two lists below
         self._output_groups: list[tuple[list[Member], bool, bool]] = []  # members; whether there are values, labels
         self._state_groups: list[tuple[list[Member], int]] = []  # members whose states are returned; number of parts
@@ -45,6 +46,14 @@ class SliceInFlight:
 
     def finish(self) -> list[tuple[Member, SliceResult]]:
         """Waits for the results; returns each member's, in no particular order. Raises the device's errors."""
+        if self._collected is None:
+            self.collect()
+        collected, self._collected = self._collected, None
+        assert collected is not None
+        return collected
+
+    def collect(self) -> None:
+        """Waits for the results, and makes of them what finish() returns."""
         self.seconds = self._transfer.wait()
         results = iter(self._results)
         output_groups = [
@@ -65,7 +74,7 @@ class SliceInFlight:
             )
         ]
         stepless = (member for member in self.slice_.members if not member.steps)
-        return outputs + [(member, _result(member, None, None, states.get(member))) for member in stepless]
+        self._collected = outputs + [(member, _result(member, None, None, states.get(member))) for member in stepless]
 
     def _split(self, members: list[Member], rows: torch.Tensor | None) -> list[Array] | list[None]:
         """Splits the rows of `members`, one after the other, into an array for each.
@@ -91,4 +100,5 @@ def _result(member: Member, values: Array | None, labels: Array | None, state: S
         snapshot=state if member.snapshot else None,
         final_state=state if member.final else None,
         states=state if member.asks else None,
+        streams=member.width,
     )

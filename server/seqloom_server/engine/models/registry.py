@@ -28,6 +28,8 @@ P = ParamSpec("P")
 
 log = logging.getLogger(__name__)
 
+_KEPT_SECONDS = 60.0  # for which the SDK tries, by default, to resume a stream
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
@@ -55,17 +57,30 @@ class Watcher(Protocol):
 class Registry:
     """The served models of the folder `root`, on one device.
 
-    max_live_versions: of one model's weights; open sequences keep their version alive. max_model_bytes: of one model's
-    weights. watchers: notified of changes.
+    max_live_versions: of one model's weights; open sequences keep their version alive. max_live_bytes: of those
+    versions and their states; within it there may be more versions. max_model_bytes: of one model's weights. threads:
+    torch's, for slices on the CPU; 0 chooses by network. watchers: notified of changes.
     """
 
-    def __init__(self, root: pathlib.Path, device: str, max_live_versions: int, max_model_bytes: int = 2 << 30) -> None:
+    def __init__(
+        self,
+        root: pathlib.Path,
+        device: str,
+        max_live_versions: int,
+        max_model_bytes: int = 2 << 30,
+        max_live_bytes: int = 0,
+        *,
+        threads: int = 0,
+    ) -> None:
         self._folders = ModelFolders(root)
         self._device = device
         self._max_live_versions = max_live_versions
+        self._max_live_bytes = max_live_bytes
         self._max_model_bytes = max_model_bytes
+        self._threads = threads
         self._served: dict[str, ServedWeights] = {}
         self._users: dict[ServedWeights, int] = {}  # number of open sequences of each version in use
+        self._kept: dict[ServedWeights, asyncio.TimerHandle] = {}  # for streams that were lost
         self._broken: dict[str, str] = {}  # by name: why the model cannot be loaded
         self._last: dict[str, int] = {}  # by name: the highest version so far in this process
         self._changing = asyncio.Lock()
@@ -91,6 +106,24 @@ class Registry:
             )
         return served
 
+    def resumed(self, name: str, fingerprint: bytes) -> ServedWeights:
+        """Returns the weights of a model with this fingerprint, which are served or were and are in use.
+
+        Raises MODEL_NOT_FOUND, MODEL_BROKEN or WEIGHTS_GONE.
+        """
+        served = self._served.get(name)
+        if served is not None and served.fingerprint == fingerprint:
+            return served
+        for weights in self._users:
+            if weights.model == name and weights.fingerprint == fingerprint:
+                return weights
+        version = self.current(name).version
+        raise ServerError(
+            Reason.WEIGHTS_GONE,
+            f"the weights of the stream are gone: {name!r} has others now, version {version}",
+            field="fingerprint",
+        )
+
     def hold(self, weights: ServedWeights) -> None:
         """Keeps a version alive for one more open sequence."""
         self._users[weights] = self._users.get(weights, 0) + 1
@@ -102,6 +135,20 @@ class Registry:
         if not self._users[weights]:
             del self._users[weights]
             self._notify_if_gone(weights.model)
+
+    def keep(self, weights: Weights) -> None:
+        """Keeps a version alive for a minute: a stream that was lost with its connection may come again for it."""
+        assert isinstance(weights, ServedWeights)
+        timer = self._kept.pop(weights, None)
+        if timer is None:
+            self.hold(weights)
+        else:
+            timer.cancel()
+        self._kept[weights] = asyncio.get_running_loop().call_later(_KEPT_SECONDS, self._let_go, weights)
+
+    def _let_go(self, weights: ServedWeights) -> None:
+        self._kept.pop(weights).cancel()
+        self.release(weights)
 
     def alive(self) -> set[ServedWeights]:
         """Returns every version that is served or used by an open sequence. Safe from any thread."""
@@ -270,13 +317,26 @@ class Registry:
         run beside another change, nor leave a folder that is not served."""
         await self._changing.acquire()
         self._change = asyncio.create_task(change(*arguments, **keywords))
-        self._change.add_done_callback(lambda _: self._changing.release())
+        self._change.add_done_callback(self._changed)
         return await asyncio.shield(self._change)
 
+    def _changed(self, change: "asyncio.Task[ModelInfo]") -> None:
+        self._changing.release()
+        if not change.cancelled():
+            change.exception()  # else it is logged as never retrieved where the caller had gone
+
     def check_live_versions(self, name: str) -> None:
-        """Raises OVERLOADED if the limit of versions in use is reached."""
-        in_use = sum(1 for weights in self._users if weights.model == name)
-        if in_use >= self._max_live_versions:
+        """Raises OVERLOADED if another version would exceed both the number and the bytes of versions in use."""
+
+        def full() -> bool:
+            sizes = [weights.nbytes for weights in self._users if weights.model == name]
+            return len(sizes) >= self._max_live_versions and sum(sizes) + min(sizes) > self._max_live_bytes
+
+        kept = [weights for weights in self._kept if weights.model == name and self._users[weights] == 1]
+        while kept and full():  # they go before those of open sessions
+            self._let_go(kept.pop(0))
+        if full():
+            in_use = sum(1 for weights in self._users if weights.model == name)
             raise overloaded(
                 f"version limit reached: {in_use} versions of {name!r} are in use by open sessions",
                 ONE_SECOND,
@@ -286,7 +346,7 @@ class Registry:
     async def _serve(self, name: str, version: int, network: Network, *, save: bool, new: bool = False) -> ModelInfo:
         """Serves a network. Whatever may fail is done before the folder, and then the served weights, are replaced."""
         served = await in_worker_thread("models", ServedWeights, name, version, network)
-        await in_worker_thread("models", warm_up, served)
+        await in_worker_thread("models", warm_up, served, self._threads)
         self.check_live_versions(name)  # sessions may have been opened meanwhile
         if save:
             await in_worker_thread(

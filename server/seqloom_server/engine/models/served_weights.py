@@ -7,9 +7,12 @@ import torch
 
 from seqloom_server.engine.core.slice_cost import SliceCost
 from seqloom_server.engine.core.state_slots import DISCARD, SlotPool
+from seqloom_server.memory import is_memory_short
+from seqloom_server.nn.cpu_threads import CORES, in_passing_thread
 from seqloom_server.nn.cuda_graphs import masked_layers
 from seqloom_server.nn.cuda_graphs.graph_layers import GraphLayers
 from seqloom_server.nn.cuda_graphs.masked_layers import MaskedLayers
+from seqloom_server.nn.files.fingerprint import fingerprint
 from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.forward.outputs import chunk_rows
 from seqloom_server.nn.spec import ModelSpec
@@ -17,7 +20,6 @@ from seqloom_server.nn.spec import ModelSpec
 # The products of a smaller network end before a second thread could join, and the event loop needs that thread's core
 # (docs/architecture.md has the numbers).
 _THREADED_PARAMETERS = 500_000
-_CORES = torch.get_num_threads()  # torch's default, before it is set
 _FLOPS_PER_SECOND = {"cpu": 5e10, "cuda": 1e13}  # a guess, until the first slices have run
 _WARM_UP = ((1, 1), (1, 16), (8, 8), (64, 4))  # sequences, steps
 
@@ -26,7 +28,7 @@ States = tuple[torch.Tensor, ...]  # one [rows, N, width] per part of the model'
 
 def threads_for(spec: ModelSpec) -> int:
     """Returns the number of torch's threads that run a network of this size on the CPU."""
-    return _CORES if spec.parameter_count >= _THREADED_PARAMETERS else 1
+    return CORES if spec.parameter_count >= _THREADED_PARAMETERS else 1
 
 
 class ServedWeights:
@@ -34,13 +36,14 @@ class ServedWeights:
 
     states: [rows, capacity, width] per part of spec.state_shapes(); slot 0 stays zero, slot 1 takes discarded states.
     max_cells: the most rows of a slice, so that [rows, O] buffers stay bounded. threads: torch's, on the CPU.
-    rectangles: runs padded batches of few shapes, as is faster on a GPU, or None.
+    rectangles: runs padded batches of few shapes, as is faster on a GPU, or None. fingerprint: a digest of its numbers.
     """
 
     def __init__(self, model: str, version: int, network: Network, rectangles: MaskedLayers | None = None) -> None:
         self.model = model
         self.version = version
         self.network = network
+        self.fingerprint = fingerprint(network)
         self.rectangles = rectangles
         self.slots = SlotPool(reserved=2)
         self.cost = SliceCost(2.0 * network.spec.parameter_count, _FLOPS_PER_SECOND[network.device.type])
@@ -57,18 +60,34 @@ class ServedWeights:
             for rows, width in spec.state_shapes().values()
         )
 
+    @property
+    def capacity(self) -> int:
+        """The slots that the states hold."""
+        return self.states[0].shape[1]
+
     def reserve(self) -> None:
-        """Grows the states to hold all allocated slots."""
-        capacity, needed = self.states[0].shape[1], self.slots.capacity
+        """Grows the states to hold all allocated slots. Where memory is short it raises what says so, unchanged."""
+        capacity, needed = self.capacity, self.slots.capacity
         if needed > capacity:
-            grown = self._allocate(max(needed, 2 * capacity))
+            grown = self._grown(max(needed, 2 * capacity), needed)
             for new, old in zip(grown, self.states, strict=True):
                 new[:, :capacity] = old
             self.states = grown
 
+    def _grown(self, wanted: int, needed: int) -> States:
+        """Allocates the wanted capacity, or where there is no memory for it the needed one."""
+        if wanted > needed:
+            try:
+                return self._allocate(wanted)
+            except Exception as error:
+                if not is_memory_short(error):
+                    raise
+        return self._allocate(needed)
+
     def poison(self) -> None:
         """Fills all free slots with NaN, so that tests see states that outlive their sequence."""
-        free = torch.tensor([DISCARD, *self.slots.free]).to(self.network.device)
+        free = torch.tensor([DISCARD, *(slot for slot in self.slots.free if slot < self.capacity)])
+        free = free.to(self.network.device)
         for state in self.states:
             state.index_fill_(1, free, float("nan"))
 
@@ -82,9 +101,16 @@ class ServedWeights:
         return sum(state.nbytes for state in self.states)
 
 
+def warm_up(weights: ServedWeights, threads: int = 0) -> None:
+    """Runs zeros through the network: allocates memory before the first call, and observes the cost of slices.
+
+    threads: torch's that slices will have, on the CPU; 0 for weights.threads.
+    """
+    in_passing_thread(threads or weights.threads, lambda: _warm_up(weights))
+
+
 @torch.inference_mode()
-def warm_up(weights: ServedWeights) -> None:
-    """Runs zeros through the network: allocates memory before the first call, and observes the cost of slices."""
+def _warm_up(weights: ServedWeights) -> None:
     network, spec = weights.network, weights.network.spec
     if network.device.type == "cuda" and masked_layers.takes(spec):
         graphs = GraphLayers(network)

@@ -8,6 +8,7 @@ other ones.
 """
 
 import itertools
+from collections.abc import Set
 
 from seqloom_server.engine.admission import session_rate
 from seqloom_server.engine.admission.queue_bounds import QueueBounds
@@ -199,10 +200,24 @@ class Scheduler:
             waiting.append(Op.TRAIN)
         return waiting
 
-    def complete(self, slice_: Slice, seconds: float, now: float, *, failed: bool = False) -> None:
+    def hold_state(self, sequence: Sequence) -> None:
+        """Takes a slot for a sequence that had all of its steps in one slice, and is to run them in several."""
+        if sequence.slot is None:
+            sequence.slot = sequence.weights.slots.take()
+
+    def complete(
+        self,
+        slice_: Slice,
+        seconds: float,
+        now: float,
+        *,
+        failed: bool = False,
+        lost: Set[Sequence] | None = None,
+    ) -> None:
         """Completes a slice that has run; members that have more to run queue again.
 
-        failed: the members' states are lost, and all of them end.
+        failed: the members' states are lost, and all of them end. lost: of a slice that was run in parts, the sequences
+        that end; nothing is learned from how long it took.
         """
         used = dict.fromkeys(Op, 0.0)
         for member in slice_.members:
@@ -214,7 +229,7 @@ class Scheduler:
             sequence.in_flight = False
             sequence.last_active = now
             sequence.compute_seconds += seconds
-            if member.final or failed:
+            if member.final or failed or (lost is not None and sequence in lost):
                 self._end(sequence)
             if sequence.over:
                 self._release(sequence)
@@ -223,7 +238,7 @@ class Scheduler:
                 self._bounds.count(sequence, 1, 0, 0)
         self._shares.account(used, self._waiting())
         self._lockstep.ended(now)
-        self._admission.completed(slice_, seconds, now, failed=failed)
+        self._admission.completed(slice_, seconds, now, failed=failed or lost is not None)
 
     @property
     def _slice_seconds(self) -> float:
@@ -259,7 +274,7 @@ class Scheduler:
             session_rate.charge(sequence, member.cells / sequence.width, now)
         else:
             member.expected = self._admission.backlog.take(sequence, member.steps)
-        size = sum([part.nbytes for part in member.parts]) + member.set_bytes
+        size = sum([part.nbytes for part in member.parts]) + member.change_bytes
         self._bounds.count(sequence, -1, -member.cells, -size)
         slice_.members.append(member)
         slice_.steps, slice_.cells = max(slice_.steps, member.steps), slice_.cells + member.cells

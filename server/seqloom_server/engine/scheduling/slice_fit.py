@@ -35,6 +35,12 @@ class SliceFit:
         self._width = sum(member.width for member in slice_.members if member.steps)
         self._widths: Lengths | None = None if widths is None else np.array(widths, np.int64)
 
+    def widest(self) -> int:
+        """Returns how many streams of a group an empty slice may run for a step; MIN_WIDTH however long that takes."""
+        weights, cost = self._slice.weights, self._slice.weights.cost
+        in_time = int((self._seconds - cost.per_slice - cost.per_step) / cost.per_cell)
+        return min(max(in_time, MIN_WIDTH), self._limits.max_batch_steps, weights.max_cells)
+
     def takes_alone(self, steps: int, width: int) -> bool:
         """Returns whether an empty slice may take all of one sequence's `steps` steps: as fit() finds, but sooner."""
         cells = steps * width
@@ -54,6 +60,9 @@ class SliceFit:
         if self._slice.steps:
             cut = min(longest, self._slice.steps)
             return self._count(lengths, cut, dense=True), cut
+        if self._widths is not None:
+            lengths = lengths[: self._count_together(lengths)]
+            longest = int(lengths.max())
         size = self._size(lengths, longest)
         if self._within(*size, self._seconds) and self._is_efficient(size):
             return len(lengths), max(longest, 1)  # all steps of all sequences, as in most slices
@@ -81,6 +90,18 @@ class SliceFit:
         first = int(lengths[0])  # a group has no bidirectional layers, so its width is 1
         seconds = max(self._seconds, 2 * self._slice.weights.cost.seconds(first, first))
         return max(1, self._count(lengths, int(lengths.max()), seconds))
+
+    def _count_together(self, lengths: Lengths) -> int:
+        """Returns how many of the first sequences do not keep each other short because one of them is a wide group.
+
+        Beside a step of hundreds of streams, ten steps of a single one are thin. If they were cut to one in each slice,
+        they would last as long as ten steps of the group. So the two take turns.
+        """
+        assert self._widths is not None
+        size = self._sizes(lengths, int(lengths.max()))
+        efficient = self._dense(*size) | self._within(*size, self._limits.grain_seconds)
+        apart = ~efficient & np.logical_or.accumulate(self._widths >= MIN_WIDTH)
+        return max(1, int(apart.argmax())) if apart.any() else len(lengths)
 
     def _is_efficient(self, size: tuple[int, int, int]) -> bool:
         return bool(self._dense(*size) or self._within(*size, self._limits.grain_seconds))

@@ -96,17 +96,14 @@ class SliceForming:
         """
         if not candidates:
             return []
-        most = self._limits.max_batch_steps
         if len(candidates) == 1:  # a stream group, or a lone caller
             (only,) = candidates
-            steps = step_split.runnable(only, session_rate.allowed(only, most, now))
+            steps = self._runnable(only, now)
             if SliceFit(self._limits, seconds, slice_).takes_alone(steps, only.chunks[0].width):
                 return [steps]
-        lengths = np.fromiter(
-            (step_split.runnable(each, session_rate.allowed(each, most, now)) for each in candidates),
-            np.int64,
-            len(candidates),
-        )
+        if not slice_.members:  # what joins others takes the room that they leave, or waits
+            self._narrow(slice_, candidates, seconds)
+        lengths = np.fromiter((self._runnable(each, now) for each in candidates), np.int64, len(candidates))
         if self._lockstep.should_halve(slice_, candidates, lengths, now):
             lengths = lengths[: len(candidates) // 2]
         widths = [1 if each.group is None else each.chunks[0].width for each in candidates[: len(lengths)]]
@@ -118,6 +115,21 @@ class SliceForming:
             count, cut = fit.fit(lengths)
         sizes: list[int] = np.minimum(lengths[:count], cut).tolist()
         return sizes
+
+    def _narrow(self, slice_: Slice, candidates: list[Sequence], seconds: float) -> None:
+        """Splits the next chunk of each group that is too wide for a slice, even for one step."""
+        groups = [each for each in candidates if each.group is not None]
+        if groups:
+            widest = SliceFit(self._limits, seconds, slice_).widest()
+            for each in groups:
+                step_split.narrow(each, widest)
+
+    def _runnable(self, sequence: Sequence, now: float) -> int:
+        """Returns the steps that may run, of no more than a slice could have: a group's calls may be thousands."""
+        most = self._limits.max_batch_steps
+        if sequence.group is not None:
+            most = max(1, most // sequence.chunks[0].width)
+        return step_split.runnable(sequence, session_rate.allowed(sequence, most, now))
 
     def _beginnable(self, candidates: list[Sequence], sizes: list[int]) -> tuple[list[_Pair], bool]:
         """Returns the first candidates, each with its steps, less what would be begun and not ended where enough is.

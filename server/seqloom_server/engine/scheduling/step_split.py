@@ -1,11 +1,15 @@
-"""Splits steps off a sequence's queued chunks, to run them in one slice."""
+"""Splits steps off a sequence's queued chunks, to run them in one slice, and streams off those of a group."""
+
+import dataclasses
 
 from seqloom_server.engine.core.sequence import Chunk, Member, Sequence
 from seqloom_server.engine.core.stream_group import GroupWork
 
 
 def runnable(sequence: Sequence, most: int) -> int:
-    """Returns the steps that may run in one slice: up to a reset, a chunk of 0 steps or a snapshot; at most `most`.
+    """Returns the steps that may run in one slice: up to a reset, a chunk of 0 steps, a snapshot; at most `most`.
+
+    A snapshot is due, or asked for by a chunk.
 
     Of a group also up to a chunk of other streams. 0 if the first chunk has 0 steps.
     """
@@ -16,10 +20,30 @@ def runnable(sequence: Sequence, most: int) -> int:
         if steps and (chunk.reset or not rows or not (work is None or _continues(chunk, work))):
             break
         steps += rows
-        if not rows or steps >= most:
+        if not rows or steps >= most or chunk.asks:
             break
     interval = sequence.snapshot_interval
     return min(steps, most, interval - sequence.steps_done % interval if interval else most)
+
+
+def narrow(sequence: Sequence, most: int) -> None:
+    """Splits the first chunk of a group, if it has more than `most` streams: some run first, the others behind them.
+
+    The parts are about equally wide, so that none is a remainder that a slice is not worth.
+    """
+    head = sequence.chunks[0]
+    if head.width <= most or not len(head.rows):
+        return
+    assert sequence.group is not None
+    assert head.work is not None
+    assert not head.work.asks
+    parts = -(-head.width // most)
+    first = -(-head.width // parts)
+    streams = sequence.group.numbers if head.work.streams is None else head.work.streams
+    before, behind = head.work.split(streams, first)
+    chunks = sequence.chunks
+    chunks[0] = dataclasses.replace(head, rows=head.rows[:, first:], work=behind)
+    chunks.appendleft(dataclasses.replace(head, rows=head.rows[:, :first], work=before, last=False))
 
 
 def take(sequence: Sequence, cut: int, now: float) -> Member:
@@ -42,7 +66,7 @@ def take(sequence: Sequence, cut: int, now: float) -> Member:
         assert head.work is not None
         member.fresh, member.width, member.streams = False, head.width, head.work.streams
         member.asks = head.work.asks
-        member.set_bytes = 0 if head.taken else head.work.set_bytes
+        member.change_bytes = 0 if head.taken else head.work.change_bytes
         member.beginnings = sequence.group.begin(head.work, again=head.taken > 0)
     count = runnable(sequence, cut)
     while True:
@@ -55,12 +79,12 @@ def take(sequence: Sequence, cut: int, now: float) -> Member:
         if chunk.taken < len(chunk.rows):
             break
         sequence.chunks.popleft()
-        member.final = chunk.last
+        member.final, member.asks = chunk.last, member.asks or chunk.asks
         if member.steps >= count:
             if sequence.chunks and _joins(sequence.chunks[0], member):
                 last = sequence.chunks.popleft()
                 member.final = last.last
-                member.asks = member.asks or (last.work is not None and last.work.asks)
+                member.asks = member.asks or last.asks or (last.work is not None and last.work.asks)
             break
     sequence.waiting_steps -= member.cells
     sequence.steps_done += member.cells
@@ -80,7 +104,7 @@ def _joins(chunk: Chunk, member: Member) -> bool:
     if not chunk.silent or chunk.reset or member.final:
         return False
     if chunk.work is None:
-        return chunk.last
+        return chunk.last if member.asks else chunk.last or chunk.asks
     if chunk.work.changes or (chunk.work.asks and member.asks):
         return False
     return member.streams is None and chunk.work.streams is None

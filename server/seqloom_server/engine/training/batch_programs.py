@@ -4,19 +4,21 @@ Where they stop is a pure function of shapes and settings, never of a clock or o
 Their outcomes are NumPy arrays.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from seqloom_server.engine.core.overload import memory_exhausted
-from seqloom_server.engine.core.training_job import Job, Program, Task, TrainingBatch, TrainingCall
+from seqloom_server.engine.core.training_job import Job, Program, Task, TrainingBatch, TrainingCall, batch_failed
 from seqloom_server.engine.training.run_weights import RunWeights
 from seqloom_server.errors import Reason, ServerError
+from seqloom_server.memory import is_memory_short
 from seqloom_server.nn.gradients.batch_gradients import gradients
 from seqloom_server.nn.gradients.call_share import CallGradients
 from seqloom_server.nn.spec import GATES, ModelSpec
+
+log = logging.getLogger(__name__)
 
 _PIECE_FLOPS = {"cpu": 1e9, "cuda": 2e11}  # 10 to 20 ms of two cores, or of a large GPU
 
@@ -34,10 +36,21 @@ class BatchPrograms:
     def start(self, batch: TrainingBatch) -> Program:
         """Returns the program of a batch, of which nothing has run yet."""
         job = batch.jobs[0]
-        return _of_task(job) if isinstance(job, Task) else self._of_calls(batch.weights, batch.calls)
+        return _of_task(job) if isinstance(job, Task) else self._of_calls(batch)
 
-    def _of_calls(self, weights: Any, calls: list[TrainingCall]) -> Program:
+    def _of_calls(self, batch: TrainingBatch) -> Program:
         """Differentiates calls under the same weights, each for its caller, or all for the accumulator of a run."""
+        try:
+            return (yield from self._differentiated(batch, batch.calls))
+        finally:
+            _mark(batch.weights, batch.jobs)
+
+    def _differentiated(self, whole: TrainingBatch, calls: list[TrainingCall]) -> Program:
+        """Does that; where memory is short in two halves, until only calls are refused that do not fit alone.
+
+        A fault that ends the second half ends its calls only, and is noted in the batch.
+        """
+        weights = whole.weights
         network = weights.network
         run = weights if isinstance(weights, RunWeights) else None
         try:
@@ -50,10 +63,21 @@ class BatchPrograms:
             )
             outcomes = [_or_overflow(call) for call in batch.calls]
             return outcomes if run is None else (yield from run.accumulate(batch.total, outcomes))
-        except (MemoryError, torch.OutOfMemoryError):
-            return [memory_exhausted() for _ in calls]
-        finally:
-            _mark(weights, calls)
+        except Exception as error:
+            if not is_memory_short(error):
+                raise
+            log.warning("no memory for a training batch of %d calls: %s", len(calls), error)
+        # not in the handler, as the error holds what was computed; nothing has been accumulated
+        if len(calls) == 1:
+            return [memory_exhausted()]
+        half = len(calls) // 2
+        first: list[Any] = yield from self._differentiated(whole, calls[:half])
+        try:
+            return first + (yield from self._differentiated(whole, calls[half:]))
+        except Exception as error:  # no end of the first half, which is done, and for a run accumulated
+            log.error("%d calls of a training batch of %d failed", len(calls) - half, len(calls), exc_info=error)
+        whole.failed = True
+        return first + [batch_failed() for _ in calls[half:]]
 
 
 def max_cells(spec: ModelSpec, max_activation_bytes: int) -> int:

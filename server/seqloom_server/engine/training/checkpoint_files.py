@@ -26,6 +26,7 @@ from seqloom_server.engine.training.run_state import (
     Tensors,
     from_bytes,
     header_of,
+    owner_in,
     to_bytes,
 )
 from seqloom_server.nn.files import atomic_folder, model_folder
@@ -127,6 +128,15 @@ def load_latest(folder: pathlib.Path) -> RunState:
             f"{LATEST}: {STATE}: meta.id: is {state.meta.id!r}: expected {folder.name!r}, the folder's name"
         )
     return state
+
+
+def owner_of(folder: pathlib.Path) -> str:
+    """Returns whose a run is that cannot be loaded, "" if that cannot be read either."""
+    try:
+        _check_file(folder / LATEST / STATE)
+        return owner_in(_read(folder / LATEST / STATE))
+    except (OSError, BrokenCheckpoint):
+        return ""
 
 
 def load_named(folder: pathlib.Path, name: str) -> RunState:

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import pathlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import ParamSpec
 
 from seqloom_server.engine.core.worker_thread import in_worker_thread
 from seqloom_server.engine.training import checkpoint_files
@@ -16,13 +17,16 @@ from seqloom_server.engine.training.step_journal import StepJournal
 from seqloom_server.errors import Reason, ServerError
 from seqloom_server.nn.spec import ModelSpec
 
+P = ParamSpec("P")
+
 log = logging.getLogger(__name__)
 
 
 class CheckpointWriter:
     """The checkpoints of one run. step, calls: of the last one, calls by client. names: of named ones, in order.
 
-    done: by client, the calls in the checkpoint that the run was restored from.
+    done: by client, the calls in the checkpoint that the run was restored from. failed: called for each checkpoint that
+    could not be written.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class CheckpointWriter:
         journal: StepJournal,
         step: int,
         done: dict[str, int],
+        failed: Callable[[], None],
     ) -> None:
         self.names: list[str] = []
         self.step = step
@@ -41,6 +46,7 @@ class CheckpointWriter:
         self._meta = meta
         self._spec = spec
         self._journal = journal
+        self._failed = failed
         self._writing = asyncio.Lock()
         self._waiting: tuple[Snapshot, NumberedCalls] | None = None  # to be written after the current one
         self._writer: asyncio.Task[None] | None = None
@@ -70,12 +76,7 @@ class CheckpointWriter:
         kept = calls.kept(snapshot.done)
         if reply is not None:
             kept.append(reply)
-        try:
-            await in_worker_thread("runs", self._save, snapshot, kept, name)
-        except ServerError as error:
-            if error.reason is Reason.OVERLOADED:  # which would say that nothing of the call was done
-                raise ServerError(Reason.STORAGE_FAILED, "the server has no memory for the checkpoint") from error
-            raise
+        await self._write(self._save, snapshot, kept, name)
         if name:
             self.names = sorted({*self.names, name})
         self.step, self.calls = snapshot.step, snapshot.done
@@ -85,6 +86,11 @@ class CheckpointWriter:
         self._waiting = snapshot, calls
         if self._writer is None or self._writer.done():
             self._writer = asyncio.ensure_future(self._write_waiting())
+
+    async def written(self) -> None:
+        """Waits until no checkpoint waits or is being written in the background."""
+        if self._writer is not None:
+            await asyncio.wait({self._writer})
 
     async def settle(self) -> None:
         """Drops a checkpoint that waits, and waits until none is being written in the background."""
@@ -112,9 +118,19 @@ class CheckpointWriter:
         return snapshot_of(state)
 
     async def forget_steps(self) -> None:
-        """Drops the journal's steps, since the run goes back to an earlier step. Raises ServerError."""
+        """Drops the journal's steps, since the run went back to an earlier step. Raises ServerError."""
         self._waiting = None
-        await in_worker_thread("runs", self._journal.clear)
+        await self._write(self._journal.clear)
+
+    async def _write(self, function: Callable[P, None], *arguments: P.args, **keywords: P.kwargs) -> None:
+        """Runs a part of writing a checkpoint in a worker thread. Raises ServerError, and then there is none."""
+        try:
+            await in_worker_thread("runs", function, *arguments, **keywords)
+        except ServerError as error:
+            self._failed()
+            if error.reason is Reason.OVERLOADED:  # which would say that nothing of the call was done
+                raise ServerError(Reason.STORAGE_FAILED, "the server has no memory for the checkpoint") from error
+            raise
 
     async def _write_waiting(self) -> None:
         while self._waiting is not None:
@@ -126,6 +142,7 @@ class CheckpointWriter:
 
     def _save(self, snapshot: Snapshot, kept: list[KeptReply], name: str) -> None:
         """Runs in a worker thread: there may be many replies, and the journal is a file, too."""
+        self._journal.check_open()
         calls = {client: CallsDone(done, []) for client, done in snapshot.done.items()}
         for reply in kept:
             calls[reply.client].replies.append(StoredReply(reply.number, reply.digest, to_json(reply.reply)))

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,11 @@ from seqloom_server.engine.core.overload import HALF_A_SECOND, overloaded
 from seqloom_server.engine.training.call_order import CallOrder
 from seqloom_server.engine.training.replies import Reply
 from seqloom_server.engine.training.run_state import MAX_CLIENTS, MAX_REPLIES
-from seqloom_server.errors import Overload, Reason, ServerError, invalid
+from seqloom_server.errors import Overload, Reason, ServerError, invalid, without_frames
 
 _MAX_ID = 64
 _HOLD_SECONDS = 60.0  # how long a call waits for earlier ones
+_MAX_WAITERS = 16  # tries of one call that wait for its reply; a client that gives up lost ones has one or two
 
 Begin = Callable[[], Awaitable[Any]]
 
@@ -46,15 +47,30 @@ class CallId:
             raise invalid("call.acknowledged", f"is {self.acknowledged}: expected less than call.number, {self.number}")
 
 
+def check_names(calls: Mapping[str, int]) -> None:
+    """Checks the clients and numbers that a step names. Raises ServerError as CallId does, of the first wrong one."""
+    if not calls:
+        return
+    together = "".join(calls)  # one call for thousands of names, as the event loop waits for it
+    right = together.isascii() and together.encode().isalnum() and "" not in calls  # of str it is 25 times as slow
+    if not (right and max(map(len, calls)) <= _MAX_ID and min(calls.values()) >= 1):
+        for client, number in calls.items():
+            CallId(client, number)
+
+
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """A call that waits, is under way or is done. begin: starts it; returns an awaitable of its reply."""
+    """A call that waits, is under way or is done. begin: starts it; returns an awaitable of its reply.
+
+    gives_up_lost: when it begins, the steps that were lost with a server are given up.
+    """
 
     id: CallId
     digest: str
     reply: "asyncio.Future[Reply]"
     begin: Begin | None = None  # None once the call has begun
     is_step: bool = False
+    gives_up_lost: bool = False
     waiters: int = 0
 
 
@@ -91,13 +107,16 @@ class NumberedCalls:
         self._under_way: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    async def call(self, call: CallId, digest: str, begin: Begin, *, is_step: bool = False) -> Reply:
+    async def call(
+        self, call: CallId, digest: str, begin: Begin, *, is_step: bool = False, gives_up_lost: bool = False
+    ) -> Reply:
         """Returns the reply, of this try or of an earlier one. A call whose caller stops waiting goes on.
 
         begin: called when it is the call's turn; may raise OVERLOADED, and then the call may be tried again.
+        gives_up_lost: it waits for no lost step, but gives them up, once all of its client's earlier calls are there.
         Raises ServerError CALL_CHANGED, CALL_FORGOTTEN, OVERLOADED, RUN_WAITS, or what the call itself ended with.
         """
-        entry = self._entry(call, digest, begin, is_step)
+        entry = self._entry(call, digest, begin, is_step, gives_up_lost)
         entry.waiters += 1
         try:
             if entry in self._held:
@@ -111,7 +130,7 @@ class NumberedCalls:
                 del self._held[entry]
                 del self._clients[call.client][call.number]
 
-    def _entry(self, call: CallId, digest: str, begin: Begin, is_step: bool) -> _Entry:
+    def _entry(self, call: CallId, digest: str, begin: Begin, is_step: bool, gives_up_lost: bool) -> _Entry:
         entries = self._entries_of(call.client)
         for number in [number for number in entries if number <= call.acknowledged]:
             if entries[number].reply.done():
@@ -124,6 +143,12 @@ class NumberedCalls:
                     f"call {call.number} of client {call.client} came before with another content",
                     field="call.number",
                 )
+            if entry.waiters >= _MAX_WAITERS and not entry.reply.done():
+                raise overloaded(
+                    f"{entry.waiters} tries of call {call.number} of client {call.client} wait for its reply",
+                    HALF_A_SECOND,
+                    Overload.RUNS,
+                )
             self._deduplicated()
             return entry
         if call.number <= self.order.last_begun(call.client):
@@ -131,13 +156,14 @@ class NumberedCalls:
                 Reason.CALL_FORGOTTEN, f"call {call.number} of client {call.client} is done, and its reply forgotten"
             )
         is_next = self.order.may_begin(call.client, call.number, call.step)
+        is_next |= gives_up_lost and self._all_came(call)
         if len(entries) >= MAX_REPLIES or (len(self._held) >= self._max_held and not is_next):
             raise overloaded(
                 f"{len(self._held)} calls wait for earlier ones, {len(entries)} of this client are kept",
                 HALF_A_SECOND,
                 Overload.RUNS,
             )
-        entry = _Entry(call, digest, asyncio.get_running_loop().create_future(), begin, is_step)
+        entry = _Entry(call, digest, asyncio.get_running_loop().create_future(), begin, is_step, gives_up_lost)
         entry.reply.add_done_callback(lambda reply: reply.cancelled() or reply.exception())  # nobody may have waited
         entries[call.number] = entry
         self._held[entry] = None
@@ -165,6 +191,12 @@ class NumberedCalls:
             )
         return ServerError(Reason.RUN_WAITS, self.order.waiting_for() or "an earlier call is under way for too long")
 
+    def _all_came(self, call: CallId) -> bool:
+        """Returns whether every earlier call of the client has begun or waits here."""
+        last = self.order.last_begun(call.client)
+        waiting = sum(last < number < call.number for number in self._clients[call.client])
+        return waiting == call.number - last - 1
+
     def _begin_next(self) -> None:
         """Begins every call whose turn it is."""
         moved = True
@@ -172,6 +204,9 @@ class NumberedCalls:
             moved = False
             for entry in list(self._held):
                 call = entry.id
+                if entry.gives_up_lost and self.order.waiting_for() and self._all_came(call):
+                    self.order.forget_lost()  # not before, as the call may never have its turn
+                    moved = True
                 if not self.order.may_begin(call.client, call.number, call.step):
                     continue
                 del self._held[entry]
@@ -210,6 +245,8 @@ class NumberedCalls:
                 failure = ServerError(
                     Reason.NOT_DONE, f"{error.message}: nothing was done, and it may be called anew", cause=error.cause
                 )
+            if isinstance(failure, ServerError):  # kept for repeats, and with its frames all that they have come by
+                without_frames(failure)
             if not entry.reply.done():
                 entry.reply.set_exception(failure)
             if not isinstance(error, Exception):

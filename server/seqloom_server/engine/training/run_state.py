@@ -28,7 +28,10 @@ class BrokenCheckpoint(BrokenFolder):
 
 @dataclass(frozen=True, slots=True)
 class RunMeta:
-    """The settings of a run, which never change. clip_norm, checkpoint_interval (in steps): 0 for none."""
+    """The settings of a run, which never change. clip_norm, checkpoint_interval (in steps): 0 for none.
+
+    owner: the name of the token that made it, "" where none was asked for.
+    """
 
     id: str
     model: str
@@ -37,6 +40,7 @@ class RunMeta:
     clip_norm: float = 0.0
     checkpoint_interval: int = 0
     request_id: str = ""
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +138,18 @@ def from_bytes(text: bytes) -> Header:
     )
 
 
+def owner_in(text: bytes) -> str:
+    """Returns the owner that a state.json names, which may be broken in other ways; "" if it names none."""
+    try:
+        owner = json.loads(text)["meta"]["owner"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ""
+    return owner if isinstance(owner, str) else ""
+
+
 def _meta(value: object) -> RunMeta:
+    if isinstance(value, dict):
+        value = {"owner": "", **value}  # older servers knew none
     meta = _object(value, "meta", RunMeta)
     clip_norm = _number(meta["clip_norm"], "meta.clip_norm")
     if clip_norm < 0:
@@ -155,6 +170,7 @@ def _meta(value: object) -> RunMeta:
         clip_norm=clip_norm,
         checkpoint_interval=_integer(meta["checkpoint_interval"], "meta.checkpoint_interval", most=2**32 - 1),
         request_id=_text(meta["request_id"], "meta.request_id"),
+        owner=_text(meta["owner"], "meta.owner"),
     )
 
 

@@ -13,6 +13,7 @@ from seqloom_server.engine.core.why_broken import why_broken
 from seqloom_server.engine.core.worker_thread import in_worker_thread
 from seqloom_server.engine.models.registry import Registry
 from seqloom_server.engine.models.served_weights import ServedWeights
+from seqloom_server.engine.run_owner import ANYONE, RunOwner
 from seqloom_server.engine.training import checkpoint_files
 from seqloom_server.engine.training.checkpoint_files import RunMeta, RunState
 from seqloom_server.engine.training.checkpoint_writer import snapshot_of
@@ -59,6 +60,7 @@ class RunTable:
         self._max_runs = max_runs
         self._runs: dict[str, TrainingRun] = {}
         self._broken: dict[str, str] = {}  # by id: why the run cannot be loaded
+        self._broken_owners: dict[str, str] = {}  # by id, of those: "" where it cannot be read
         self._changing = asyncio.Lock()
         self._holder = RunsHolder(root)
         self._released = False
@@ -67,13 +69,13 @@ class RunTable:
         """Takes the runs folder for this server; see RunsHolder.take(). Raises InUse or OSError."""
         return await self._holder.take(address, wait=wait)
 
-    def get(self, run_id: str) -> TrainingRun:
-        """Returns a run. Raises ServerError RUN_NOT_FOUND, RUN_BROKEN, or SHUTTING_DOWN after release()."""
+    def get(self, run_id: str, owner: RunOwner = ANYONE) -> TrainingRun:
+        """Returns a run. Raises ServerError RUN_NOT_FOUND, also for one that is not the owner's, RUN_BROKEN, or
+        SHUTTING_DOWN after release()."""
         self._check_held()
         run = self._runs.get(run_id)
-        if run is None:
-            if run_id in self._broken:
-                why = self._broken[run_id]
+        if run is None or not owner.may_use(run.meta.owner):
+            if (why := self.broken_for(owner).get(run_id)) is not None:
                 raise ServerError(Reason.RUN_BROKEN, f"run {run_id} cannot be loaded: {why}", field="run")
             raise ServerError(Reason.RUN_NOT_FOUND, f"run {run_id[:80]!r} not found", field="run")
         return run
@@ -83,9 +85,15 @@ class RunTable:
         """By id, why each broken run cannot be loaded."""
         return dict(self._broken)
 
-    def all(self) -> list[TrainingRun]:
-        """Returns the runs, by id."""
-        return [self._runs[run_id] for run_id in sorted(self._runs)]
+    def broken_for(self, owner: RunOwner) -> dict[str, str]:
+        """Returns those that an owner may use."""
+        return {
+            run_id: why for run_id, why in self._broken.items() if owner.may_use(self._broken_owners.get(run_id, ""))
+        }
+
+    def all(self, owner: RunOwner = ANYONE) -> list[TrainingRun]:
+        """Returns the runs that an owner may use, by id."""
+        return [run for _, run in sorted(self._runs.items()) if owner.may_use(run.meta.owner)]
 
     @property
     def device_bytes(self) -> int:
@@ -99,17 +107,23 @@ class RunTable:
         clip_norm: float,
         checkpoint_interval: int,
         request_id: str,
+        owner: RunOwner = ANYONE,
     ) -> TrainingRun:
-        """Creates a run with a copy of a model's weights; a repeat with the same request id returns the same run.
+        """Creates an owner's run with a copy of a model's weights; a repeat with its request id returns the same run.
 
-        clip_norm, checkpoint_interval: 0 for none. Raises ServerError OVERLOADED or STORAGE_FAILED.
+        clip_norm, checkpoint_interval: 0 for none. Raises ServerError OVERLOADED, OVER_LIMIT or STORAGE_FAILED.
         """
         async with self._changing:
             self._engine.check_serving()
             self._check_held()
             for run in self._runs.values():
-                if request_id and run.meta.request_id == request_id:
+                if request_id and run.meta.request_id == request_id and run.meta.owner == owner.name:
                     return run
+            if owner.max_runs == 0:
+                raise ServerError(Reason.OVER_LIMIT, "the token may have no runs")
+            own = sum(run.meta.owner == owner.name for run in self._runs.values())
+            if owner.max_runs is not None and own >= owner.max_runs:
+                raise overloaded(f"run limit of the token reached: it has {own} runs", FIVE_SECONDS, Overload.TOKEN)
             if len(self._runs) >= self._max_runs:
                 raise overloaded(f"run limit reached: there are {len(self._runs)} runs", FIVE_SECONDS, Overload.RUNS)
             meta = RunMeta(
@@ -120,13 +134,14 @@ class RunTable:
                 clip_norm=clip_norm,
                 checkpoint_interval=checkpoint_interval,
                 request_id=request_id,
+                owner=owner.name,
             )
             return await _finish(self._create(served.network, meta))
 
     async def _create(self, network: Network, meta: RunMeta) -> TrainingRun:
         folder = self._root / meta.id
         try:
-            await in_worker_thread("runs", lambda: folder.mkdir(parents=True))
+            await in_worker_thread("runs", self._make, folder)
             weights = await in_worker_thread("runs", self._weights, network, meta)
             run = self._run(folder, meta, weights)
             await run.save_now()
@@ -137,6 +152,10 @@ class RunTable:
         self._runs[meta.id] = run
         return run
 
+    def _make(self, folder: pathlib.Path) -> None:
+        self._holder.check_in_place()
+        folder.mkdir(parents=True)
+
     def _run(
         self, folder: pathlib.Path, meta: RunMeta, weights: RunWeights, lost: list[StepRecord] | None = None
     ) -> TrainingRun:
@@ -145,19 +164,18 @@ class RunTable:
     def _weights(self, network: Network, meta: RunMeta) -> RunWeights:
         copies = {name: tensor.detach().clone() for name, tensor in network.parameters().items()}
         fork = Network(network.spec, copies, network.device)
-        return RunWeights(
-            meta.model, fork, meta.optimizer, meta.clip_norm, StepJournal(self._root / meta.id / "steps.jsonl")
-        )
+        journal = StepJournal(self._root / meta.id / "steps.jsonl", self._holder.check_in_place)
+        return RunWeights(meta.model, fork, meta.optimizer, meta.clip_norm, journal)
 
-    async def delete(self, run_id: str) -> None:
+    async def delete(self, run_id: str, owner: RunOwner = ANYONE) -> None:
         """Ends a run and removes its folder; broken runs can be deleted, too.
 
         Raises ServerError RUN_NOT_FOUND, STORAGE_FAILED, or SHUTTING_DOWN after release().
         """
         async with self._changing:
             self._check_held()
-            if run_id not in self._broken:
-                self.get(run_id)
+            if run_id not in self.broken_for(owner):
+                self.get(run_id, owner)
             await _finish(self._delete(run_id))
 
     async def _delete(self, run_id: str) -> None:
@@ -168,12 +186,19 @@ class RunTable:
             await run.end(gone)
             run.weights.journal.close(gone)
         try:
-            await in_worker_thread("runs", atomic_folder.remove, self._root / run_id)
+            await in_worker_thread("runs", self._remove, self._root / run_id)
         except ServerError as error:
             if not isinstance(error.__cause__, FileNotFoundError):  # a user has removed it
                 self._broken[run_id] = f"the run was deleted, but its folder cannot be removed: {error.message}"
+                if run is not None:
+                    self._broken_owners[run_id] = run.meta.owner
                 raise
         self._broken.pop(run_id, None)
+        self._broken_owners.pop(run_id, None)
+
+    def _remove(self, folder: pathlib.Path) -> None:
+        self._holder.check_in_place()
+        atomic_folder.remove(folder)
 
     async def recover(self, *, strict: bool = False) -> None:
         """Loads the runs of an earlier server; those that cannot be loaded are logged and listed as broken.
@@ -185,6 +210,7 @@ class RunTable:
                 await self._recover(folder)
             except Exception as error:
                 why = self._broken[folder.name] = why_broken(folder.name, error)
+                self._broken_owners[folder.name] = await asyncio.to_thread(checkpoint_files.owner_of, folder)
                 if strict:
                     raise ServerError(Reason.RUN_BROKEN, f"{folder.name}: {why}") from error
                 log.error("run %s cannot be loaded and is not available: %s", folder.name, why)
@@ -220,6 +246,11 @@ class RunTable:
                 await run.save_now()
             except (ServerError, asyncio.CancelledError) as error:
                 log.error("run %s could not be saved at step %d: %s", run.meta.id, run.step, error)
+
+    async def write_all(self) -> None:
+        """Waits until every run's checkpoints that were made are written; those that cannot be are logged."""
+        for run in [] if self._released else self.all():
+            await run.checkpoints.written()
 
     async def announce_shutdown(self) -> None:
         """Announces to a server that waits for the runs folder that it will be released."""

@@ -15,6 +15,7 @@ import torch
 from seqloom_server.engine.models.served_weights import threads_for
 from seqloom_server.engine.training.step_journal import StepJournal, StepRecord
 from seqloom_server.errors import Reason, ServerError
+from seqloom_server.memory import is_memory_short
 from seqloom_server.nn.forward.network import Network
 from seqloom_server.nn.gradients.call_share import CallGradients
 from seqloom_server.nn.optim import Optimizer, Overflow, largest_of
@@ -134,7 +135,8 @@ class RunWeights:
 
         Returns the step, with a snapshot behind every `snapshot_interval` steps (0: none); or OVERFLOW where the sum of
         all calls' gradients, a weight or a moment would not be finite: then only what was accumulated is cleared, and
-        there is a snapshot of that. Raises STEP_MISMATCH or NOTHING_ACCUMULATED, and then nothing has changed.
+        there is a snapshot of that. Without memory there is no snapshot. Raises STEP_MISMATCH or NOTHING_ACCUMULATED,
+        and then nothing has changed.
         """
         number = self.step + 1
         if expected_step and expected_step != number:
@@ -154,17 +156,27 @@ class RunWeights:
                 f"step {number} was not applied: {error} would overflow; weights and moments are as before, what was "
                 "accumulated is dropped",
             )
-            return refusal, (yield from self.snapshot(call))
+            return refusal, (yield from self._snapshot_of_what_is_done(call))
         self._accumulated, self.accumulated_calls = None, 0
         self.step = number
         self.mark(call)
         calls = dict(self.done)
         try:
             self.journal.append(StepRecord(number, *call, calls))
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             log.error("step %d is not in the journal, and can only be lost with those after it: %s", number, error)
         due = snapshot_interval and number % snapshot_interval == 0
-        return Stepped(number, norm, calls), (yield from self.snapshot()) if due else None
+        return Stepped(number, norm, calls), (yield from self._snapshot_of_what_is_done()) if due else None
+
+    def _snapshot_of_what_is_done(self, call: CallKey | None = None) -> Generator[None, None, Snapshot | None]:
+        """Returns a snapshot; None where memory is short, as an error would say that nothing was done."""
+        try:
+            return (yield from self.snapshot(call))
+        except Exception as error:
+            if not is_memory_short(error):
+                raise
+            log.error("no checkpoint of a run of %s behind step %d: memory is short: %s", self.model, self.step, error)
+            return None
 
     def snapshot(self, call: CallKey | None = None) -> Generator[None, None, Snapshot]:
         """Copies everything to the CPU. call: asks for it, and is done with it."""
@@ -181,17 +193,18 @@ class RunWeights:
         return Snapshot(parts[0], parts[1], accumulated, self.accumulated_calls, self.step, self.loss, dict(self.done))
 
     def restore(self, snapshot: Snapshot) -> Generator[None, None, None]:
-        """Goes back to a snapshot in everything but which calls are done."""
+        """Goes back to a snapshot in everything but which calls are done; without memory for it nothing changes."""
+        accumulated: Tensors | None = None
+        if snapshot.accumulated is not None:
+            accumulated = {
+                name: tensor.to(self.network.device, copy=True) for name, tensor in snapshot.accumulated.items()
+            }
+        self._optimizer.load_state(snapshot.optimizer)  # before the weights: it needs memory, and they need none
         with torch.no_grad():
             for name, tensor in snapshot.parameters.items():
                 self._parameters[name].copy_(tensor)
                 yield
-        self._optimizer.load_state(snapshot.optimizer)
-        self._accumulated = None
-        if snapshot.accumulated is not None:
-            self._accumulated = {
-                name: tensor.to(self.network.device, copy=True) for name, tensor in snapshot.accumulated.items()
-            }
+        self._accumulated = accumulated
         self.accumulated_calls, self.step, self.loss = snapshot.accumulated_calls, snapshot.step, snapshot.loss
 
     def fork(self) -> Generator[None, None, Network]:

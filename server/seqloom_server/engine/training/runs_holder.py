@@ -76,11 +76,16 @@ class RunsHolder:
             self._own = HolderInfo(self._own.pid, self._own.address, draining=True)
             self._write(self._own)
 
+    def check_in_place(self) -> None:
+        """Raises OSError if the folder was moved away, and another, which may be another server's, is at its path."""
+        self._lock.check_in_place()
+
     def give_back(self) -> None:
         """Releases the folder, if it is held, to the next server; this one must not write in it any more."""
         if self._own is not None:
             self._own = None
             with contextlib.suppress(OSError):
+                self._lock.check_in_place()
                 (self._folder / HOLDER).unlink()
             self._lock.give_back()
 
@@ -94,12 +99,14 @@ class RunsHolder:
     def _write(self, info: HolderInfo) -> None:
         new = self._folder / f"{HOLDER}.new"
         try:
+            self._lock.check_in_place()
             new.unlink(missing_ok=True)  # writing to a link would change the file that it leads to
             new.write_text(json.dumps(asdict(info)) + "\n")
             new.replace(self._folder / HOLDER)
         except OSError as error:  # such as a full disk, with which the server can still serve
             log.error("the file that names the holder of %s cannot be written: %s", self._folder, error.strerror)
             with contextlib.suppress(OSError):  # it names an earlier holder
+                self._lock.check_in_place()
                 (self._folder / HOLDER).unlink()
 
     def _read(self) -> HolderInfo | None:

@@ -11,7 +11,7 @@ import os
 import pathlib
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 from seqloom_server.errors import ServerError
@@ -39,10 +39,14 @@ class StepRecord:
 
 
 class StepJournal:
-    """The records of one run, in one file. Safe from several threads."""
+    """The records of one run, in one file. Safe from several threads.
 
-    def __init__(self, path: pathlib.Path) -> None:
+    check_in_place: raises OSError where the run's folder is not this server's any more.
+    """
+
+    def __init__(self, path: pathlib.Path, check_in_place: Callable[[], None] = lambda: None) -> None:
         self._path = path
+        self._check_in_place = check_in_place
         self._lock = threading.RLock()
         self._closed: ServerError | None = None
 
@@ -51,7 +55,7 @@ class StepJournal:
         # begins a new line, since the last one may have been cut short by a full disk or a crash
         line = "\n" + json.dumps(asdict(record)) + "\n"
         with self._lock:
-            self._check_open()
+            self.check_open()
             if self._size() + len(line) > _MAX_BYTES:  # read() would refuse the file
                 raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
             with open(self._path, "a") as file:
@@ -102,15 +106,17 @@ class StepJournal:
 
     def _keep(self, kept: list[StepRecord]) -> None:
         with self._lock:
-            self._check_open()
+            self.check_open()
             new = self._path.with_suffix(".new")
             new.unlink(missing_ok=True)  # writing to a link would change the file that it leads to
             new.write_text("".join(json.dumps(asdict(record)) + "\n" for record in kept))
             new.replace(self._path)
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raises the error of close(), and OSError where the folder is not this server's any more."""
         if self._closed is not None:
             raise self._closed
+        self._check_in_place()
 
 
 def _record_of(line: bytes) -> StepRecord | None:

@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import pathlib
-from collections.abc import Awaitable, Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from seqloom_server.engine.core.overload import memory_exhausted
 from seqloom_server.engine.core.training_job import Job, Task, TrainingCall
 from seqloom_server.engine.models.registry import Registry
 from seqloom_server.engine.training.call_order import CallOrder
@@ -28,7 +29,7 @@ NOTHING = GradientRequest()
 class RunEngine(Protocol):
     """What a run needs of the engine. train: takes a job on, or raises. run_job: also while the server shuts down.
 
-    stepped, deduplicated: for the metrics.
+    stepped, deduplicated, run_not_saved: for the metrics.
     """
 
     def train(self, job: Job) -> None: ...
@@ -38,6 +39,8 @@ class RunEngine(Protocol):
     def stepped(self, model: str) -> None: ...
 
     def deduplicated(self, model: str) -> None: ...
+
+    def run_not_saved(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,13 @@ class TrainingRun:
         self._registry = registry
         self._recovered = lost is not None
         self.checkpoints = CheckpointWriter(
-            folder, meta, weights.network.spec, weights.journal, weights.step, weights.done
+            folder,
+            meta,
+            weights.network.spec,
+            weights.journal,
+            weights.step,
+            weights.done,
+            failed=engine.run_not_saved,
         )
         self.calls = NumberedCalls(
             CallOrder(weights.done, weights.step, lost or ()),
@@ -123,15 +132,16 @@ class TrainingRun:
         self.accumulated_calls += 1
         return accumulated
 
-    async def apply_step(
-        self, call: CallId, learning_rate: float | None, expected_step: int, calls: dict[str, int]
-    ) -> Stepped:
-        """Applies what was accumulated. learning_rate: of this step, None for the optimizer's own.
-
-        calls: of a step that is sent again, the calls that its reply named. Raises ServerError.
-        """
+    def learn_step(self, call: CallId, calls: Mapping[str, int]) -> None:
+        """Takes a lost step from a client that sends it again. calls: those that its reply named."""
         if call.step and calls and self._recovered:  # else nothing was lost that a caller could name
             self.calls.order.learn(StepRecord(call.step, call.client, call.number, {**calls, call.client: call.number}))
+
+    async def apply_step(self, call: CallId, learning_rate: float | None, expected_step: int) -> Stepped:
+        """Applies what was accumulated. learning_rate: of this step, None for the optimizer's own.
+
+        Raises ServerError.
+        """
         digest = f"step {learning_rate} {expected_step}"
         interval = self.meta.checkpoint_interval
 
@@ -144,23 +154,27 @@ class TrainingRun:
             stepped, snapshot = await outcome
             self.accumulated_calls = 0
             if isinstance(stepped, ServerError):
-                assert snapshot is not None
                 await self._keep_refusal(snapshot, KeptReply(call.client, call.number, digest, stepped))
                 raise stepped
             self.step = stepped.step
             self._engine.stepped(self.meta.model)
             if snapshot is not None:
                 self.checkpoints.write_soon(snapshot, self.calls)
+            elif interval and stepped.step % interval == 0:  # memory was short for it
+                self._engine.run_not_saved()
             return stepped
 
         reply = await self.calls.call(call, digest, begin, is_step=True)
         assert isinstance(reply, Stepped)
         return reply
 
-    async def _keep_refusal(self, snapshot: Snapshot, reply: KeptReply) -> None:
+    async def _keep_refusal(self, snapshot: Snapshot | None, reply: KeptReply) -> None:
         """Makes durable that a refused step has dropped what was accumulated, before it is answered: after a restart
         clients send calls again that are not durable, and the dropped ones must not come back."""
         try:
+            if snapshot is None:
+                self._engine.run_not_saved()
+                raise memory_exhausted("the checkpoint")
             await self.checkpoints.write(snapshot, self.calls, reply=reply)
         except ServerError as error:
             log.error("run %s: a restart would bring back what a step has dropped: %s", self.meta.id, error)
@@ -182,9 +196,8 @@ class TrainingRun:
         Raises ServerError CHECKPOINT_NOT_FOUND, CHECKPOINT_BROKEN or another.
         """
         digest = f"load {name}"
-        if self.calls.order.waiting_for():  # a load gives lost steps up
+        if self.calls.order.waiting_for():  # lost steps, which are only given up for what can be loaded
             await self.checkpoints.read(name)
-            self.calls.order.forget_lost()
 
         def begin() -> Awaitable[Done]:
             return finish(self.calls.close())
@@ -194,23 +207,24 @@ class TrainingRun:
                 if others:
                     await asyncio.wait(others)
                 snapshot = await self.checkpoints.read(name)
-                await self.checkpoints.forget_steps()
 
                 def program() -> Generator[None, None, Snapshot]:
                     yield from self.weights.restore(snapshot)
-                    return (yield from self.weights.snapshot(call.key))
+                    self.weights.mark(call.key)
+                    return replace(snapshot, done=dict(self.weights.done))  # no copy, for which memory may be short
 
                 restored = await self._task(call, program)
                 self.step, self.loss = restored.step, restored.loss
                 self.accumulated_calls = restored.accumulated_calls
                 self.calls.order.planned = restored.step
+                await self.checkpoints.forget_steps()  # not before: a run that memory does not suffice for keeps them
                 reply = KeptReply(call.client, call.number, digest, Done())
                 await self.checkpoints.write(restored, self.calls, reply=reply)
             finally:
                 self.calls.open()
             return Done()
 
-        await self.calls.call(call, digest, begin)
+        await self.calls.call(call, digest, begin, gives_up_lost=True)
 
     async def publish(self, call: CallId) -> Published:
         """Makes the run's weights the model's served ones.

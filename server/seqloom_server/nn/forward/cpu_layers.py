@@ -94,12 +94,16 @@ class CpuLayers:
 
     def _elman(self, w: PackedLinear, steps: Steps, states: list[torch.Tensor]) -> torch.Tensor:
         last = states[0]
-        s = last.to(self._dtype)
-        for a in steps.views:
-            before = s[: len(a)]
+        first, views = last.to(self._dtype), steps.views
+        before = first[: len(views[0])]
+        for a, onward in zip(views, [*map(len, views[1:]), 0], strict=True):
             total = w.plus(before, a)
-            before.copy_(torch.clamp_min(total, 0, out=a) if self._relu else torch.tanh(total, out=a))
-        last.copy_(s)
+            before = torch.clamp_min(total, 0, out=a) if self._relu else torch.tanh(total, out=a)
+            if onward < len(a):  # the others' next step makes new ones
+                last[onward : len(a)] = a[onward:]
+                before = a[:onward]
+            elif onward > len(a):  # backwards shorter sequences begin later
+                before = torch.cat((a, first[len(a) : onward]))
         return steps.inputs
 
     def _gru(self, w: PackedLinear, steps: Steps, states: list[torch.Tensor]) -> torch.Tensor:

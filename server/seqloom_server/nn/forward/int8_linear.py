@@ -1,8 +1,9 @@
 """A linear layer of 8-bit whole numbers: weights by output row, inputs by a scale that no neighbour changes.
 
 A number x stands as q = x / scale rounded, -127 to 127. The sums of products q_x q_w are whole numbers in 32 bits, in
-which nothing is lost, so that their order, the library and the number of rows do not matter; each sum becomes float32
-and is multiplied once. A row's result therefore has the same bits alone and in any company.
+which nothing is lost up to spec.MAX_INT8_INPUTS products, so that their order, the library and the number of rows do
+not matter; each sum becomes float32 and is multiplied once. A row's result therefore has the same bits alone and in any
+company.
 
 On x86 oneDNN computes them, from weights in its own layout and inputs as uint8, q + 128: of the forms that torch has,
 the one that is fast with AMX, AVX-512 VNNI and AVX-VNNI (docs/performance.md). Processors without these add pairs of
@@ -16,6 +17,8 @@ import logging
 from typing import Literal
 
 import torch
+
+from seqloom_server.nn.spec import MAX_INT8_INPUTS
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +34,7 @@ Quantised = torch.Tensor
 
 
 class Int8Linear:
-    """x W' + b. weight: [O, K], bias: [O] or None, float32, on one device.
+    """x W' + b. weight: [O, K], bias: [O] or None, float32, on one device; K at most MAX_INT8_INPUTS.
 
     inputs: "states", which lie in [-1, 1], have one fixed scale; "rows" have one scale a row, of its own largest
     magnitude. classes: O. itemsize: bytes of a number of the result. packed: results are new tensors, whatever `out`
@@ -41,6 +44,7 @@ class Int8Linear:
     itemsize, packed = 4, True
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, inputs: Literal["states", "rows"]) -> None:
+        assert weight.shape[1] <= MAX_INT8_INPUTS, "the spec has let more inputs pass than 32 bits can sum"
         self.classes, self._bias, self._by_row = len(weight), bias, inputs == "rows"
         scales = _scales(weight)
         numbers = torch.round(weight / scales).to(torch.int8)
@@ -160,7 +164,9 @@ def onednn_adds_after() -> bool:
 
 @torch.inference_mode()
 def _tried(*, with_bias: bool) -> bool:
-    shapes = itertools.product((16, 64), (5, 1000), (3, 64))  # of both sides of what its kernels take at a time
+    shapes = [*itertools.product((16, 64), (5, 1000), (3, 64))]  # of both sides of what its kernels take at a time
+    if not with_bias:  # which only layers have, of fewer inputs
+        shapes.append((16, MAX_INT8_INPUTS, 3))  # whose sums are the largest
     return all(_is_as_float32(*shape, with_bias=with_bias) for shape in shapes)
 
 

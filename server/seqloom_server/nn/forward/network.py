@@ -13,7 +13,8 @@ from seqloom_server.nn.forward.cpu_layers import HALF, CpuLayers
 from seqloom_server.nn.forward.cudnn_layers import CudnnLayers
 from seqloom_server.nn.forward.int8_layers import Int8Layers
 from seqloom_server.nn.forward.int8_linear import Int8Linear
-from seqloom_server.nn.forward.packed_linear import PackedLinear, worth_packing
+from seqloom_server.nn.forward.packed_linear import PackedLinear
+from seqloom_server.nn.forward.product_choice import choices
 from seqloom_server.nn.spec import Activation, Cell, ModelSpec, OutputKind
 
 State = tuple[torch.Tensor, ...]
@@ -78,7 +79,7 @@ class Network:
         if spec.precision == "bf16":
             return CpuLayers(spec, self.parameters(), HALF)
         # torch's own call is faster for LSTMs
-        if spec.cell != "lstm" and worth_packing(self.parameters()["rnn.weight_hh_l0"]):
+        if spec.cell != "lstm" and choices.packs(self.parameters()["rnn.weight_hh_l0"]):
             return CpuLayers(spec, self.parameters(), torch.float32)
         return None
 

@@ -1,31 +1,22 @@
-"""A linear layer with fixed weights: on the CPU large weights are packed once in oneDNN's layout.
-
-Compared with torch.addmm, which uses MKL for float32, that takes 0.6 to 0.8 of the time for [640, 1000] x [1000, 6000],
-and less than a third for 16 rows (docs/performance.md).
-"""
-
-import functools
-import logging
-import platform
+"""A linear layer with fixed weights: on the CPU, where that is faster, they are packed once in oneDNN's layout."""
 
 import torch
 
-log = logging.getLogger(__name__)
+from seqloom_server.nn.forward.product_choice import choices
 
-_WORTH = 2**19  # weights; for fewer, the calls of oneDNN cost more than packing saves
 _MANY = 256  # rows, beyond which counts are rounded up more coarsely: each new count costs oneDNN 1 ms and 0.6 MB
 
 
 class PackedLinear:
-    """x W' + b. weight: [O, K], bias: [O] or None, of one floating type, on one device.
+    """x W' + b. weight: [O, K], bias: [O] or None, of one floating type, on one device. pack: None for what is faster.
 
     classes: O. itemsize: bytes of a number of the result. packed: whether the weights are a copy in oneDNN's layout,
     and results are new tensors, whatever `out` is; else they are kept by reference. packed_bytes: of the copy.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, pack: bool | None = None) -> None:
         self.classes, self.itemsize, self._bias = len(weight), weight.element_size(), bias
-        self.packed = worth_packing(weight)
+        self.packed = choices.packs(weight) if pack is None else pack
         self.packed_bytes = weight.nbytes if self.packed else 0
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
         # torch computes bfloat16 products by oneDNN as well
@@ -71,27 +62,3 @@ class PackedLinear:
         if self.packed:
             return -count % (8 if count <= _MANY else 32)
         return -count % max(8, 1 << max(0, count.bit_length() - 4))
-
-
-def worth_packing(weight: torch.Tensor) -> bool:
-    """Returns whether products with these weights, on the CPU, are faster in oneDNN's layout."""
-    return weight.device.type == "cpu" and weight.numel() >= _WORTH and _packs(weight.dtype)
-
-
-@functools.cache
-def _packs(dtype: torch.dtype) -> bool:
-    """Returns whether this torch has packed products on this processor: they are not part of torch's public API."""
-    # measured on x86 only
-    if dtype not in (torch.float32, torch.bfloat16) or platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
-    try:
-        if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return False
-        ones = torch.ones(2, 2, dtype=dtype)
-        weight = torch.ops.mkldnn._reorder_linear_weight(ones)
-        torch.ops.mkldnn._linear_pointwise(ones, weight, None, "none", [], "")
-        torch.ops.mkldnn._linear_pointwise.binary(ones, ones.clone(), weight, None, "add")
-    except (AttributeError, RuntimeError) as error:
-        log.warning("no packed products of %s in this torch, slower ones are used: %s", dtype, error)
-        return False
-    return True

@@ -21,28 +21,40 @@ Failure = tuple[int, status_pb2.Status]  # its number among the group's
 
 @dataclass(slots=True)
 class Frames:
-    """Frames of some streams of a call that run together: `steps` of each.
+    """Frames of the streams of a call, `steps` of each; or of some of them, where these run before the others.
 
-    stream: the position of the first of them among the call's; streams: how many. numbers: which, None for all.
-    first_step: that of every one of the call's streams, or int64 [w]; on the call's first frames. last: whether they
-    are the call's last. done: steps that are answered.
+    streams: how many. numbers: which, None for all. first_step: that of every one of the call's streams, or int64 [w];
+    on the call's first frames. stream: the position of the first of them among the call's. last: whether they are the
+    call's last. done: steps that are answered.
     """
 
-    stream: int
     streams: int
     steps: int
     numbers: Index | None
     first_step: int | Index
-    last: bool
+    stream: int = 0
+    last: bool = True
     done: int = 0
+
+    def split(self, first: int) -> "Frames":
+        """Returns what is due of the first few streams; the others stay."""
+        numbers = np.arange(self.streams) if self.numbers is None else self.numbers
+        begin = Frames(first, self.steps, numbers[:first], self.first_step, self.stream, last=False, done=self.done)
+        self.stream, self.streams = self.stream + first, self.streams - first
+        self.numbers, self.first_step = numbers[first:], 0
+        return begin
 
 
 @dataclass(slots=True)
 class States:
-    """A question for states. promised: bytes charged for them. snapshot: whether it is the group's own."""
+    """A question for states. promised: bytes charged for them. snapshot: whether it is the group's own.
+
+    going_away: because the server goes away.
+    """
 
     promised: int = 0
     snapshot: bool = False
+    going_away: bool = False
 
 
 @dataclass(slots=True)
@@ -53,10 +65,10 @@ class Changes:
 class StepCounts:
     """The steps of each of n streams; one number as long as all streams have had the same, as mostly."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, begun: int | Index = 0) -> None:
         self._count = count
-        self._all = 0  # of every stream
-        self._more: Index | None = None  # of each, beside these
+        self._all = begun if isinstance(begun, int) else 0  # of every stream
+        self._more: Index | None = None if isinstance(begun, int) else begun.copy()  # of each, beside these
 
     def add(self, streams: Index | None, steps: int) -> None:
         """Counts steps of streams, None for all."""
@@ -84,7 +96,8 @@ class GroupAnswers:
     """What is due to the caller of a group of `count` streams.
 
     outgoing: returns a new entry; send: sends one. answered: called with the steps of a call once it is answered.
-    promised: bytes charged for outputs that have not been computed, of `step_bytes` a step.
+    promised: bytes charged for outputs that have not been computed, of `step_bytes` a step. begun: the steps of every
+    stream, or int64 [n], before the first.
     """
 
     def __init__(
@@ -96,12 +109,13 @@ class GroupAnswers:
         outgoing: Callable[[], GroupOutgoing],
         send: Callable[[GroupOutgoing], None],
         answered: Callable[[int], None],
+        begun: int | Index = 0,
     ) -> None:
         self._spec, self._output, self._step_bytes = spec, output, step_bytes
         self._outgoing, self._send, self._answered = outgoing, send, answered
         self._state_bytes = converters.state_bytes(spec)
         self._due: collections.deque[Frames | States | Changes | Failure] = collections.deque()
-        self._steps = StepCounts(count)
+        self._steps = StepCounts(count, begun)
         self.promised = 0
 
     @property
@@ -128,7 +142,8 @@ class GroupAnswers:
             due = self._due.popleft()
             assert isinstance(due, States)
             steps = self._steps.each() if due.snapshot else None
-            self._send_states("snapshot" if due.snapshot else "states", result.states, due.promised, steps=steps)
+            kind = "snapshot" if due.snapshot else "states"
+            self._send_states(kind, result.states, due.promised, steps=steps, going_away=due.going_away)
         if result.final_state is not None:
             self._send_states("ended", result.final_state, timing=timing)
         self._send_failures()
@@ -139,6 +154,9 @@ class GroupAnswers:
         while True:
             due = self._due[0]
             assert isinstance(due, Frames)
+            if result.steps and result.streams < due.streams:  # the slice could not hold them all
+                due = due.split(result.streams)
+                self._due.appendleft(due)
             steps = min(due.steps - due.done, result.steps - at)
             self._send_blocks(due, result, at, steps)
             at, due.done = at + steps, due.done + steps
@@ -189,6 +207,7 @@ class GroupAnswers:
         *,
         steps: Index | None = None,
         timing: tuple[float, float] | None = None,
+        going_away: bool = False,
     ) -> None:
         """Sends states, [rows, w, width] per part, in entries that are not too large."""
         width = states[0].shape[1]
@@ -198,6 +217,7 @@ class GroupAnswers:
             block = tuple(part[:, stream : stream + most] for part in states)
             out.states = kind, StateBlock(stream, block, self._spec.state_parts)
             out.steps, out.timing = steps, timing
+            out.going_away = going_away and stream + most >= width
             steps = timing = None
             if promised:
                 out.promised = self._state_bytes * block[0].shape[1]

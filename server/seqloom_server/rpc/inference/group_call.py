@@ -8,7 +8,7 @@ from seqloom import tensors
 from seqloom.v1 import inference_service_pb2, tensor_pb2
 
 from seqloom_server.engine.core.sequence import Array, StateArrays
-from seqloom_server.engine.core.stream_group import Index
+from seqloom_server.engine.core.stream_group import GroupWork, Index
 from seqloom_server.errors import invalid, over_limit
 from seqloom_server.nn.spec import ModelSpec
 from seqloom_server.rpc.calls import converters
@@ -39,6 +39,17 @@ class GroupCall:
     def steps(self) -> int:
         """k, of each stream that it runs; 0 without frames."""
         return 0 if self.frames is None else self.frames.shape[1]
+
+    def check_fits(self, most_bytes: int) -> None:
+        """Raises ServerError OVER_LIMIT for a call of more than `most_bytes`, all that the queue accepts."""
+        size = GroupWork(set=self.set, reset=self.reset).change_bytes
+        if self.frames is not None:
+            size += self.frames.nbytes
+        if size > most_bytes:
+            field = "frames" if self.frames is not None else "set" if self.set is not None else "reset"
+            raise over_limit(
+                f"groups.{field}", f"make {size} bytes: expected at most {most_bytes}, all that the queue accepts"
+            )
 
     @classmethod
     def checked(cls, entry: inference_service_pb2.GroupRequest, spec: ModelSpec, count: int) -> "GroupCall":

@@ -9,7 +9,7 @@ from seqloom.v1 import inference_service_pb2
 from seqloom_server.engine.core.sequence import Array, StateArrays
 from seqloom_server.engine.core.stream_group import Index
 from seqloom_server.rpc.calls import converters
-from seqloom_server.rpc.inference.outgoing import LARGE_BYTES
+from seqloom_server.rpc.inference.outgoing import LARGE_BYTES, Opened
 
 _GROUPS = inference_service_pb2.StreamInferResponse.GROUPS_FIELD_NUMBER
 _OUTPUTS = inference_service_pb2.GroupResponse.OUTPUTS_FIELD_NUMBER
@@ -59,18 +59,20 @@ class StateBlock:
 class GroupOutgoing:
     """One entry of a group.
 
-    opened: (weights version, window). states: what they are: "states", "snapshot" or "ended", and a block of them.
+    states: what they are: "states", "snapshot" or "ended", and a block of them.
     steps: of each stream, [n], in a snapshot's first block. timing: (queue seconds, compute seconds), in the first
-    block of the end. failure: its number and status. promised: bytes charged for what is in it.
+    block of the end. failure: its number and status. going_away: as of Outgoing, in a snapshot's last block. promised:
+    bytes charged for what is in it.
     """
 
     number: int
-    opened: tuple[int, int] | None = None
+    opened: Opened | None = None
     outputs: Block | None = None
     states: tuple[str, StateBlock] | None = None
     steps: Index | None = None
     timing: tuple[float, float] | None = None
     done: bool = False
+    going_away: bool = False
     failure: tuple[int, status_pb2.Status] | None = None
     error: status_pb2.Status | None = None
     promised: int = 0
@@ -117,8 +119,10 @@ class GroupOutgoing:
         entry.group = self.number
         if self.done:
             entry.done = True
+        if self.going_away:
+            entry.going_away = True
         if self.opened is not None:
-            entry.opened.weights_version, entry.opened.window_steps = self.opened
+            self.opened.fill(entry.opened)
         if self.outputs is not None:
             self.outputs.fill(entry.outputs)
             converters.fill_outputs(entry.outputs.outputs, self.outputs.values, self.outputs.labels)

@@ -25,40 +25,42 @@ from seqloom_server.rpc.inference.group_answers import (
 from seqloom_server.rpc.inference.group_call import MAX_CALL_BYTES, GroupCall, Parts
 from seqloom_server.rpc.inference.group_opening import GroupOpening
 from seqloom_server.rpc.inference.group_outgoing import GroupOutgoing
+from seqloom_server.rpc.inference.outgoing import Opened
 from seqloom_server.rpc.inference.stream_session import SessionOwner
 
 _LEAST_CALLS = 64  # that may wait, however small the window is
-_CHUNKS_BESIDE_FRAMES = 3  # of a call: a snapshot, states that are asked for, the end
+_MOST_ANSWERS = 4  # of a call: its frames, and some of them first where they are split; a snapshot; states
 _OF_A_CALL = (Reason.INVALID_FIELD, Reason.OVER_LIMIT)  # errors that fail a call, and not its group
 
 
 class GroupSession:
-    """One group, and the sink of its sequence's results.
-
-    most_streams: that one slice can run. opened_at: by time.monotonic().
-    """
+    """One group, and the sink of its sequence's results. opened_at: by time.monotonic()."""
 
     live = True
+    begun = False
     window: SessionWindow
 
-    def __init__(
-        self, owner: SessionOwner, number: int, spec: ModelSpec, opening: GroupOpening, most_streams: int
-    ) -> None:
-        self.opened: tuple[int, int] | None = None
+    def __init__(self, owner: SessionOwner, number: int, spec: ModelSpec, opening: GroupOpening) -> None:
+        self.opened: Opened | None = None
         self.model = ""
         self.opened_at = 0.0
         self._owner = owner
         self._number = number
         self._spec = spec
         self._opening = opening
-        self._most_streams = most_streams
-        chunks = -(-opening.count // most_streams) + _CHUNKS_BESIDE_FRAMES  # of a call, at most
-        self._most_waiting = max(opening.window_steps, _LEAST_CALLS) * chunks
+        self._most_waiting = max(opening.window_steps, _LEAST_CALLS) * _MOST_ANSWERS
         self._answers = GroupAnswers(
-            spec, opening.output, opening.count, opening.step_bytes, self.outgoing, owner.send, self._answered
+            spec,
+            opening.output,
+            opening.count,
+            opening.step_bytes,
+            self.outgoing,
+            owner.send,
+            self._answered,
+            opening.stream_steps,
         )
-        self._steps = StepCounts(opening.count)  # those of all calls so far
-        self._clock = 0  # the steps of a stream that is in every call
+        self._steps = StepCounts(opening.count, opening.stream_steps)  # those of all calls so far
+        self._clock = opening.resumed or 0  # the steps of a stream that is in every call
         self._parts: Parts | None = None
         self._parts_bytes = 0
         self._failure: Failure | None = None  # the last
@@ -67,6 +69,11 @@ class GroupSession:
     def promised(self) -> int:
         """Bytes charged for outputs that have not been computed."""
         return self._answers.promised
+
+    @property
+    def streams(self) -> int:
+        """The live streams that it is."""
+        return self._opening.count
 
     def outgoing(self) -> GroupOutgoing:
         """Returns a new entry of this group, with `opened` if that was not sent yet."""
@@ -116,6 +123,14 @@ class GroupSession:
         failures = 0 if self._failure is None else self._failure[0]
         return self.chunks(inference_service_pb2.GroupRequest(end=True, failures=failures), now)
 
+    def leaving(self, now: float) -> list[Chunk]:
+        """Returns the chunks by which the caller is told, with a snapshot, that the server goes away."""
+        if self.window.ended:
+            return []
+        self._answers.expect(States(snapshot=True, going_away=True))
+        rows = np.empty((0, self._opening.count, self._spec.input_size), self._spec.dtype)
+        return [Chunk(rows, now, silent=True, work=GroupWork(asks=True))]
+
     def deliver(self, sequence: Sequence, result: SliceResult) -> None:
         self._answers.take(result, (sequence.queue_seconds, sequence.compute_seconds))
         if result.final_state is not None:
@@ -160,6 +175,7 @@ class GroupSession:
 
     def _promise(self, call: GroupCall) -> None:
         """Charges the outputs of a call. Raises ServerError."""
+        call.check_fits(self._opening.most_bytes)
         width = 0 if call.frames is None else len(call.frames)
         if width * call.steps > self._opening.most_rows:
             raise over_limit(
@@ -194,17 +210,9 @@ class GroupSession:
             width, steps = call.frames.shape[:2]
             first_step = self._steps.of(call.streams)
             self._steps.add(call.streams, steps)
-            most = self._most_streams if steps else width
-            for stream in range(0, width, most):
-                rows = call.frames[stream : stream + most]
-                streams = call.streams
-                if len(rows) < width:
-                    streams = np.arange(width) if streams is None else streams
-                    streams = streams[stream : stream + len(rows)]
-                chunks.append(Chunk(rows.transpose(1, 0, 2), now, work=GroupWork(streams, *_taken(changes))))
-                last = stream + len(rows) == width
-                self._answers.expect(Frames(stream, len(rows), steps, streams, first_step, last))
-                changes, first_step = None, 0
+            chunks.append(Chunk(call.frames.transpose(1, 0, 2), now, work=GroupWork(call.streams, *_taken(changes))))
+            self._answers.expect(Frames(width, steps, call.streams, first_step))
+            changes = None
             due = self._snapshot_is_due(steps)
             self._clock += steps
             if due:

@@ -15,7 +15,7 @@ from seqloom_server.errors import ServerError
 from seqloom_server.rpc.calls import converters
 from seqloom_server.rpc.calls.byte_budget import ByteBudget
 from seqloom_server.rpc.calls.callers import caller_of
-from seqloom_server.rpc.calls.interceptors import Context, set_model
+from seqloom_server.rpc.calls.interceptors import Context, set_model, token_use
 from seqloom_server.rpc.calls.request_metrics import RequestMetrics
 from seqloom_server.rpc.inference.stream_call import StreamCall
 
@@ -48,7 +48,9 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         initial = None
         if request.HasField("initial_state"):
             initial = converters.served_state(request.initial_state, spec, len(xs), "initial_state")
-        caller = caller_of(context)
+        caller, use = caller_of(context), token_use()
+        if use is not None:
+            use.check_steps()
         self._budget.take(size, caller)
         # returned when the caller has read the response or disconnected
         context.add_done_callback(lambda _: self._budget.give(size, caller))  # type: ignore[arg-type]
@@ -73,6 +75,8 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
             )
             if refused:
                 raise refused[0][1]
+            if use is not None:
+                use.add_steps(steps)
         except ServerError as error:
             self._request_metrics.rejected(error, time.monotonic() - received)
             self._engine.cancel(opened)
@@ -89,7 +93,9 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     async def StreamInfer(
         self, requests: AsyncIterator[inference_service_pb2.StreamInferRequest], context: Context
     ) -> None:
-        call = StreamCall(self._engine, self._config, self._request_metrics, self._budget, caller_of(context))
+        call = StreamCall(
+            self._engine, self._config, self._request_metrics, self._budget, caller_of(context), token_use()
+        )
         task = asyncio.current_task()
         assert task is not None
         self._calls[call] = task

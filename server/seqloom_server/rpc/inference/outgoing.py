@@ -16,17 +16,31 @@ _OUTPUTS = inference_service_pb2.SessionResponse.OUTPUTS_FIELD_NUMBER
 _OUTPUTS_OUTPUTS = inference_service_pb2.SessionOutputs.OUTPUTS_FIELD_NUMBER
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What the caller is told of a session or a group that is opened. fingerprint: of its weights."""
+
+    weights_version: int
+    window_steps: int
+    fingerprint: bytes
+
+    def fill(self, message: inference_service_pb2.SessionOpened) -> None:
+        """Fills an empty message."""
+        message.weights_version, message.window_steps = self.weights_version, self.window_steps
+        message.fingerprint = self.fingerprint
+
+
 @dataclass(slots=True)
 class Outgoing:
     """One entry of a session.
 
-    opened: (weights version, window). steps: the session's steps up to the snapshot or the end. parts: names of the
-    state's parts. timing: (queue seconds, compute seconds). promised: bytes charged for its outputs. live: whether
-    the session is.
+    steps: the session's steps up to the snapshot or the end. parts: names of the state's parts. timing: (queue seconds,
+    compute seconds). going_away: whether the caller should move with this snapshot. promised: bytes charged for its
+    outputs. live: whether the session is.
     """
 
     number: int
-    opened: tuple[int, int] | None = None
+    opened: Opened | None = None
     first_step: int = 0
     values: Array | None = None
     labels: Array | None = None
@@ -35,6 +49,7 @@ class Outgoing:
     snapshot: StateArrays | None = None
     final_state: StateArrays | None = None
     timing: tuple[float, float] = (0.0, 0.0)
+    going_away: bool = False
     error: status_pb2.Status | None = None
     promised: int = 0
     live: bool = True
@@ -73,13 +88,15 @@ class Outgoing:
     def _fill(self, entry: inference_service_pb2.SessionResponse) -> None:
         entry.session = self.number
         if self.opened is not None:
-            entry.opened.weights_version, entry.opened.window_steps = self.opened
+            self.opened.fill(entry.opened)
         if self.values is not None or self.labels is not None:
             entry.outputs.first_step = self.first_step
             converters.fill_outputs(entry.outputs.outputs, self.values, self.labels)
         if self.snapshot is not None:
             entry.snapshot.steps = self.steps
             converters.fill_state(entry.snapshot.state, self.parts, self.snapshot)
+            if self.going_away:
+                entry.going_away = True
         if self.final_state is not None:
             entry.ended.steps = self.steps
             converters.fill_state(entry.ended.final_state, self.parts, self.final_state)

@@ -13,13 +13,15 @@ from seqloom_server.rpc.calls import converters
 
 _MIN_WINDOW_STEPS = 64  # that a caller may send before it receives its window
 WINDOW_BYTES = 8 << 20  # of unread outputs of one session
+_MOST_RESUMED = 2**62  # steps, so that what is counted on from there fits 64 bits
 
 
 @dataclass(slots=True)
 class SessionOpening:
     """A checked opening.
 
-    timeout: seconds, None for none. rate: steps a second of a live session, 0 for one that takes what is left.
+    timeout: seconds, None for none. rate: steps a second of a live session, 0 for one that takes what is left. resumed:
+    the steps of a live session that goes on, None for a new one.
     total_steps: of a whole sequence, as its caller says, or 0. most_steps: of a whole sequence. step_bytes: charged for
     the outputs of one step. window_steps: the session's window.
     """
@@ -28,6 +30,7 @@ class SessionOpening:
     initial_state: StateArrays | None
     timeout: float | None
     whole: bool
+    resumed: int | None
     rate: float
     total_steps: int
     most_steps: int
@@ -55,13 +58,23 @@ class SessionOpening:
             raise over_limit("entries.frames", f"will make {total} steps: expected at most {most} in a sequence")
         if rate:
             _check_rate(rate, whole)
+        resumed = checked_resumption(request.resumed, "entries.open.resumed") if request.HasField("resumed") else None
+        if whole and resumed is not None:
+            raise invalid("entries.open.resumed", "is set: expected none for a whole sequence")
         if interval:
             step_bytes += converters.state_bytes(spec) // interval
         window_steps = max(min(config.window_steps, WINDOW_BYTES // step_bytes), _MIN_WINDOW_STEPS)
         if spec.bidirectional:
             _check_whole(request, whole)
             window_steps = most + 1  # no output before the last frame; one more, so that OVER_LIMIT is raised instead
-        return cls(output, initial, timeout, whole, rate, total, most, interval, step_bytes, window_steps)
+        return cls(output, initial, timeout, whole, resumed, rate, total, most, interval, step_bytes, window_steps)
+
+
+def checked_resumption(resumed: inference_service_pb2.Resumption, field: str) -> int:
+    """Returns the steps of what goes on. Raises ServerError INVALID_FIELD."""
+    if resumed.steps > _MOST_RESUMED:
+        raise invalid(f"{field}.steps", f"is {resumed.steps}: expected at most {_MOST_RESUMED}")
+    return resumed.steps
 
 
 def shown_steps(entry: inference_service_pb2.SessionRequest, opening: SessionOpening) -> int:

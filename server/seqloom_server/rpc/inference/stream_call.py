@@ -24,6 +24,7 @@ from seqloom_server.rpc.inference.openings import Openings
 from seqloom_server.rpc.inference.outbox import Entry, Outbox
 from seqloom_server.rpc.inference.outgoing import Outgoing
 from seqloom_server.rpc.inference.stream_session import StreamSession
+from seqloom_server.rpc.security.token_use import TokenUse
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +40,27 @@ _MAX_ENDED_SESSIONS = 4096  # remembered, to tell entries that crossed a session
 
 
 class StreamCall:
-    """The sessions of one call. `read_from` receives messages, `write_to` sends until the call ends."""
+    """The sessions of one call. `read_from` receives messages, `write_to` sends until the call ends.
+
+    use: what the caller's token uses, None without a token.
+    """
 
     def __init__(
-        self, engine: Engine, config: ServerConfig, request_metrics: RequestMetrics, budget: ByteBudget, caller: str
+        self,
+        engine: Engine,
+        config: ServerConfig,
+        request_metrics: RequestMetrics,
+        budget: ByteBudget,
+        caller: str,
+        use: TokenUse | None = None,
     ) -> None:
         self._engine = engine
         self._config = config
         self._request_metrics = request_metrics
         self._sessions: dict[int, AnySession] = {}
         self._ended: OrderedDict[int, bool] = OrderedDict()  # by number: whether the session ended with an error
-        self._openings = Openings(engine, config, self, caller)
+        self._openings = Openings(engine, config, self, caller, use)
+        self._use = use
         self._outbox = Outbox(config.max_stream_message_bytes, budget, caller)
         self._half_closed = False
         self._draining = False
@@ -60,6 +71,8 @@ class StreamCall:
         """Receives messages until the caller closes the stream; `write_to` raises the error of a malformed one."""
         try:
             async for request in requests:
+                if self._use is not None and self._use.ahead() > 0 and _goes_on(request):
+                    await self._use.wait_for_steps()  # HTTP/2 then stops the caller
                 await self._receive(request)
                 if self._outbox.full:
                     await self._outbox.has_room()
@@ -83,12 +96,16 @@ class StreamCall:
             await self._outbox.changed.wait()
 
     def drain(self) -> None:
-        """Ends the call as soon as it has no session: the server is shutting down."""
+        """Ends the call as soon as it has no session, and tells live ones: the server is shutting down."""
         self._draining = True
+        now = time.monotonic()
+        self._feed({session: session.leaving(now) for session in self._sessions.values()}, now)
         self._outbox.changed.set()
 
     def close(self) -> None:
-        """Drops the sessions that are still open."""
+        """Drops the sessions that are still open. If they were lost, they may come again for their weights."""
+        for weights in {session.window.sequence.weights for session in self._sessions.values() if session.live}:
+            self._engine.registry.keep(weights)
         for number in list(self._sessions):
             self._drop(number)
         self._outbox.clear()
@@ -143,7 +160,10 @@ class StreamCall:
                     self._check_late(number, entry)
                     continue
                 chunks = work.setdefault(session, [])
-                chunks += self._chunks(session, entry, now, len(chunks))
+                new = self._chunks(session, entry, now, len(chunks))
+                if self._use is not None and self._use.limits_steps:
+                    self._use.add_steps(sum(chunk.cells for chunk in new))
+                chunks += new
             except ServerError as error:
                 self._refuse(number, error, now, group=_is_of_group(entry))
         self._feed(work, now)
@@ -235,6 +255,7 @@ class StreamCall:
     def _release(self, session: AnySession) -> None:
         """Returns what a session that is gone was charged for."""
         self.withdraw(session.promised, live=session.live)
+        self._openings.release(session)
         if isinstance(session, GroupSession):
             session.drop_parts()
 
@@ -250,6 +271,18 @@ def _numbered(request: inference_service_pb2.StreamInferRequest) -> Iterator[tup
         yield entry.session, entry
     for group in request.groups:
         yield group.group, group
+
+
+def _goes_on(request: inference_service_pb2.StreamInferRequest) -> bool:
+    """Returns whether a message has frames of what is not refused for the token's steps a second: of all but new whole
+    sequences."""
+    for _, entry in _numbered(request):
+        if entry.HasField("frames"):
+            if isinstance(entry, inference_service_pb2.GroupRequest) or not entry.HasField("open"):
+                return True
+            if not (entry.end or entry.open.whole_sequence):
+                return True
+    return False
 
 
 def _only_acknowledges(entry: Request) -> bool:

@@ -13,6 +13,7 @@ from seqloom_server.engine.core.overload import ONE_SECOND, TEN_SECONDS, model_m
 from seqloom_server.engine.engine import Engine
 from seqloom_server.engine.models.registry import ModelInfo
 from seqloom_server.errors import Overload, Reason, ServerError, invalid, over_limit
+from seqloom_server.memory import is_memory_short
 from seqloom_server.nn.files.model_folder import BrokenModel, max_weights_bytes, most_weights_bytes
 from seqloom_server.rpc.calls.interceptors import Context, set_model
 from seqloom_server.rpc.calls.request_parts import SECONDS_WITHOUT_PROGRESS, parts_of, pass_over
@@ -91,11 +92,13 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         try:
             await self._collect(received, first.weights, parts, most)
             return await self._registry.import_(first.name, first.config, b"".join(received))
-        except MemoryError:
-            raise model_memory_exhausted() from None
         except ServerError as error:
             if error.reason is Reason.MODEL_BROKEN:  # here the files are the caller's argument
                 raise invalid("weights", error.message) from None
+            raise
+        except Exception as error:
+            if is_memory_short(error):
+                raise model_memory_exhausted() from None
             raise
         finally:
             self._import_bytes -= sum(map(len, received))

@@ -73,8 +73,7 @@ async def _receive(
                 received = ReceivedExamples(part)
             elif _carries_more_than_rows(part):
                 raise invalid("examples", "has more than rows in a later part: expected all else in the first part")
-            if received.nbytes + size > max_bytes:
-                raise over_limit("examples", f"has more than {max_bytes} bytes in all parts: expected at most that")
+            check_bytes(received.nbytes + size, max_bytes)
             budget.take(size, caller)
             received.nbytes += size
             if part.HasField("examples") or not received.parts:  # else it only marks the end of the request
@@ -123,6 +122,12 @@ def _carries_more_than_rows(part: TrainingPart) -> bool:
     others = [field.name for field, _ in part.ListFields() if field.name not in ("examples", "parts")]
     allowed = {"sequences", *_TENSORS}
     return bool(others or examples.sequences.lengths) or any(f.name not in allowed for f, _ in examples.ListFields())
+
+
+def check_bytes(size: int, max_bytes: int) -> None:
+    """Raises ServerError OVER_LIMIT for a call of too many bytes in all its parts."""
+    if size > max_bytes:
+        raise over_limit("examples", f"has more than {max_bytes} bytes in all parts: expected at most that")
 
 
 def whole(request: pb.ForwardBackwardRequest, nbytes: int) -> ReceivedExamples:

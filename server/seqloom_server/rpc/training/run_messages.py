@@ -2,6 +2,7 @@
 
 from seqloom.v1 import training_service_pb2 as pb
 
+from seqloom_server.engine.run_owner import RunOwner
 from seqloom_server.engine.training.run_table import RunTable
 from seqloom_server.engine.training.training_run import Progress, TrainingRun
 from seqloom_server.errors import invalid
@@ -66,10 +67,10 @@ def run(run: TrainingRun, client: str = "") -> pb.Run:
     return message
 
 
-def runs(runs: RunTable) -> list[pb.Run]:
-    """Returns the messages of all runs, by id; a broken run has only its id and the reason."""
-    broken = [pb.Run(id=run_id, broken=why) for run_id, why in runs.broken.items()]
-    return sorted([*map(run, runs.all()), *broken], key=lambda message: message.id)
+def runs(runs: RunTable, owner: RunOwner) -> list[pb.Run]:
+    """Returns the messages of an owner's runs, by id; a broken run has only its id and the reason."""
+    broken = [pb.Run(id=run_id, broken=why) for run_id, why in runs.broken_for(owner).items()]
+    return sorted([*map(run, runs.all(owner)), *broken], key=lambda message: message.id)
 
 
 def fill_progress(message: pb.RunProgress, progress: Progress) -> None:

@@ -8,11 +8,12 @@ from seqloom.v1 import training_service_pb2 as pb
 from seqloom_server.config import ServerConfig
 from seqloom_server.engine.engine import Engine
 from seqloom_server.engine.training.checkpoint_files import check_checkpoint_name
-from seqloom_server.engine.training.numbered_calls import CallId
+from seqloom_server.engine.training.numbered_calls import CallId, check_names
 from seqloom_server.engine.training.training_run import TrainingRun
-from seqloom_server.errors import ServerError, invalid
+from seqloom_server.errors import ServerError, invalid, without_frames
 from seqloom_server.nn.losses.training_example import Example
-from seqloom_server.rpc.calls.interceptors import set_model
+from seqloom_server.rpc.calls.callers import run_owner
+from seqloom_server.rpc.calls.interceptors import set_model, token_use
 from seqloom_server.rpc.training import received_examples, run_messages
 from seqloom_server.rpc.training.received_call import ReceivedExamples
 
@@ -27,9 +28,9 @@ class RunMethods:
         self._config = config
 
     def run(self, run_id: str) -> TrainingRun:
-        """Returns the run, for whose model the current call is counted. Raises ServerError RUN_NOT_FOUND, RUN_BROKEN,
-        SHUTTING_DOWN."""
-        run = self._runs.get(run_id)
+        """Returns the caller's run, for whose model the current call is counted. Raises ServerError RUN_NOT_FOUND,
+        RUN_BROKEN, SHUTTING_DOWN."""
+        run = self._runs.get(run_id, run_owner())
         set_model(run.meta.model)
         return run
 
@@ -40,10 +41,13 @@ class RunMethods:
         try:
             examples = await received_examples.decode_soon(received, run.weights.network.spec, self._config)
         except ServerError as error:  # answered in its turn, as it uses up its number
-            # kept as the call's reply: its traceback would keep the message, which others' calls came in, too
-            error.__context__ = None
-            examples = error.with_traceback(None)
+            # kept as the call's reply, and with its frames the message, which others' calls came in, too
+            examples = without_frames(error)
         received.free()
+        use = token_use()
+        if use is not None and use.limits_steps and not isinstance(examples, ServerError):
+            use.check_steps()
+            use.add_steps(sum(len(example.xs) for example in examples))
         start = time.monotonic()
         accumulated = await run.forward_backward(call, received.digest, examples, received.nbytes)
         response = pb.ForwardBackwardResponse(
@@ -60,11 +64,11 @@ class RunMethods:
             raise invalid("learning_rate", f"is {rate}: expected a finite number of at least 0")
         if len(request.calls) > _MAX_CALLS:
             raise invalid("calls", f"names {len(request.calls)} clients: expected at most {_MAX_CALLS}")
-        for client, number in request.calls.items():
-            CallId(client, number)
-        expected_step, calls = request.expected_step, dict(request.calls)
-        del request  # it may be a part of a large message
-        stepped = await run.apply_step(call, rate, expected_step, calls)
+        calls, expected_step = dict(request.calls), request.expected_step
+        check_names(calls)
+        run.learn_step(call, calls)
+        del request, calls  # while it waits: the request may be a part of a large message, its names are many objects
+        stepped = await run.apply_step(call, rate, expected_step)
         response = pb.OptimStepResponse(step=stepped.step, gradient_norm=stepped.norm, calls=stepped.calls)
         run_messages.fill_progress(response.progress, run.progress(call.client))
         return response

@@ -17,7 +17,7 @@ from seqloom_server.rpc.calls.interceptors import Context, count_entry, request_
 from seqloom_server.rpc.calls.request_metrics import RequestMetrics
 from seqloom_server.rpc.calls.request_parts import LEAST_BYTES
 from seqloom_server.rpc.calls.status import status_of
-from seqloom_server.rpc.training import received_call
+from seqloom_server.rpc.training import entry_cost, received_call
 from seqloom_server.rpc.training.run_methods import RunMethods
 
 _SERVICE = "seqloom.v1.TrainingService"
@@ -29,27 +29,28 @@ _METHODS = {
 }
 _MAX_ENTRIES = 4096  # in one message, each of which may be answered by an error
 _MAX_OPEN = 4096  # entries of a call that are not answered
-_AT_ONCE = 64  # entries that begin together, which takes about 10 ms; more would hold up the event loop
 _MAX_UNREAD_BYTES = 1 << 20  # of replies, beyond which no more requests are read from the caller
 
 
 class RunStream:
     """The entries of one call. `read_from` receives messages, `write_to` sends replies until the call ends.
 
-    max_message_bytes: of replies, unless a single one is larger. budget: charged for each entry, as the caller's, until
-    its reply is sent.
+    max_call_bytes: of a ForwardBackward. max_message_bytes: of replies, unless a single one is larger. budget: charged
+    for each entry, as the caller's, until its reply is sent.
     """
 
     def __init__(
         self,
         methods: RunMethods,
         request_metrics: RequestMetrics,
+        max_call_bytes: int,
         max_message_bytes: int,
         budget: ByteBudget,
         caller: str,
     ) -> None:
         self._methods = methods
         self._request_metrics = request_metrics
+        self._max_call_bytes = max_call_bytes
         self._max_message_bytes = max_message_bytes
         self._budget = budget
         self._caller = caller
@@ -103,28 +104,33 @@ class RunStream:
         """Begins every entry of a message; an invalid one fails alone."""
         if len(request.entries) > _MAX_ENTRIES:
             raise over_limit("entries", f"has {len(request.entries)}: expected at most {_MAX_ENTRIES} in a message")
-        for place, entry in enumerate(request.entries, 1):
-            number = entry.entry
+        cost = 0.0
+        for entry in request.entries:
+            number, kind = entry.entry, entry.WhichOneof("call")
+            size = 0 if kind is None else getattr(entry, kind).ByteSize()
+            cost += entry_cost.expected(entry, kind, size)
             if entry.cancel:
                 if (task := self._open.pop(number, None)) is not None:
                     task.cancel()
                     self._changed.set()
             elif number in self._open:
-                error = invalid("entries.entry", f"is {number}, which is open: this entry was dropped")
-                status = status_of(error, request_id())
-                self._request_metrics.count(_METHODS[None], "", code_pb2.Code.Name(status.code), None)
-                self._put(pb.RunCallReply(entry=number, error=status), 0)
+                self._refuse(number, invalid("entries.entry", f"is {number}, which is open: this entry was dropped"))
             elif len(self._open) >= _MAX_OPEN:
-                refusal = overloaded(f"{_MAX_OPEN} calls of this stream are open", ONE_SECOND, Overload.RUNS)
-                self._request_metrics.rejected(refusal)
-                status = status_of(refusal, request_id())
-                self._request_metrics.count(_METHODS[None], "", code_pb2.Code.Name(status.code), None)
-                self._put(pb.RunCallReply(entry=number, error=status), 0)
+                full = f"{_MAX_OPEN} calls of this stream are open"
+                self._refuse(number, overloaded(full, ONE_SECOND, Overload.RUNS))
             else:
-                self._open[number] = asyncio.create_task(self._answer(entry))
-            if place % _AT_ONCE == 0:
+                self._open[number] = asyncio.create_task(self._answer(entry, kind, size))
+            if cost >= entry_cost.AT_ONCE:
+                cost = 0.0
                 await asyncio.sleep(0)
                 await self._has_room()
+
+    def _refuse(self, number: int, error: ServerError) -> None:
+        """Answers an entry that does not begin."""
+        self._request_metrics.rejected(error)
+        status = status_of(error, request_id())
+        self._request_metrics.count(_METHODS[None], "", code_pb2.Code.Name(status.code), None)
+        self._put(pb.RunCallReply(entry=number, error=status), 0)
 
     async def _has_room(self) -> None:
         """Waits until the caller has read enough replies."""
@@ -132,18 +138,18 @@ class RunStream:
             self._room.clear()
             await self._room.wait()
 
-    async def _answer(self, entry: pb.RunCall) -> None:
-        """Does one call and queues its reply. The task of its entry."""
-        number, kind = entry.entry, entry.WhichOneof("call")
+    async def _answer(self, entry: pb.RunCall, kind: str | None, size: int) -> None:
+        """Does one call and queues its reply. The task of its entry. kind: of the call, which has `size` bytes."""
+        number = entry.entry
         held = 0
 
-        def charge(size: int) -> None:
+        def charge() -> None:
             nonlocal held
-            size = max(LEAST_BYTES, size)
-            self._budget.take(size, self._caller)
-            held = size  # only once it was taken: a refusal gives nothing back
+            charged = max(LEAST_BYTES, size)
+            self._budget.take(charged, self._caller)
+            held = charged  # only once it was taken: a refusal gives nothing back
 
-        work = self._reply(entry, kind, charge)
+        work = self._reply(entry, kind, size, charge)
         del entry  # a part of a message keeps the whole of it in memory, which many others may have made large
         try:
             outcome = await count_entry(_METHODS[kind], self._request_metrics, work)
@@ -156,13 +162,14 @@ class RunStream:
         self._put(reply, held)
 
     async def _reply(
-        self, entry: pb.RunCall, kind: str | None, charge: Callable[[int], None]
+        self, entry: pb.RunCall, kind: str | None, size: int, charge: Callable[[], None]
     ) -> pb.ForwardBackwardResponse | pb.OptimStepResponse:
         """Does one call. charge: charges its bytes. Raises ServerError."""
         if kind is None:
             raise invalid("entries.call", "is missing: expected one that this server knows, or `cancel`")
-        size = getattr(entry, kind).ByteSize()
-        charge(size)
+        if kind == "forward_backward":
+            received_call.check_bytes(size, self._max_call_bytes)
+        charge()
         if kind == "optim_step":
             work = self._methods.optim_step(entry.optim_step, self._caller)
             del entry

@@ -29,8 +29,14 @@ class RunStreams:
 
     async def serve(self, requests: AsyncIterator[pb.RunCallsRequest], context: Context) -> None:
         """Serves one call to its end."""
-        most = self._config.max_stream_message_bytes
-        stream = RunStream(self._methods, self._request_metrics, most, self._incoming, caller_of(context))
+        stream = RunStream(
+            self._methods,
+            self._request_metrics,
+            self._config.max_training_bytes,
+            self._config.max_stream_message_bytes,
+            self._incoming,
+            caller_of(context),
+        )
         task = asyncio.current_task()
         assert task is not None
         self._streams[stream] = task

@@ -14,8 +14,8 @@ from seqloom_server.engine.engine import Engine
 from seqloom_server.errors import Overload, invalid
 from seqloom_server.nn.losses.training_example import GradientRequest, ParameterForm
 from seqloom_server.rpc.calls.byte_budget import ByteBudget
-from seqloom_server.rpc.calls.callers import caller_of
-from seqloom_server.rpc.calls.interceptors import Context, set_model
+from seqloom_server.rpc.calls.callers import caller_of, run_owner
+from seqloom_server.rpc.calls.interceptors import Context, set_model, token_use
 from seqloom_server.rpc.calls.request_metrics import RequestMetrics
 from seqloom_server.rpc.training import gradient_response, received_call, received_examples, run_messages
 from seqloom_server.rpc.training.run_methods import RunMethods
@@ -59,6 +59,9 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
             request, bfloat16 = _gradient_request(head), _bfloat16(head)
             examples = await received_examples.decode_soon(received, spec, self._config)
             steps = sum(len(example.xs) for example in examples)
+            if (use := token_use()) is not None:
+                use.check_steps()
+                use.add_steps(steps)
             size = gradient_response.predicted_bytes(spec, request, len(examples), steps)
             self._outputs.take(size, caller)
             charged = size  # only once it was taken: a refusal gives nothing back
@@ -98,19 +101,22 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
         if len(request.request_id) > 64:
             raise invalid("request_id", f"has {len(request.request_id)} characters: expected at most 64")
         optimizer = run_messages.optimizer(request.optimizer)
-        run = await self._runs.create(served, optimizer, clip_norm, request.checkpoint_interval, request.request_id)
+        run = await self._runs.create(
+            served, optimizer, clip_norm, request.checkpoint_interval, request.request_id, run_owner()
+        )
         return pb.CreateRunResponse(run=run_messages.run(run))
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
         return pb.GetRunResponse(run=run_messages.run(self._methods.run(request.run), request.client))
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
-        return pb.ListRunsResponse(runs=run_messages.runs(self._runs))
+        return pb.ListRunsResponse(runs=run_messages.runs(self._runs, run_owner()))
 
     async def DeleteRun(self, request: pb.DeleteRunRequest, context: Context) -> pb.DeleteRunResponse:
-        if request.run not in self._runs.broken:
+        owner = run_owner()
+        if request.run not in self._runs.broken_for(owner):
             self._methods.run(request.run)
-        await self._runs.delete(request.run)
+        await self._runs.delete(request.run, owner)
         return pb.DeleteRunResponse()
 
     async def ForwardBackward(

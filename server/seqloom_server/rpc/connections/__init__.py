@@ -1,0 +1,1 @@
+"""The bounds of gRPC's connections, whatever is called on them: number, addresses, age. No servicers."""
