@@ -1,11 +1,9 @@
 #!/usr/bin/env bash
 # grpcio 1.85.3, clients and servers: grpc.keepalive_timeout_ms closes no connection. With a ping after 1 s of silence and a
 # timeout of 1 s, a peer behind a proxy that still takes every byte but passes none on is noticed after 61 s.
-# Expected from the documentation (grpc/impl/channel_arg_names.h): "After waiting for a duration of this time, if the
-# keepalive ping sender does not receive the ping ack, it will close the transport."
-# The timer is only set again if it is set (chttp2/transport/writing.cc: keepalive_ping_timeout_handle != kInvalid), so never;
-# what ends the connection is grpc.http2.ping_timeout_ms, a minute by default. https://github.com/grpc/grpc/pull/39239, not
-# merged, says: "Currently keepalive_timeout is never triggered and we solely rely on the ping timeout."
+# Expected by its documentation (grpc/impl/channel_arg_names.h): the transport closes that long after a ping without answer.
+# The timer is only started anew where one is running (chttp2/transport/writing.cc), so never; what ends the connection is
+# grpc.http2.ping_timeout_ms, a minute by default. https://github.com/grpc/grpc/pull/39239, not merged, describes the same.
 # Seqloom sets both to the same time, in the client and in the server.
 set -euo pipefail
 place=$(mktemp -d)
