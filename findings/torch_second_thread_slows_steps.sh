@@ -7,7 +7,7 @@
 # A service that loads a model in a worker thread and runs it in another one is such a process. What makes many short
 # calls, as a recurrent network does, pays a wake-up for each.
 # Expected: a thread that waits costs nothing.
-# Seen (two processors): 0.0 sleeps a call of the first thread's helper before, about 1 after; the calls took 1.3 to 2.5
+# Seen (two processors): 0.0 sleeps a step of the thread that slept most before, 2 after; the steps took 1.3 to 1.8
 # times as long. It ends when the second thread ends. Only the sleeps are asserted.
 # Seqloom therefore has one thread that computes in parallel; the others compute alone or end at once.
 set -euo pipefail
